@@ -1,0 +1,217 @@
+"""Acceptance policies: which candidates of a verified tree become text.
+
+Shapes: B rows, K heads, N nodes, D tree depth, V vocabulary. Logits are those after the logits processors, so
+temperature, truncation and constraints are already in them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .tree import CandidateTree
+
+Generators = Sequence[torch.Generator | None]
+"""One random generator a row, on the device of the logits; None draws from torch's global one."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The tokens of a tree, and the distributions they were drawn from where the policy needs them.
+
+    Attributes:
+        tokens: [B, N]; column 0 is the root, the base model's own token.
+        probs: [B, K, V] what each head's tokens were drawn from, or None for tokens picked by rank.
+    """
+
+    tokens: Tensor
+    probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What one step adds to each row.
+
+    Attributes:
+        path: [B, D + 1] accepted nodes from the root down, padded with the last of them.
+        count: [B] accepted nodes, the root included.
+        root: [B] the base model's own next token after the accepted path.
+    """
+
+    path: Tensor
+    count: Tensor
+    root: Tensor
+
+
+class AcceptancePolicy(ABC):
+    """Judges a verified tree; `accept` is the one method a policy must have."""
+
+    def draft(self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators) -> Draft:
+        """Fill the tree: root [B] and head_logits [B, K, V] -> tokens [B, N]; node (.., r) gets its head's top r."""
+        return Draft(_fill(root, head_logits.topk(tree.max_rank, dim=-1).indices, tree, tree.rank))
+
+    @abstractmethod
+    def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
+        """Accept nodes of each row: logits [B, N, V] are the base model's verdict after every node."""
+
+
+class Greedy(AcceptancePolicy):
+    """The longest candidate that greedy decoding would have written, token for token."""
+
+    def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
+        target = logits.argmax(-1)
+        parent = tree.parent.to(target.device)
+        agrees = draft.tokens == target[:, parent]
+        agrees[:, 0] = True
+        return _longest(tree, agrees, target)
+
+
+@dataclass(frozen=True)
+class Typical(AcceptancePolicy):
+    """Typical acceptance (section 2.3.1): plausible tokens pass, without following the distribution exactly.
+
+    A token is accepted if p(x) > min(epsilon, delta * exp(-H(p))), H the entropy of p in nats; the longest accepted
+    candidate wins, ties by likelihood. The most probable token always passes for delta < 1, and as the temperature
+    goes to 0 this is greedy decoding.
+
+    Args:
+        epsilon: hard threshold.
+        delta: entropy-dependent threshold; the paper's recommendation is sqrt(epsilon).
+        root: the base model's own token, accepted unconditionally, is its most probable one as in the paper
+            ("greedy": then every seed gives the same text) or is sampled ("sample").
+    """
+
+    epsilon: float = 0.09
+    delta: float = 0.3
+    root: Literal["greedy", "sample"] = "greedy"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is a probability, got {self.epsilon}")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"delta must lie in [0, 1), so that the most probable token passes; got {self.delta}")
+        if self.root not in ("greedy", "sample"):
+            raise ValueError(f"root must be 'greedy' or 'sample', got {self.root!r}")
+
+    def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        entropy = -(p * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+        threshold = (self.delta * torch.exp(-entropy)).clamp_max(self.epsilon)
+        parent = tree.parent.to(logits.device)
+        likelihood = log_p[:, parent].gather(-1, draft.tokens[..., None]).squeeze(-1)
+        passes = likelihood.exp() > threshold[:, parent]
+        passes[:, 0], likelihood[:, 0] = True, 0.0
+        target = p.argmax(-1) if self.root == "greedy" else _sample(p, _uniforms(generators, len(tree), p))
+        return _longest(tree, passes, target, likelihood)
+
+
+class Rejection(AcceptancePolicy):
+    """Lossless sampling: the text follows the base model's distribution whatever the heads propose.
+
+    Recursive rejection sampling without replacement. The children of a node are drawn from the head's distribution
+    q as the top k of its logits + Gumbel noise: its i-th child in order of rank is the i-th draw. With p_0 = p and
+    q_0 = q the i-th child x_i ~ q_{i-1} is accepted with probability min(1, p_{i-1}(x_i) / q_{i-1}(x_i)); on
+    rejection p_i = norm((p_{i-1} - q_{i-1})+) and q_i = norm(q_{i-1} with x_i zeroed). If none is accepted the next
+    token is drawn from what is left of p.
+    """
+
+    def draft(self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators) -> Draft:
+        log_q = head_logits.float().log_softmax(-1)
+        noise = _uniforms(generators, log_q[0].numel(), log_q).view_as(log_q)
+        gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+        drawn = (log_q + gumbel).topk(max(_widths(tree), default=0), dim=-1).indices
+        return Draft(_fill(root, drawn, tree, tree.order), log_q.exp())
+
+    def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
+        drawn_from = draft.probs if draft.probs is not None else logits.new_empty(len(logits), 0, 0)
+        if drawn_from.shape[1] < tree.max_depth:
+            raise ValueError("Rejection judges only what its own `draft` drew: the draft has no probabilities")
+        rows = torch.arange(len(logits), device=logits.device)
+        target = logits.double().softmax(-1)
+        widths = _widths(tree)
+        uniforms = _uniforms(generators, sum(widths) + 1, target)
+        node = torch.zeros_like(rows)
+        path, count = [node], torch.ones_like(rows)
+        left, draw = target[rows, node], 0
+        children = _children(tree).to(logits.device)
+        for depth, width in enumerate(widths):
+            p, q = left, drawn_from[:, depth].double()
+            here, alive = node, count == depth + 1
+            for rank in range(width):
+                child = children[here, rank]
+                token = draft.tokens[rows, child]
+                offered = alive & (child > 0) & (q[rows, token] > 0)
+                accepted = offered & (uniforms[:, draw] * q[rows, token] < p[rows, token])
+                draw += 1
+                node = torch.where(accepted, child, node)
+                count = count + accepted
+                alive &= ~accepted
+                refused = (offered & ~accepted)[:, None]
+                p = torch.where(refused, _normalised((p - q).clamp_min(0)), p)
+                q = torch.where(refused, _normalised(q.scatter(1, token[:, None], 0.0)), q)
+            left = torch.where((count == depth + 2)[:, None], target[rows, node], p)
+            path.append(node)
+        return Acceptance(torch.stack(path, 1), count, _sample(left, uniforms[:, -1]))
+
+
+def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> Tensor:
+    """Root [B] and each head's tokens [B, K, R] -> the tree's tokens [B, N], node n taking token `choice[n]`."""
+    depth, choice = tree.depth[1:].to(root.device), choice[1:].to(root.device)
+    return torch.cat([root[:, None], ranked[:, depth - 1, choice]], dim=1)
+
+
+def _longest(tree: CandidateTree, passes: Tensor, target: Tensor, likelihood: Tensor | None = None) -> Acceptance:
+    """The deepest node whose whole path passes [B, N]; among equals the likeliest path, else the first."""
+    ancestors, depth = tree.ancestors.to(passes.device), tree.depth.to(passes.device)
+    score = torch.where(passes[:, ancestors].all(-1), depth, -1)
+    if likelihood is None:
+        best = score.argmax(-1)
+    else:
+        total = torch.where(tree.mask.to(likelihood.device), likelihood[:, None], 0.0).sum(-1)
+        best = torch.where(score == score.amax(-1, keepdim=True), total, -torch.inf).argmax(-1)
+    return Acceptance(ancestors[best], depth[best] + 1, target.gather(1, best[:, None]).squeeze(1))
+
+
+def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
+    """[B, count] numbers in [0, 1), each row from its own generator."""
+    return torch.stack(
+        [torch.rand(count, generator=generator, device=like.device, dtype=like.dtype) for generator in generators]
+    )
+
+
+def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability 0."""
+    cumulative = probs.double().cumsum(-1)
+    threshold = (uniform.double() * cumulative[..., -1])[..., None]
+    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    last = probs.shape[-1] - 1 - probs.flip(-1).gt(0).int().argmax(-1)
+    return torch.minimum(drawn, last)
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    """weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def _widths(tree: CandidateTree) -> list[int]:
+    """For each depth the most children a node of the depth above has."""
+    widths = [0] * tree.max_depth
+    for node, children in enumerate(tree.children):
+        if children:
+            depth = len(tree.paths[node])
+            widths[depth] = max(widths[depth], len(children))
+    return widths
+
+
+def _children(tree: CandidateTree) -> Tensor:
+    """[N, R] each node's children in order of rank, padded with 0 (the root is nobody's child)."""
+    table = torch.zeros(len(tree), max(map(len, tree.children)), dtype=torch.long)
+    for node, children in enumerate(tree.children):
+        table[node, : len(children)] = torch.tensor(children, dtype=torch.long)
+    return table

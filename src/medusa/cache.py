@@ -1,0 +1,173 @@
+"""The key-value cache of tree decoding: written at given columns, kept in place, never copied as it ages.
+
+This is the only room that knows cache internals. Shapes: B rows, N tree nodes, D tree depth, C columns.
+Row b occupies columns `start[b]` (its left padding before) up to `length[b]`; the nodes under verification stand in
+the N columns after that, and `keep` moves the accepted ones down to the front of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .tree import CandidateTree
+
+BLOCK = 256
+"""Columns are allocated in multiples of this."""
+
+
+class TreeLayer(CacheLayerMixin):
+    """Keys and values of one layer, [B, heads, C, width] each."""
+
+    is_sliding = False
+
+    def __init__(self, slots: Slots):
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        capacity = self.slots.capacity()
+        self.keys, self.values = (
+            states.new_zeros((*states.shape[:2], capacity, states.shape[-1])) for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new states at the slots' columns; returns all columns in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        elif self.keys.shape[2] < self.slots.end:
+            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        self.slots.write(self.keys, key_states)
+        self.slots.write(self.values, value_states)
+        return self.keys.narrow(2, 0, self.slots.end), self.values.narrow(2, 0, self.slots.end)
+
+    def _grown(self, states: Tensor) -> Tensor:
+        larger = states.new_zeros((*states.shape[:2], self.slots.capacity(), states.shape[-1]))
+        larger.narrow(2, 0, states.shape[2]).copy_(states)
+        return larger
+
+    def get_seq_length(self) -> int:
+        return self.slots.begin
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.begin + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Slots:
+    """Where the next states go; shared by all layers, so that a step decides it once.
+
+    Attributes:
+        begin: first column written, where all rows write the same ones.
+        end: one past the last column in use by any row.
+        columns: [B, n] columns of each row, where rows differ; else None.
+    """
+
+    def __init__(self, expected: int):
+        self.expected = expected
+        self.begin = 0
+        self.end = 0
+        self.columns: Tensor | None = None
+
+    def capacity(self) -> int:
+        """Columns to allocate: what the request was expected to need, and more by blocks where that falls short."""
+        needed = max(self.expected, self.end)
+        if self.end > self.expected:
+            needed = self.end + max(BLOCK, self.end // 2)
+        return -(-needed // BLOCK) * BLOCK
+
+    def write(self, store: Tensor, states: Tensor) -> None:
+        if self.columns is None:
+            store.narrow(2, self.begin, states.shape[2]).copy_(states)
+        else:
+            rows = torch.arange(len(states), device=states.device)[:, None]
+            store[rows, :, self.columns.to(states.device)] = states.transpose(1, 2)
+
+
+class TreeCache(Cache):
+    """A transformers cache for prefill, tree verification and in-place keeping.
+
+    Args:
+        num_layers: how many attention layers the model has.
+        expected: columns the request is expected to need (prompt + new tokens + nodes). Memory is
+            bounded by what is really used: the cache starts at no more than that and grows by blocks.
+    """
+
+    def __init__(self, num_layers: int, expected: int = BLOCK):
+        self.slots = Slots(expected)
+        super().__init__(layers=[TreeLayer(self.slots) for _ in range(num_layers)])
+        self.start: list[int] = []
+        self.length: list[int] = []
+
+    def begin_prefill(self, padding: list[int], width: int) -> None:
+        """The next forward writes prompts of `width` columns, the first `padding[b]` of which are padding."""
+        self.start, self.length = list(padding), [width] * len(padding)
+        self.slots.begin, self.slots.end, self.slots.columns = 0, width, None
+
+    def begin_tree(self, nodes: int, device: torch.device) -> None:
+        """The next forward writes `nodes` nodes behind each row's last kept column."""
+        self.slots.end = max(self.length) + nodes
+        if min(self.length) == max(self.length):
+            self.slots.begin, self.slots.columns = self.length[0], None
+        else:
+            first = torch.tensor(self.length, device=device)[:, None]
+            self.slots.columns = first + torch.arange(nodes, device=device)
+
+    def keep(self, path: Tensor, count: list[int]) -> None:
+        """Keep the accepted nodes of the tree just written: their states move to the front, in place.
+
+        Args:
+            path: [B, D + 1] accepted nodes from the root down; what stands after a row's count is ignored.
+            count: [B] nodes kept of each row; 0 leaves the row as it was.
+        """
+        width = path.shape[1]
+        first = torch.tensor(self.length, device=path.device)[:, None]
+        source, target = first + path, first + torch.arange(width, device=path.device)
+        for layer in self.layers if width > 1 else ():
+            if layer.is_initialized:
+                _move(layer.keys, source, target)
+                _move(layer.values, source, target)
+        self.length = [length + kept for length, kept in zip(self.length, count, strict=True)]
+
+    def positions(self, tree: CandidateTree, device: torch.device) -> Tensor:
+        """[B, N] position ids of the nodes: a row's own length plus each node's depth."""
+        lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
+        return torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
+
+    def tree_mask(
+        self, tree: CandidateTree, dtype: torch.dtype, device: torch.device, window: int | None = None
+    ) -> Tensor:
+        """[B, 1, N, C] additive mask: a node sees its row's context, its ancestors and itself.
+
+        Args:
+            window: how many positions back a node sees, itself counted, in sliding-window layers.
+        """
+        columns = torch.arange(self.slots.end, device=device)
+        start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))
+        offset = columns - length
+        in_tree = (offset >= 0) & (offset < len(tree))
+        node = offset.clamp(0, len(tree) - 1)
+        context = (columns >= start) & (offset < 0)
+        visible = torch.where(in_tree[:, None], tree.mask.to(device)[:, node].transpose(0, 1), context[:, None])
+        if window is not None:
+            depth = tree.depth.to(device)
+            position = torch.where(in_tree, length + depth[node], columns)
+            visible &= (length + depth)[:, :, None] - position[:, None] < window
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _move(store: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy columns source [B, n] of store [B, heads, C, width] to columns target [B, n]."""
+    source, target = source.to(store.device), target.to(store.device)
+    if len(store) == 1:
+        store.index_copy_(2, target[0], store.index_select(2, source[0]))
+    else:
+        rows = torch.arange(len(store), device=store.device)[:, None]
+        store[rows, :, target] = store[rows, :, source]

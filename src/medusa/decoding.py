@@ -1,0 +1,192 @@
+"""The decoding loop: prefill, then draft, verify, accept, keep (paper, section 2.1 and figure 1).
+
+Token ids in, token ids out, one step at a time; text, stopping rules and configuration live in `generation`.
+Plain decoding is the same loop with a tree that is only its root.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .acceptance import Acceptance, AcceptancePolicy, Draft, Generators
+from .model import TreeModel
+from .processing import TreeProcessors
+from .tree import CandidateTree
+
+PLAIN = CandidateTree()
+"""The tree of plain decoding: the root alone."""
+
+
+@dataclass
+class DecodingStats:
+    """What a run gave and what it cost, in the terms of the paper's appendix B.1.
+
+    Attributes:
+        steps: decoding steps after the prefill.
+        tokens: tokens delivered after the prefill, over all rows.
+        accepted: accepted[n] counts the times a row got n tokens from a step.
+        prefill_seconds: time to the first token.
+        step_seconds: duration of each step.
+        model_seconds: how much of the steps the base model's forward and the heads took.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    accepted: Counter[int] = field(default_factory=Counter)
+    prefill_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    model_seconds: float = 0.0
+
+    def count(self, delivered: Sequence[Sequence[int]], seconds: float) -> None:
+        """Take one step into account."""
+        self.steps += 1
+        self.tokens += sum(map(len, delivered))
+        self.accepted.update(len(tokens) for tokens in delivered if tokens)
+        self.step_seconds.append(seconds)
+
+    @contextmanager
+    def model_call(self) -> Iterator[None]:
+        """Time spent here is the model's own; on an accelerator, which runs on, only its launch is seen."""
+        started = time.perf_counter()
+        yield
+        self.model_seconds += time.perf_counter() - started
+
+    @property
+    def acceleration_rate(self) -> float:
+        """Tokens delivered after the prefill per decoding step of a row; 1 for plain decoding."""
+        return self.tokens / max(1, self.accepted.total())
+
+    @property
+    def decoding_seconds(self) -> float:
+        """Time of all steps, the prefill excluded."""
+        return sum(self.step_seconds)
+
+
+@dataclass
+class Row:
+    """One sequence under way.
+
+    Attributes:
+        ids: the prompt and what has been delivered.
+        stop: told the ids after every token, says whether the row ends there.
+        processors: the row's logits processors.
+        generator: the row's source of randomness; None draws from torch's global one.
+    """
+
+    ids: list[int]
+    stop: Callable[[list[int]], bool]
+    processors: TreeProcessors = field(default_factory=TreeProcessors)
+    generator: torch.Generator | None = None
+    finished: bool = False
+
+    def deliver(self, tokens: Sequence[int]) -> list[int]:
+        """Take tokens one by one up to where the row ends; returns those taken."""
+        taken = 0
+        while taken < len(tokens) and not self.finished:
+            self.ids.append(tokens[taken])
+            taken += 1
+            self.finished = self.stop(self.ids)
+        return list(tokens[:taken])
+
+
+@torch.inference_mode()
+def decode(
+    model: TreeModel,
+    rows: Sequence[Row],
+    policy: AcceptancePolicy,
+    tree: CandidateTree,
+    max_new_tokens: int,
+    stats: DecodingStats,
+) -> Iterator[list[list[int]]]:
+    """Decode until every row has ended; yields each step's new tokens of every row, the prefill's first.
+
+    A step delivers the accepted candidates and the base model's own next token, which is the root of the next
+    step's tree. `max_new_tokens` is how many a row may need, for the size of the cache; when a row ends is its
+    own business.
+    """
+    started = time.perf_counter()
+    generators = [row.generator for row in rows]
+    input_ids, attention_mask = left_padded([row.ids for row in rows], model.device)
+    cache = model.new_cache(input_ids.shape[1] + max_new_tokens + len(tree))
+    logits, hidden = model.prefill(input_ids, attention_mask, cache)
+    last = input_ids[:, -1:]
+    verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
+    delivered, _ = _deliver(rows, last, verdict)
+    stats.prefill_seconds += time.perf_counter() - started
+    yield delivered
+
+    while not all(row.finished for row in rows):
+        started = time.perf_counter()
+        with stats.model_call():
+            head_logits = model.draft_logits(hidden) if tree.max_depth else None
+        draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
+        with stats.model_call():
+            logits, hiddens = model.verify(draft.tokens, tree, cache)
+        verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
+        delivered, kept = _deliver(rows, draft.tokens, verdict)
+        cache.keep(verdict.path, kept)
+        hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1]]
+        stats.count(delivered, time.perf_counter() - started)
+        yield delivered
+
+
+def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids [B, P] with zeros before shorter prompts, and the mask [B, P] of what is real."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _draft(
+    rows: Sequence[Row],
+    policy: AcceptancePolicy,
+    tree: CandidateTree,
+    root: Tensor,
+    head_logits: Tensor | None,
+    generators: Generators,
+) -> Draft:
+    """The tree's tokens; a tree that is only its root asks nothing of the heads."""
+    if head_logits is None:
+        return Draft(root[:, None])
+    if any(row.processors for row in rows):
+        scores = head_logits.float()
+        head_logits = torch.stack([row.processors.draft(each) for row, each in zip(rows, scores, strict=True)])
+    return policy.draft(root, head_logits.to(root.device), tree, generators)
+
+
+def _process(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: Tensor) -> Tensor:
+    """Base logits [B, N, V] after each row's processors, in float32 as transformers has them."""
+    scores = logits.float()
+    if not any(row.processors for row in rows):
+        return scores
+    return torch.stack(
+        [
+            each if row.finished else row.processors(row.ids, tree, node_tokens, each)
+            for row, node_tokens, each in zip(rows, tokens, scores, strict=True)
+        ]
+    )
+
+
+def _deliver(rows: Sequence[Row], tokens: Tensor, verdict: Acceptance) -> tuple[list[list[int]], list[int]]:
+    """Hand each row its accepted candidates and its next root: what it took, and how many nodes it keeps.
+
+    The one place a step waits for the device.
+    """
+    text = torch.cat([tokens.gather(1, verdict.path), verdict.path, verdict.root[:, None], verdict.count[:, None]], 1)
+    delivered, kept = [], []
+    for row, numbers in zip(rows, text.tolist(), strict=True):
+        *numbers, root, count = numbers
+        width = len(numbers) // 2
+        kept.append(0 if row.finished else count)
+        if not row.finished:
+            row.processors.advance(numbers[width + count - 1])
+        delivered.append(row.deliver([*numbers[1:count], root]))
+    return delivered, kept

@@ -1,0 +1,288 @@
+"""The embedded model's backbone: a small Llama trained from scratch on seeded tasks.
+
+Two things matter more than size. Batches hold single tasks of similar length with the loss on the answers
+only: packing several tasks into one row hides the copying that extraction and tables live on. And the
+hidden matrices are trained with Muon, which needs about half the tokens AdamW does at this scale.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from .tasks import CATEGORIES, Task, check, make_task
+
+CONVERSATION_SHARE = 0.06
+"""Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, besides the task generator."""
+
+    seed: int = 0
+    vocab_size: int = 2048
+    hidden_size: int = 256
+    layers: int = 6
+    intermediate_size: int = 704
+    context: int = 2048
+    steps: int = 3000
+    batch_tokens: int = 6144
+    warmup: int = 100
+    decay_share: float = 0.4
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    weight_decay: float = 0.01
+    shares: dict[str, float] = field(
+        default_factory=lambda: {
+            "extraction": 0.22,
+            "tables": 0.18,
+            "sql": 0.16,
+            "math": 0.2,
+            "code": 0.16,
+            "writing": 0.08,
+        }
+    )
+
+    def rate(self, step: int) -> float:
+        """The learning rate as a share of its peak: warm-up, a plateau, and a straight line down to 0."""
+        fall = (self.steps - step) / (self.decay_share * self.steps)
+        return min(1.0, (step + 1) / self.warmup, fall)
+
+
+def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """The untrained backbone."""
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=recipe.vocab_size,
+            hidden_size=recipe.hidden_size,
+            num_hidden_layers=recipe.layers,
+            intermediate_size=recipe.intermediate_size,
+            num_attention_heads=recipe.hidden_size // 64,
+            num_key_value_heads=recipe.hidden_size // 64,
+            max_position_embeddings=recipe.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of one conversation, and for each whether the model is taught to produce it."""
+
+    ids: list[int]
+    taught: list[bool]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> Row:
+    """A conversation of (prompt, answer) turns; the answers and their end tokens are taught."""
+    ids: list[int] = []
+    taught: list[bool] = []
+    for prompt, answer in turns:
+        for text, teach in (
+            (f"<|user|>\n{prompt}<|end|>\n<|assistant|>\n", False),
+            (f"{answer}<|end|>", True),
+            ("\n", False),
+        ):
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            taught += [teach] * len(piece)
+    return Row(ids, taught)
+
+
+def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
+    """Batches without end: every task is new, rows of one batch are of similar length."""
+    rng = random.Random(recipe.seed)
+    names = list(recipe.shares)
+    weights = list(recipe.shares.values())
+    seed = 0
+
+    def turn() -> tuple[str, str]:
+        nonlocal seed
+        task = make_task(rng.choices(names, weights)[0], seed, "train")
+        seed += 1
+        return task.prompt, task.answer
+
+    while True:
+        rows = []
+        for _ in range(pool):
+            turns = rng.choice((2, 3)) if rng.random() < CONVERSATION_SHARE else 1
+            rows.append(encode(tokenizer, [turn() for _ in range(turns)]))
+        rows.sort(key=lambda row: len(row.ids))
+        batches: list[list[Row]] = [[]]
+        for row in rows:
+            if (len(batches[-1]) + 1) * len(row.ids) > recipe.batch_tokens and batches[-1]:
+                batches.append([])
+            batches[-1].append(row)
+        rng.shuffle(batches)
+        yield from batches
+
+
+def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids [B, S] padded on the right, where causal attention needs no mask, and what is taught [B, S]."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    taught = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        taught[index, : len(row.ids)] = torch.tensor(row.taught)
+    return ids, taught
+
+
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, taught: Tensor) -> Tensor:
+    """Mean cross-entropy over the taught tokens; the lm_head runs on their positions only."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][taught[:, 1:]])
+    return F.cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]])
+
+
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(
+            hidden,
+            lr=recipe.muon_lr,
+            momentum=0.95,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="original",
+        ),
+        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, report_every: int = 50, check_every: int = 500
+) -> dict[str, Any]:
+    """Train a backbone and save it in `folder`; an interrupted run goes on from its last checkpoint.
+
+    Returns:
+        What the model card tells: the recipe, tokens seen, seconds, losses and held-out accuracies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(recipe, tokenizer).to(device)
+    opts = optimizers(model, recipe)
+    start, tokens, seconds, losses, accuracies = 0, 0, 0.0, [], {}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for opt, state in zip(opts, saved["optimizers"], strict=True):
+            opt.load_state_dict(state)
+        start, tokens, seconds, losses = (saved[key] for key in ("step", "tokens", "seconds", "losses"))
+    batches = stream(recipe, tokenizer)
+    for _ in range(start):
+        next(batches)
+    base_lr = [recipe.muon_lr, recipe.adam_lr]
+    running, since = 0.0, time.perf_counter()
+    for step in range(start, recipe.steps):
+        for opt, lr in zip(opts, base_lr, strict=True):
+            for group in opt.param_groups:
+                group["lr"] = lr * recipe.rate(step)
+        ids, taught = collate(next(batches), tokenizer.pad_token_id)
+        loss = answer_loss(model, ids.to(device), taught.to(device))
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        tokens += ids.numel()
+        running += loss.item()
+        if (step + 1) % report_every == 0:
+            seconds += time.perf_counter() - since
+            since = time.perf_counter()
+            losses.append((step + 1, running / report_every))
+            print(
+                f"step {step + 1}/{recipe.steps}  loss {losses[-1][1]:.4f}  tokens {tokens / 1e6:.2f}M  "
+                f"{tokens / seconds:.0f} tokens/s  {seconds / 60:.1f} min",
+                flush=True,
+            )
+            running = 0.0
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizers": [opt.state_dict() for opt in opts],
+                    "step": step + 1,
+                    "tokens": tokens,
+                    "seconds": seconds,
+                    "losses": losses,
+                },
+                checkpoint,
+            )
+        if (step + 1) % check_every == 0:
+            print("held-out accuracy", accuracy(model, tokenizer, 16), flush=True)
+            since = time.perf_counter()
+    accuracies = accuracy(model, tokenizer, 200)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {
+        "recipe": asdict(recipe),
+        "tokens": tokens,
+        "seconds": seconds,
+        "losses": losses,
+        "accuracy": accuracies,
+    }
+
+
+@torch.inference_mode()
+def answers(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[Task],
+    batch_size: int = 64,
+    max_new_tokens: int = 320,
+) -> list[str]:
+    """The model's own greedy answers, in the order of the tasks."""
+    order = sorted(range(len(tasks)), key=lambda index: (tasks[index].category, len(tasks[index].prompt)))
+    texts = [""] * len(tasks)
+    for begin in range(0, len(order), batch_size):
+        part = order[begin : begin + batch_size]
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": tasks[index].prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for index in part
+        ]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        output = model.generate(
+            **{key: inputs[key] for key in ("input_ids", "attention_mask")},
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        decoded = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(part, decoded, strict=True):
+            texts[index] = text
+    return texts
+
+
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int, first_seed: int = 0
+) -> dict[str, float]:
+    """Share of held-out tasks that greedy decoding answers right, per checked category."""
+    tasks = [make_task(name, first_seed + seed, "test") for name in CATEGORIES for seed in range(count)]
+    right: dict[str, list[bool]] = {}
+    for task, text in zip(tasks, answers(model, tokenizer, tasks), strict=True):
+        verdict = check(task, text)
+        if verdict is not None:
+            right.setdefault(task.category, []).append(verdict)
+    return {name: sum(verdicts) / len(verdicts) for name, verdicts in right.items()}
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,265 @@
+"""`generate` as transformers users know it: configuration, processors, stopping, streaming, batches, statistics.
+
+transformers itself turns configuration and keyword arguments into processors and stopping criteria (through its public
+`custom_generate`), once for every row as if the row were alone; so a row's output never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
+from .decoding import PLAIN, DecodingStats, Row, decode
+from .model import TreeModel
+from .processing import TreeProcessors
+from .tree import CandidateTree
+
+POLICIES: dict[str, type[AcceptancePolicy]] = {"greedy": Greedy, "typical": Typical, "rejection": Rejection}
+
+UNSUPPORTED = {
+    "num_beams": (1, "beam search explores other texts than decoding one: call model.base.generate"),
+    "penalty_alpha": (None, "contrastive search: call model.base.generate, or sample with top_k"),
+    "dola_layers": (None, "DoLa decoding: call model.base.generate"),
+    "prompt_lookup_num_tokens": (None, "prompt lookup drafts on its own: call model.base.generate without heads"),
+    "guidance_scale": (None, "classifier-free guidance runs the model twice a token: call model.base.generate"),
+    "output_attentions": (False, "call model.base on the finished text instead"),
+    "output_hidden_states": (False, "call model.base on the finished text instead"),
+    "output_scores": (False, "call model.base on the finished text instead"),
+    "output_logits": (False, "call model.base on the finished text instead"),
+}
+"""Generation options that cannot be honoured: the value that asks for nothing, and what to do instead."""
+UNSUPPORTED_ARGUMENTS = (
+    "assistant_model",
+    "inputs_embeds",
+    "past_key_values",
+    "negative_prompt_ids",
+    "custom_generate",
+    "position_ids",
+)
+
+
+@dataclass
+class MedusaGenerateOutput(ModelOutput):
+    """What `generate(return_dict_in_generate=True)` returns.
+
+    Attributes:
+        sequences: [B, P + T] prompts and new tokens; rows that ended early are padded on the right.
+        stats: tokens, steps and times of the run.
+    """
+
+    sequences: Tensor | None = None
+    stats: DecodingStats | None = None
+
+
+@dataclass
+class Session:
+    """A request made ready: rows, policy and tree. Iterating decodes it, a step at a time."""
+
+    model: TreeModel
+    rows: list[Row]
+    policy: AcceptancePolicy
+    tree: CandidateTree
+    config: GenerationConfig
+    max_new_tokens: int
+    inputs: Tensor
+    stats: DecodingStats = field(default_factory=DecodingStats)
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        """Yields the new tokens of each row, [B][n]; the prefill's single tokens come first."""
+        return decode(self.model, self.rows, self.policy, self.tree, self.max_new_tokens, self.stats)
+
+
+def prepare(
+    model: TreeModel,
+    inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    acceptance: str | AcceptancePolicy = "auto",
+    tree: CandidateTree | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Session:
+    """Check a request and make it ready to decode; the arguments are those of `generate`."""
+    inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+    _refuse(kwargs, generation_config)
+    prompts = _prompts(model, inputs, attention_mask, generation_config, kwargs)
+    prepared = [_prepare_row(model, prompt, generation_config, kwargs) for prompt in prompts]
+    config = prepared[0][2]
+    _refuse({}, config)
+    copies = config.num_return_sequences or 1
+    prepared = [row for row in prepared for row in [row, *(copy.deepcopy(row) for _ in range(copies - 1))]]
+    prompts = [prompt for prompt in prompts for _ in range(copies)]
+    generators = _generators(generator, len(prompts), model.device) if config.do_sample else [None] * len(prompts)
+    rows = [
+        Row(prompt.tolist(), _Stop(criteria, model.device), TreeProcessors(processors), row_generator)
+        for prompt, (processors, criteria, _), row_generator in zip(prompts, prepared, generators, strict=True)
+    ]
+    tree = model.tree if tree is None else tree
+    tree.check_heads(model.heads.config.num_heads)
+    if tree.max_depth and not all(row.processors.copyable() for row in rows):
+        warnings.warn(
+            "a logits processor cannot be copied per branch: decoding plainly, one token a step", stacklevel=3
+        )
+        tree = PLAIN
+    longest = max(row_config.max_length - len(row.ids) for row, (_, _, row_config) in zip(rows, prepared, strict=True))
+    return Session(model, rows, _policy(acceptance, config), tree, config, longest, inputs.repeat_interleave(copies, 0))
+
+
+@torch.inference_mode()
+def generate(
+    model: TreeModel,
+    inputs: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    streamer: BaseStreamer | None = None,
+    **kwargs: Any,
+) -> Tensor | MedusaGenerateOutput:
+    """Generate as `transformers`' `generate` does, several tokens a step. See `MedusaModel.generate`."""
+    session = prepare(model, inputs, generation_config, **kwargs)
+    if streamer is not None and len(session.rows) > 1:
+        raise ValueError("a streamer follows one sequence: pass a batch of one, or iterate model.steps(...)")
+    if streamer is not None:
+        streamer.put(torch.tensor([session.rows[0].ids]))
+    prompts = [len(row.ids) for row in session.rows]
+    for delivered in session:
+        for token in delivered[0] if streamer is not None else ():
+            streamer.put(torch.tensor([token]))
+    if streamer is not None:
+        streamer.end()
+    sequences = _sequences(session, prompts)
+    if session.config.return_dict_in_generate:
+        return MedusaGenerateOutput(sequences=sequences, stats=session.stats)
+    return sequences
+
+
+class _Stop:
+    """A row's stopping criteria, called after every token; the common two without a tensor."""
+
+    def __init__(self, criteria: StoppingCriteriaList, device: torch.device):
+        self.max_length = min((each.max_length for each in criteria if type(each) is MaxLengthCriteria), default=None)
+        self.eos = {
+            token for each in criteria if type(each) is EosTokenCriteria for token in each.eos_token_id.tolist()
+        }
+        self.others = StoppingCriteriaList(
+            each for each in criteria if type(each) not in (MaxLengthCriteria, EosTokenCriteria)
+        )
+        self.device = device
+
+    def __call__(self, ids: list[int]) -> bool:
+        if ids[-1] in self.eos or (self.max_length is not None and len(ids) >= self.max_length):
+            return True
+        return bool(self.others) and bool(self.others(torch.tensor([ids], device=self.device), None).any())
+
+
+def _prepare_row(
+    model: TreeModel, prompt: Tensor, config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> tuple[LogitsProcessorList, StoppingCriteriaList, GenerationConfig]:
+    """What transformers would decode this prompt with, were it alone."""
+
+    def captured(_model: Any, input_ids: Tensor, **prepared: Any) -> tuple[Any, ...]:
+        return prepared["logits_processor"], prepared["stopping_criteria"], prepared["generation_config"]
+
+    return model.base.generate(
+        prompt[None], config, attention_mask=torch.ones_like(prompt)[None], custom_generate=captured, **_fresh(kwargs)
+    )
+
+
+def _fresh(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of one row: its own copy of processors that may remember, where that can be made."""
+    processors = kwargs.get("logits_processor")
+    if processors is None or not TreeProcessors(processors).copyable():
+        return kwargs
+    return {**kwargs, "logits_processor": LogitsProcessorList(copy.deepcopy(list(processors)))}
+
+
+def _prompts(
+    model: TreeModel,
+    inputs: Tensor | None,
+    attention_mask: Tensor | None,
+    config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+) -> list[Tensor]:
+    """The rows without their left padding."""
+    if inputs is None or inputs.ndim != 2 or inputs.shape[1] == 0 or inputs.is_floating_point():
+        shape = "nothing" if inputs is None else f"{inputs.dtype} {list(inputs.shape)}"
+        raise ValueError(f"input_ids must be token ids [batch, length] with at least one token a row, got {shape}")
+    inputs = inputs.to(model.device)
+    if attention_mask is None:
+        pad = _setting("pad_token_id", config, model.base.generation_config, kwargs)
+        eos = _setting("eos_token_id", config, model.base.generation_config, kwargs)
+        ends = eos if isinstance(eos, list) else [eos]
+        real = inputs.ne(pad) if pad is not None and pad not in ends else torch.ones_like(inputs, dtype=torch.bool)
+        attention_mask = real.int().cummax(1).values
+    mask = attention_mask.to(model.device).bool()
+    if mask.shape != inputs.shape:
+        raise ValueError(f"attention_mask has shape {list(mask.shape)}, input_ids {list(inputs.shape)}")
+    if not mask[:, -1].all() or (mask[:, 1:] < mask[:, :-1]).any():
+        raise ValueError("prompts must be padded on the left: set tokenizer.padding_side = 'left'")
+    return [row[row_mask] for row, row_mask in zip(inputs, mask, strict=True)]
+
+
+def _setting(name: str, config: GenerationConfig | None, default: GenerationConfig, kwargs: dict[str, Any]) -> Any:
+    for value in (kwargs.get(name), getattr(config, name, None), getattr(default, name, None)):
+        if value is not None:
+            return value
+    return None
+
+
+def _refuse(kwargs: dict[str, Any], config: GenerationConfig | None) -> None:
+    for name in UNSUPPORTED_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"generate does not support {name} with Medusa heads; call model.base.generate for it")
+    if kwargs.get("use_cache") is False:
+        raise ValueError("use_cache=False: tree verification needs a cache; call model.base.generate")
+    for source in (kwargs, config.to_dict() if config is not None else {}):
+        for name, (nothing, remedy) in UNSUPPORTED.items():
+            value = source.get(name)
+            if value is not None and value != nothing:
+                raise ValueError(f"{name}={value!r} is not supported with Medusa heads ({remedy})")
+
+
+def _policy(acceptance: str | AcceptancePolicy, config: GenerationConfig) -> AcceptancePolicy:
+    if isinstance(acceptance, AcceptancePolicy):
+        return acceptance
+    if acceptance == "auto":
+        return Rejection() if config.do_sample else Greedy()
+    if acceptance not in POLICIES:
+        raise ValueError(f"acceptance must be 'auto', {', '.join(map(repr, POLICIES))} or a policy, got {acceptance!r}")
+    if acceptance == "rejection" and not config.do_sample:
+        raise ValueError("acceptance='rejection' samples: pass do_sample=True, or use acceptance='greedy'")
+    if acceptance == "greedy" and config.do_sample:
+        raise ValueError("acceptance='greedy' does not sample: drop do_sample=True, or use acceptance='rejection'")
+    return POLICIES[acceptance]()
+
+
+def _generators(
+    given: torch.Generator | Sequence[torch.Generator] | None, rows: int, device: torch.device
+) -> Sequence[torch.Generator]:
+    """One generator a row, seeded from the one given or from torch's global one."""
+    if given is not None and not isinstance(given, torch.Generator):
+        if len(given) != rows:
+            raise ValueError(f"one generator a sequence is needed: {rows}, got {len(given)}")
+        return given
+    seeds = torch.randint(2**62, (rows,), generator=given, device=given.device if given is not None else None)
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+
+def _sequences(session: Session, prompts: list[int]) -> Tensor:
+    """[B, P + T]: the inputs as they came and the new tokens, padded on the right, as transformers returns them."""
+    new = [row.ids[prompt:] for row, prompt in zip(session.rows, prompts, strict=True)]
+    pad = session.config.pad_token_id if session.config.pad_token_id is not None else 0
+    width = max(map(len, new))
+    padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new], device=session.inputs.device)
+    return torch.cat([session.inputs, padded], dim=1)

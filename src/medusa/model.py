@@ -1,0 +1,182 @@
+"""`TreeModel`: a base model and its heads, run together. It does not decode, and knows nothing of files.
+
+Nothing is hung on the base model: what its lm_head reads is captured by a hook that lives for one forward.
+Shapes: B rows, P prompt columns, N tree nodes, H hidden size, V vocabulary, C cache columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .cache import TreeCache
+from .heads import LogitRule, MedusaConfig, MedusaHeads
+from .tree import CandidateTree
+
+TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
+"""Attention implementations that take a mask of any shape, as a tree needs."""
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class TreeModel(nn.Module):
+    """A causal language model and the Medusa heads that speed it up.
+
+    Args:
+        base: any decoder-only transformers model with an ordinary key-value cache.
+        heads: heads made for it.
+        tree: the candidates to verify each step; by default the one for uncalibrated heads.
+
+    Raises:
+        ValueError: the base cannot verify a tree, or heads or tree do not fit it.
+    """
+
+    def __init__(self, base: PreTrainedModel, heads: MedusaHeads, tree: CandidateTree | None = None):
+        super().__init__()
+        check_base(base)
+        check_heads(base, heads.config)
+        self.base = base
+        self.heads = heads
+        self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
+        self.tree.check_heads(heads.config.num_heads)
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The base model's output projection."""
+        return self.base.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def draft_logits(self, hidden: Tensor) -> Tensor:
+        """The heads' logits [B, K, V] for one hidden state a row [B, H]."""
+        hidden = hidden.to(next(self.heads.parameters(), hidden).device)
+        return self.heads(hidden, self.lm_head).transpose(0, 1)
+
+    def new_cache(self, expected: int) -> TreeCache:
+        """A cache for `expected` columns (prompt, new tokens and nodes); it grows where that falls short."""
+        return TreeCache(self.base.config.get_text_config().num_hidden_layers, expected)
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, cache: TreeCache) -> tuple[Tensor, Tensor]:
+        """Run left-padded prompts [B, P]; returns the last logits [B, V] and hidden states [B, H]."""
+        width = input_ids.shape[1]
+        padding = (width - attention_mask.sum(1)).tolist()
+        cache.begin_prefill(padding, width)
+        logits, hidden = self._forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask if any(padding) else None,
+            position_ids=(attention_mask.cumsum(1) - 1).clamp_min(0),
+            past_key_values=cache,
+            **({"logits_to_keep": 1} if _takes(self.base, "logits_to_keep") else {}),
+        )
+        return logits[:, -1], hidden[:, -1]
+
+    def verify(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> tuple[Tensor, Tensor]:
+        """One forward over the nodes' tokens [B, N]; returns logits [B, N, V] and hidden states [B, N, H]."""
+        device = tokens.device
+        cache.begin_tree(len(tree), device)
+        return self._forward(
+            input_ids=tokens,
+            attention_mask=self._tree_masks(tree, cache, device),
+            position_ids=cache.positions(tree, device),
+            past_key_values=cache,
+        )
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache."""
+        with _captured_input(self.lm_head) as captured:
+            self.base(input_ids=input_ids, use_cache=False)
+        return captured[-1]
+
+    def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        with _captured_input(self.lm_head) as captured:
+            logits = self.base(**inputs, use_cache=True, return_dict=True).logits
+        return logits, captured[-1]
+
+    def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> Any:
+        """The mask each kind of attention layer needs: one tensor, or a dict where the model mixes kinds."""
+        config = self.base.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if not kinds:
+            return cache.tree_mask(tree, self.dtype, device, window)
+        masks = {
+            kind: cache.tree_mask(tree, self.dtype, device, window if kind == "sliding_attention" else None)
+            for kind in kinds
+        }
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def check_base(base: PreTrainedModel) -> None:
+    """Raises ValueError, naming the remedy, for a model that cannot verify a tree."""
+    config = base.config.get_text_config()
+    name = f"{type(base).__name__} ({config.model_type})"
+    layers = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder model; Medusa needs a decoder-only one")
+    if layers or getattr(base, "_is_stateful", False):
+        raise ValueError(
+            f"{name} has layers that keep a running state ({', '.join(sorted(layers)) or 'state-space'}), which cannot "
+            "verify several continuations at once; use a model whose layers are all attention"
+        )
+    if getattr(config, "alibi", False) or not all(_takes(base, x) for x in ("position_ids", "past_key_values")):
+        raise ValueError(
+            f"{name} takes no explicit position ids (ALiBi or an older design), so nodes of a tree cannot be told "
+            "where they stand; use a model with rotary or learnt positions"
+        )
+    if base.get_output_embeddings() is None:
+        raise ValueError(f"{name} has no lm_head; load it with AutoModelForCausalLM")
+    if config._attn_implementation not in TREE_ATTENTION:
+        raise ValueError(
+            f"{name} runs {config._attn_implementation}, which takes no tree mask; load it with "
+            "attn_implementation='sdpa' or call base.set_attn_implementation('sdpa')"
+        )
+
+
+def check_heads(base: PreTrainedModel, heads: MedusaConfig) -> None:
+    """Raises ValueError where the heads' sizes are not the base model's."""
+    vocab_size, hidden_size = base.get_output_embeddings().weight.shape
+    for field, mine, theirs in (
+        ("hidden_size", heads.hidden_size, hidden_size),
+        ("vocab_size", heads.vocab_size, vocab_size),
+    ):
+        if mine != theirs:
+            raise ValueError(
+                f"the heads' {field} is {mine} but {base.config.name_or_path or type(base).__name__} has {theirs}: "
+                "they were trained on another base model"
+            )
+
+
+def new_heads(base: PreTrainedModel, num_heads: int, num_layers: int, own_lm_head: bool, bias: bool) -> MedusaHeads:
+    """Untrained heads for a base model; each predicts what the base itself predicts (section 2.1.1)."""
+    check_base(base)
+    lm_head = base.get_output_embeddings()
+    vocab_size, hidden_size = lm_head.weight.shape
+    config = MedusaConfig(num_heads, num_layers, hidden_size, vocab_size, own_lm_head, bias)
+    return MedusaHeads.from_lm_head(lm_head, config, LogitRule.of(base.config.get_text_config()))
+
+
+@contextmanager
+def _captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first argument of every call of `module` while the context lasts."""
+    captured: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def _takes(base: PreTrainedModel, argument: str) -> bool:
+    return argument in inspect.signature(base.forward).parameters

@@ -1,0 +1,140 @@
+"""`MedusaModel`, what users hold: loads and saves as transformers models do, and generates as they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from . import generation, storage
+from .model import TreeModel, new_heads
+from .tree import CandidateTree
+
+
+class MedusaModel(TreeModel):
+    """A causal language model with Medusa heads: the same text as the model alone, in fewer steps.
+
+    `model.base` is the transformers model, `model.heads` the heads, `model.tree` the candidates verified each step.
+    """
+
+    @classmethod
+    def from_base(
+        cls,
+        model_or_id: PreTrainedModel | str | Path,
+        num_heads: int = 5,
+        *,
+        num_layers: int = 1,
+        own_lm_head: bool = True,
+        bias: bool = True,
+        tree: CandidateTree | None = None,
+        **kwargs: Any,
+    ) -> MedusaModel:
+        """New, untrained heads on any causal language model.
+
+        Args:
+            model_or_id: a loaded model, which is left as it is, or what `from_pretrained` takes.
+            num_heads: K. A head further ahead is less often right; five are the paper's choice.
+            num_layers: residual layers a head.
+            own_lm_head: False shares the base's lm_head between all heads: K V H fewer weights.
+            bias: whether residual layers have a bias.
+            tree: the candidates of a step; by default the tree for uncalibrated heads.
+            kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token, ...).
+
+        Raises:
+            ValueError: the model cannot verify a tree.
+        """
+        base = model_or_id if isinstance(model_or_id, PreTrainedModel) else _load_base(model_or_id, kwargs)
+        return cls(base, new_heads(base, num_heads, num_layers, own_lm_head, bias), tree)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        base: PreTrainedModel | str | Path | None = None,
+        base_revision: str | None = None,
+        tree: CandidateTree | None = None,
+        **kwargs: Any,
+    ) -> MedusaModel:
+        """Heads from a native folder or a hub repository, and the base model they name.
+
+        Args:
+            path_or_id: folder or hub id of the heads.
+            base: the base model, loaded or by name, where it is not the one the heads name.
+            base_revision: the base model's revision; `revision` is the heads'.
+            tree: replaces the folder's tree.
+            kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for the base model
+                (dtype, device_map, quantization_config, attn_implementation, ...).
+
+        Raises:
+            ValueError: the folder is not a native one or does not fit the base; says exactly what.
+        """
+        hub = {name: kwargs[name] for name in storage.HUB_ARGUMENTS if name in kwargs}
+        folder = storage.fetch(path_or_id, **hub)
+        if not isinstance(base, PreTrainedModel):
+            kwargs.pop("revision", None)
+            if base_revision is not None:
+                kwargs["revision"] = base_revision
+            base = _load_base(storage.base_name(folder) if base is None else base, kwargs)
+        heads = storage.read_heads(folder, base)
+        return cls(base, heads, tree if tree is not None else storage.read_tree(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the heads and the tree as a native folder; the base model is named, not copied."""
+        name = self.base.config.name_or_path or "N/A"
+        storage.write_heads(Path(folder), self.heads, self.tree, name, self.base.config)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
+        """Upload the native folder to a hub repository, made if need be; returns the commit's address."""
+        import tempfile
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Tensor | generation.MedusaGenerateOutput:
+        """Generate as `transformers`' `generate` does, several tokens a step.
+
+        Greedy text is the base model's own, token for token; sampled text follows its distribution exactly unless
+        `acceptance="typical"` is asked for.
+
+        Args:
+            inputs: token ids [B, P], padded on the left (also as `input_ids`, with `attention_mask`).
+            generation_config: as in transformers, and so are its fields as keyword arguments. Lengths count a row's
+                own tokens, without padding.
+            acceptance: "auto" (greedy without sampling, rejection with it), "greedy", "rejection", "typical", or
+                a policy.
+            tree: the candidates of a step, in place of `model.tree`.
+            generator: source of randomness, or one a sequence; without it torch's global one seeds the rows.
+            logits_processor, stopping_criteria, stop_strings (with tokenizer), streamer: as in transformers.
+
+        Returns:
+            Sequences [B, P + T], or with `return_dict_in_generate=True` a `MedusaGenerateOutput` with statistics.
+
+        Raises:
+            ValueError: an option is not supported; names the alternative.
+        """
+        return generation.generate(self, inputs, generation_config, **kwargs)
+
+    def steps(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> generation.Session:
+        """As `generate`, a step at a time: iterate the session for each step's new tokens of every row [B][n]."""
+        return generation.prepare(self, inputs, generation_config, **kwargs)
+
+
+def _load_base(name: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """A base model for verification: FlashAttention, which takes no tree mask, is replaced by sdpa."""
+    if str(kwargs.get("attn_implementation", "")).startswith("flash"):
+        import warnings
+
+        warnings.warn("FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3)
+        kwargs = {**kwargs, "attn_implementation": "sdpa"}
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()

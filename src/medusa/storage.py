@@ -1,0 +1,133 @@
+"""The native folder: `config.json`, `medusa_lm_head.safetensors` with the original tensor names, `medusa_tree.json`.
+
+The first two are the heads-only format of the authors' code, which other engines read; the tree file is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .heads import LogitRule, MedusaConfig, MedusaHeads
+from .model import check_base, check_heads, new_heads
+from .tree import CandidateTree
+
+CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def fetch(path_or_id: str | Path, **hub: Any) -> Path:
+    """The local folder of a path or hub id; only the native files are downloaded."""
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    if Path(path_or_id).is_absolute() or str(path_or_id).startswith("."):
+        raise FileNotFoundError(f"no folder {path_or_id}")
+    return Path(snapshot_download(str(path_or_id), allow_patterns=[CONFIG, WEIGHTS, TREE], **hub))
+
+
+def is_native(folder: Path) -> bool:
+    """Whether a folder holds heads in the native format."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def base_name(folder: Path) -> str:
+    """The base model that the heads name; a folder beside them if it is a relative path.
+
+    Raises:
+        ValueError: the folder is not a native one, or names no base.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not a folder of Medusa heads: it has no {' and no '.join(missing)}")
+    name = json.loads((folder / CONFIG).read_text()).get("base_model_name_or_path")
+    if not name or name == "N/A":
+        raise ValueError(f"{folder / CONFIG} does not name its base model; pass it: from_pretrained(..., base=...)")
+    return str(folder / name) if (folder / name).is_dir() else str(name)
+
+
+def read_heads(folder: Path, base: PreTrainedModel) -> MedusaHeads:
+    """The heads of a native folder, on the device and in the dtype of the base's lm_head.
+
+    The number of heads and layers is told from the tensors, never from `config.json`, which in released files
+    disagrees with them.
+
+    Raises:
+        ValueError: what the file holds does not fit the base model; says exactly what.
+    """
+    check_base(base)
+    named = load_file(folder / WEIGHTS)
+    config = _shape(named, base)
+    check_heads(base, config)
+    lm_head = base.get_output_embeddings()
+    bias = getattr(lm_head, "bias", None)
+    rule = LogitRule.of(base.config.get_text_config())
+    heads = MedusaHeads(config, rule, None if bias is None else bias.detach().clone())
+    heads.load_tensors(named)
+    floating = lm_head.weight.is_floating_point()
+    return heads.to(dtype=lm_head.weight.dtype if floating else base.dtype, device=lm_head.weight.device)
+
+
+def _shape(named: dict[str, Tensor], base: PreTrainedModel) -> MedusaConfig:
+    """What heads these tensors are."""
+    keys = [re.fullmatch(r"(\d+)\.(\d+)\.(linear\.weight|linear\.bias|weight)", name) for name in named]
+    if not keys or None in keys:
+        odd = [name for name, key in zip(named, keys, strict=True) if key is None] or ["(no tensors)"]
+        raise ValueError(f"{WEIGHTS} holds tensors that are not Medusa heads': {', '.join(odd[:5])}")
+    found = [(int(key[1]), int(key[2]), key[3]) for key in keys if key]
+    vocab_size, hidden_size = base.get_output_embeddings().weight.shape
+    projections = [named[f"{head}.{layer}.weight"] for head, layer, kind in found if kind == "weight"]
+    blocks = [named[f"{head}.{layer}.linear.weight"] for head, layer, kind in found if kind == "linear.weight"]
+    return MedusaConfig(
+        num_heads=1 + max(head for head, _, _ in found),
+        num_layers=max((layer + 1 for _, layer, kind in found if kind == "linear.weight"), default=0),
+        hidden_size=(blocks or projections)[0].shape[1] if blocks or projections else hidden_size,
+        vocab_size=projections[0].shape[0] if projections else vocab_size,
+        own_lm_head=bool(projections),
+        bias=any(kind == "linear.bias" for _, _, kind in found),
+    )
+
+
+def write_heads(folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str, base_config: Any) -> None:
+    """Write the native folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = heads.config
+    (folder / CONFIG).write_text(
+        json.dumps(
+            {
+                "model_type": "medusa",
+                "base_model_name_or_path": base,
+                "medusa_num_heads": config.num_heads,
+                "medusa_num_layers": config.num_layers,
+                "hidden_size": config.hidden_size,
+                "vocab_size": config.vocab_size,
+                "medusa_fc_bias": config.bias and config.num_layers > 0,
+                **({} if config.own_lm_head else {"version": "2"}),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+    save_file({name: tensor.contiguous() for name, tensor in heads.tensors().items()}, folder / WEIGHTS)
+    write_tree(folder, tree)
+
+
+def read_tree(folder: Path) -> CandidateTree | None:
+    """The tree of a native folder, or None where it has no tree file."""
+    if not (folder / TREE).is_file():
+        return None
+    return CandidateTree(json.loads((folder / TREE).read_text())["paths"])
+
+
+def write_tree(folder: Path, tree: CandidateTree) -> None:
+    """Write the tree file: its rank paths, the root implied."""
+    (folder / TREE).write_text(json.dumps({"version": 1, "paths": [list(path) for path in tree.paths[1:]]}) + "\n")
+
+
+__all__ = ["HUB_ARGUMENTS", "base_name", "fetch", "is_native", "new_heads", "read_heads", "read_tree", "write_heads"]

@@ -1,0 +1,182 @@
+"""Candidate trees: which continuations one forward pass verifies (paper, section 2.1.2 and appendix C).
+
+A tree is a set of rank paths. The path (2, 0) is head 0's third best token followed by head 1's best. Node 0,
+the root, is the base model's own token; it belongs to every candidate and is counted in every node count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Path = tuple[int, ...]
+
+PUBLISHED_ACCURACIES = (
+    (0.560, 0.672, 0.727, 0.760, 0.780),
+    (0.316, 0.424, 0.485, 0.528, 0.562),
+    (0.201, 0.288, 0.348, 0.383, 0.417),
+    (0.147, 0.225, 0.274, 0.311, 0.340),
+    (0.118, 0.187, 0.235, 0.272, 0.300),
+)
+"""Top-1 to top-5 accuracies of the published Vicuna-7B heads (v1.3), a head a row."""
+
+
+@dataclass(frozen=True)
+class CandidateTree:
+    """An immutable tree of N nodes, given by its rank paths (the root's empty path is implied).
+
+    Nodes are ordered by depth, then by path, so a parent always comes before its children and the children
+    of a node stand in order of rank.
+
+    Raises:
+        ValueError: a path is repeated, a rank is negative, or a path's parent is missing.
+    """
+
+    paths: tuple[Path, ...]
+
+    def __init__(self, paths: Iterable[Sequence[int]] = ()):
+        given = [tuple(int(rank) for rank in path) for path in paths]
+        given = [path for path in given if path]
+        known = set(given)
+        if len(known) < len(given):
+            twice = sorted({path for path in given if given.count(path) > 1})
+            raise ValueError(f"paths must be distinct; repeated: {twice}")
+        for path in given:
+            if min(path) < 0:
+                raise ValueError(f"ranks start at 0, got path {path}")
+            if len(path) > 1 and path[:-1] not in known:
+                raise ValueError(f"path {path} needs its parent {path[:-1]} in the tree")
+        object.__setattr__(self, "paths", ((), *sorted(known, key=lambda path: (len(path), path))))
+
+    @classmethod
+    def chain(cls, depth: int) -> CandidateTree:
+        """Only the best token of each head: one candidate of `depth` tokens after the root."""
+        return cls((0,) * (k + 1) for k in range(depth))
+
+    @classmethod
+    def dense(cls, widths: Sequence[int]) -> CandidateTree:
+        """The Cartesian product of the top s_k tokens of each head: 1 + sum_k prod_{i<=k} s_i nodes.
+
+        Args:
+            widths: s_1..s_K, all at least 1.
+        """
+        if any(width < 1 for width in widths):
+            raise ValueError(f"widths must be at least 1, got {list(widths)}")
+        return cls(
+            path
+            for depth in range(1, len(widths) + 1)
+            for path in itertools.product(*(range(width) for width in widths[:depth]))
+        )
+
+    @classmethod
+    def from_accuracies(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> CandidateTree:
+        """The sparse tree of `nodes` nodes with the largest expected accepted length (appendix C).
+
+        Grows the tree from the root by the node of largest probability, heads taken as independent: a path's
+        probability is the product of its ranks' marginal accuracies.
+
+        Args:
+            accuracies: for each head, the share of positions where the target is within its top 1, top 2, ...
+                (cumulative, not decreasing).
+            nodes: how many nodes, root included.
+        """
+        if nodes < 1:
+            raise ValueError(f"a tree has at least its root: nodes must be >= 1, got {nodes}")
+        marginals = []
+        for head, row in enumerate(accuracies):
+            steps = [after - before for before, after in zip((0.0, *row), row, strict=False)]
+            if min(steps, default=0.0) < 0 or sum(steps) > 1 + 1e-9:
+                raise ValueError(f"head {head}: cumulative accuracies must rise and stay within 1, got {list(row)}")
+            marginals.append(steps)
+        chosen: dict[Path, float] = {(): 1.0}
+        open_: dict[Path, float] = {}
+
+        def offer(path: Path) -> None:
+            depth, rank = len(path) - 1, path[-1]
+            if depth < len(marginals) and rank < len(marginals[depth]):
+                open_[path] = chosen[path[:-1]] * marginals[depth][rank]
+
+        offer((0,))
+        while open_ and len(chosen) < nodes:
+            best = max(open_, key=lambda path: (open_[path], -len(path)))
+            chosen[best] = open_.pop(best)
+            offer((*best[:-1], best[-1] + 1))
+            offer((*best, 0))
+        return cls(path for path in chosen if path)
+
+    @classmethod
+    def default(cls, num_heads: int, nodes: int = 16) -> CandidateTree:
+        """The tree for heads nobody has calibrated: from the accuracies of the published 7B heads."""
+        return cls.from_accuracies(PUBLISHED_ACCURACIES[:num_heads], nodes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def max_depth(self) -> int:
+        """D: the longest candidate, root not counted; needs as many heads."""
+        return len(self.paths[-1])
+
+    @cached_property
+    def max_rank(self) -> int:
+        """How many tokens are drawn from each head at most."""
+        return 1 + max((max(path) for path in self.paths[1:]), default=-1)
+
+    @cached_property
+    def parent(self) -> Tensor:
+        """[N] index of each node's parent; the root is its own."""
+        index = {path: node for node, path in enumerate(self.paths)}
+        return torch.tensor([index[path[:-1]] for path in self.paths])
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """[N] distance from the root."""
+        return torch.tensor([len(path) for path in self.paths])
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """[N] each node's rank among its head's tokens; 0 for the root."""
+        return torch.tensor([path[-1] if path else 0 for path in self.paths])
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[N] each node's place among its siblings, by rank; its rank where no rank is skipped."""
+        order = torch.zeros(len(self), dtype=torch.long)
+        for children in self.children:
+            order[list(children)] = torch.arange(len(children))
+        return order
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[N, N] bool: row n attends to its ancestors and itself."""
+        mask = torch.eye(len(self), dtype=torch.bool)
+        for node in range(1, len(self)):
+            mask[node] |= mask[self.parent[node]]
+        return mask
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[N, D + 1] nodes from the root down to each node, padded on the right with the node itself."""
+        index = {path: node for node, path in enumerate(self.paths)}
+        return torch.tensor([[index[path[:depth]] for depth in range(self.max_depth + 1)] for path in self.paths])
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """For each node its children in order of rank."""
+        parents = self.parent.tolist()
+        return tuple(
+            tuple(child for child in range(1, len(self)) if parents[child] == node) for node in range(len(self))
+        )
+
+    def check_heads(self, num_heads: int) -> None:
+        """Raises ValueError where the tree is deeper than there are heads to draw from."""
+        if self.max_depth > num_heads:
+            raise ValueError(
+                f"the tree is {self.max_depth} deep but there are {num_heads} heads: "
+                f"use a tree of depth <= {num_heads}, CandidateTree.default({num_heads}) say"
+            )

@@ -1,0 +1,160 @@
+"""The shape of the package: which room may import which, what importing it costs, what it makes public."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "medusa"
+
+# Each room imports only from rooms before it.
+ROOMS = (
+    "heads",
+    "tree",
+    "acceptance",
+    "cache",
+    "model",
+    "decoding",
+    "generation",
+    "training",
+    "calibration",
+    "bench",
+    "hardware",
+    "interop",
+    "serve",
+    "demo",
+    "cli",
+)
+
+# Supporting modules and the room each one stands right behind.
+SUPPORT = {
+    "processing": "acceptance",
+    "backends": "cache",
+    "storage": "model",
+    "pretrained": "generation",
+}
+
+ORDER = [name for room in ROOMS for name in (room, *(s for s, behind in SUPPORT.items() if behind == room))]
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> list[str]:
+    """The file's module name in parts, without the package's own: cache.py gives ["cache"]."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imported_rooms(source: str, parts: list[str], is_package: bool) -> set[str]:
+    """The rooms that a file imports, wherever in it; "" stands for names of the package itself."""
+    here = ["medusa", *parts]
+    package = here if is_package else here[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        targets: list[list[str]] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            targets = [[*base, alias.name] for alias in node.names]
+        for target in targets:
+            if target[0] != "medusa":
+                continue
+            name = target[1] if len(target) > 1 else ""
+            is_module = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+            found.add(name if name in ORDER or is_module else "")
+    return found
+
+
+def test_every_module_has_a_room():
+    present = {dotted(path)[0] for path in SOURCES if dotted(path)} - {"__main__"}
+    unplaced = sorted(present - set(ORDER))
+    assert not unplaced, f"place these in ROOMS or SUPPORT in {Path(__file__).name}: {unplaced}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_come_from_rooms_before(path):
+    parts = dotted(path)
+    if not parts or parts[0] == "__main__":  # the package's own __init__ and __main__ may import every room
+        return
+    room = parts[0]
+    earlier = ORDER[: ORDER.index(room)] if room in ORDER else []
+    imports = imported_rooms(path.read_text(encoding="utf-8"), parts, path.name == "__init__.py")
+    wrong = sorted(name or "medusa (import the room itself)" for name in imports - {room, *earlier})
+    assert not wrong, f"{room} comes before what it imports: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("source", "parts", "is_package", "rooms"),
+    [
+        ("import medusa.tree", ["model"], False, {"tree"}),
+        ("from medusa import heads, tree", ["model"], False, {"heads", "tree"}),
+        ("from medusa.cache import X", ["model"], False, {"cache"}),
+        ("from .cache import X", ["model"], False, {"cache"}),
+        ("from . import cache", ["model"], False, {"cache"}),
+        ("from .. import cache", ["training", "loop"], False, {"cache"}),
+        ("from ..cache import X", ["training"], False, set()),  # leaves the package: Python refuses it
+        ("from .loop import X", ["training"], True, {"training"}),
+        ("from ..cli import X", ["training"], True, {"cli"}),
+        ("def f():\n    from .cli import app", ["heads"], False, {"cli"}),
+        ("from medusa import MedusaModel", ["bench"], False, {""}),
+        ("import medusa", ["bench"], False, {""}),
+        ("import torch\nfrom torch import nn", ["bench"], False, set()),
+    ],
+)
+def test_imported_rooms(source, parts, is_package, rooms):
+    assert imported_rooms(source, parts, is_package) == rooms
+
+
+def loaded_by(statements: str) -> set[str]:
+    """The top-level modules that a fresh Python has loaded after these statements."""
+    report = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    result = subprocess.run(
+        [sys.executable, "-c", f"{statements}\n{report}"], check=True, capture_output=True, text=True
+    )
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_medusa_is_light():
+    heavy = {"typer", "rich", "fastapi", "matplotlib", "datasets", "peft", "accelerate"}
+    # What torch and the Hugging Face libraries load themselves is not counted.
+    upstream = loaded_by(
+        "import torch, safetensors.torch\n"
+        "from huggingface_hub import HfApi, snapshot_download\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, PreTrainedModel\n"
+        "from transformers.cache_utils import Cache\n"
+        "import transformers.generation.logits_process, transformers.generation.streamers"
+    )
+    extra = sorted(heavy & (loaded_by("import medusa") - upstream))
+    assert not extra, f"import medusa loads {extra}; import them where they are used"
+
+
+def test_public_names_exist_and_say_what_they_are():
+    medusa = importlib.import_module("medusa")
+    names = getattr(medusa, "__all__", [])
+    assert len(names) == len(set(names))
+    for name in names:
+        value = getattr(medusa, name, None)
+        assert value is not None, f"medusa.__all__ names {name}, which is not there"
+        if inspect.ismodule(value) or inspect.isclass(value) or callable(value):
+            doc = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+            assert doc, f"medusa.{name} has no docstring"
+
+
+def test_sources_name_no_place_on_one_machine():
+    place = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|private|mnt)/\w")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()[:80]}"
+        for path in sorted(PACKAGE.rglob("*"))
+        if path.suffix in {".py", ".json", ".jinja", ".md", ".toml"}
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if place.search(line)
+    ]
+    assert not found, found
