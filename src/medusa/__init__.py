@@ -6,6 +6,8 @@ model = MedusaModel.from_pretrained(heads)
 model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=200)
 """
 
+from importlib.metadata import version
+
 from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
 from .decoding import PLAIN, DecodingStats
 from .generation import MedusaGenerateOutput, Session
@@ -13,7 +15,7 @@ from .heads import MedusaConfig, MedusaHeads
 from .pretrained import MedusaModel
 from .tree import CandidateTree
 
-__version__ = "0.1.0.dev0"
+__version__ = version("medusa-llm")
 
 __all__ = [
     "PLAIN",

@@ -134,8 +134,9 @@ def generate(
         streamer.put(torch.tensor([session.rows[0].ids]))
     prompts = [len(row.ids) for row in session.rows]
     for delivered in session:
-        for token in delivered[0] if streamer is not None else ():
-            streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            for token in delivered[0]:
+                streamer.put(torch.tensor([token]))
     if streamer is not None:
         streamer.end()
     sequences = _sequences(session, prompts)

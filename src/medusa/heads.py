@@ -81,6 +81,8 @@ class MedusaHeads(nn.Module):
     one, is added to every head as a constant: it is not trained and not saved with the heads.
     """
 
+    output_bias: Tensor | None
+
     def __init__(self, config: MedusaConfig, rule: LogitRule | None = None, output_bias: Tensor | None = None):
         super().__init__()
         self.config = config

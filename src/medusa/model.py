@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .backends import is_stale, packed, worth_packing
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .tree import CandidateTree
@@ -31,12 +32,16 @@ class TreeModel(nn.Module):
         base: any decoder-only transformers model with an ordinary key-value cache.
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
+        prepack: run the base's linear layers on packed copies of their weights (CPU only; takes the memory of the
+            weights a second time). None does so where it helps; False never does.
 
     Raises:
         ValueError: the base cannot verify a tree, or heads or tree do not fit it.
     """
 
-    def __init__(self, base: PreTrainedModel, heads: MedusaHeads, tree: CandidateTree | None = None):
+    def __init__(
+        self, base: PreTrainedModel, heads: MedusaHeads, tree: CandidateTree | None = None, prepack: bool | None = None
+    ):
         super().__init__()
         check_base(base)
         check_heads(base, heads.config)
@@ -44,6 +49,18 @@ class TreeModel(nn.Module):
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
         self.tree.check_heads(heads.config.num_heads)
+        self.prepack = worth_packing(base) if prepack is None else prepack
+        self._shadow: list[PreTrainedModel] = []  # in a list, so that it is no submodule
+
+    @property
+    def runtime(self) -> PreTrainedModel:
+        """What decoding runs: the base model, or its packed shadow."""
+        return self._shadow[0] if self.prepack and self._shadow else self.base
+
+    def refresh(self) -> None:
+        """Pack the base's weights where they were not packed yet or have changed since; every prefill does."""
+        if self.prepack and (not self._shadow or is_stale(self._shadow[0])):
+            self._shadow = [packed(self.base)]
 
     @property
     def lm_head(self) -> nn.Module:
@@ -62,7 +79,7 @@ class TreeModel(nn.Module):
     def draft_logits(self, hidden: Tensor) -> Tensor:
         """The heads' logits [B, K, V] for one hidden state a row [B, H]."""
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        return self.heads(hidden, self.lm_head).transpose(0, 1)
+        return self.heads(hidden, self.runtime.get_output_embeddings()).transpose(0, 1)
 
     def new_cache(self, expected: int) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes); it grows where that falls short."""
@@ -72,6 +89,7 @@ class TreeModel(nn.Module):
         """Run left-padded prompts [B, P]; returns the last logits [B, V] and hidden states [B, H]."""
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
+        self.refresh()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             input_ids=input_ids,
@@ -100,8 +118,9 @@ class TreeModel(nn.Module):
         return captured[-1]
 
     def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        with _captured_input(self.lm_head) as captured:
-            logits = self.base(**inputs, use_cache=True, return_dict=True).logits
+        runtime = self.runtime
+        with _captured_input(runtime.get_output_embeddings()) as captured:
+            logits = runtime(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 
     def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> Any:

@@ -30,6 +30,7 @@ class MedusaModel(TreeModel):
         own_lm_head: bool = True,
         bias: bool = True,
         tree: CandidateTree | None = None,
+        prepack: bool | None = None,
         **kwargs: Any,
     ) -> MedusaModel:
         """New, untrained heads on any causal language model.
@@ -41,13 +42,14 @@ class MedusaModel(TreeModel):
             own_lm_head: False shares the base's lm_head between all heads: K V H fewer weights.
             bias: whether residual layers have a bias.
             tree: the candidates of a step; by default the tree for uncalibrated heads.
+            prepack: packed CPU weights; by default where they help.
             kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token, ...).
 
         Raises:
             ValueError: the model cannot verify a tree.
         """
         base = model_or_id if isinstance(model_or_id, PreTrainedModel) else _load_base(model_or_id, kwargs)
-        return cls(base, new_heads(base, num_heads, num_layers, own_lm_head, bias), tree)
+        return cls(base, new_heads(base, num_heads, num_layers, own_lm_head, bias), tree, prepack)
 
     @classmethod
     def from_pretrained(
@@ -57,6 +59,7 @@ class MedusaModel(TreeModel):
         base: PreTrainedModel | str | Path | None = None,
         base_revision: str | None = None,
         tree: CandidateTree | None = None,
+        prepack: bool | None = None,
         **kwargs: Any,
     ) -> MedusaModel:
         """Heads from a native folder or a hub repository, and the base model they name.
@@ -66,6 +69,7 @@ class MedusaModel(TreeModel):
             base: the base model, loaded or by name, where it is not the one the heads name.
             base_revision: the base model's revision; `revision` is the heads'.
             tree: replaces the folder's tree.
+            prepack: packed CPU weights; by default where they help.
             kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for the base model
                 (dtype, device_map, quantization_config, attn_implementation, ...).
 
@@ -80,12 +84,17 @@ class MedusaModel(TreeModel):
                 kwargs["revision"] = base_revision
             base = _load_base(storage.base_name(folder) if base is None else base, kwargs)
         heads = storage.read_heads(folder, base)
-        return cls(base, heads, tree if tree is not None else storage.read_tree(folder))
+        return cls(base, heads, tree if tree is not None else storage.read_tree(folder), prepack)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the heads and the tree as a native folder; the base model is named, not copied."""
-        name = self.base.config.name_or_path or "N/A"
-        storage.write_heads(Path(folder), self.heads, self.tree, name, self.base.config)
+    def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
+        """Write the heads and the tree as a native folder; the base model is named, not copied.
+
+        Args:
+            folder: made if need be.
+            base: what to name as the base model: a hub id, or a folder's path seen from `folder`. By default
+                what the base was loaded from.
+        """
+        storage.write_heads(Path(folder), self.heads, self.tree, base or self.base.config.name_or_path or "N/A")
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
         """Upload the native folder to a hub repository, made if need be; returns the commit's address."""

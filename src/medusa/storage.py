@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .heads import LogitRule, MedusaConfig, MedusaHeads
-from .model import check_base, check_heads, new_heads
+from .model import check_base, check_heads
 from .tree import CandidateTree
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
@@ -94,7 +94,7 @@ def _shape(named: dict[str, Tensor], base: PreTrainedModel) -> MedusaConfig:
     )
 
 
-def write_heads(folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str, base_config: Any) -> None:
+def write_heads(folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str) -> None:
     """Write the native folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = heads.config
@@ -128,6 +128,3 @@ def read_tree(folder: Path) -> CandidateTree | None:
 def write_tree(folder: Path, tree: CandidateTree) -> None:
     """Write the tree file: its rank paths, the root implied."""
     (folder / TREE).write_text(json.dumps({"version": 1, "paths": [list(path) for path in tree.paths[1:]]}) + "\n")
-
-
-__all__ = ["HUB_ARGUMENTS", "base_name", "fetch", "is_native", "new_heads", "read_heads", "read_tree", "write_heads"]

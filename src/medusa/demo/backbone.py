@@ -7,7 +7,6 @@ hidden matrices are trained with Muon, which needs about half the tokens AdamW d
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -168,7 +167,12 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def train(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, report_every: int = 50, check_every: int = 500
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    checkpoint: Path,
+    report_every: int = 50,
+    check_every: int = 500,
 ) -> dict[str, Any]:
     """Train a backbone and save it in `folder`; an interrupted run goes on from its last checkpoint.
 
@@ -176,7 +180,6 @@ def train(
         What the model card tells: the recipe, tokens seen, seconds, losses and held-out accuracies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(recipe, tokenizer).to(device)
     opts = optimizers(model, recipe)
@@ -282,7 +285,3 @@ def accuracy(
         if verdict is not None:
             right.setdefault(task.category, []).append(verdict)
     return {name: sum(verdicts) / len(verdicts) for name, verdicts in right.items()}
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")

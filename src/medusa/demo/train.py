@@ -1,23 +1,35 @@
 """Rebuild the embedded model from nothing: `python -m medusa.demo.train`.
 
-Stages, in order: `tokenizer`, `backbone`, `heads`, `card`. Every one is seeded and leaves its result in the output
-folder, so a stage can be run again alone.
+Stages, in order: `tokenizer`, `backbone`, `answers` (the model's own, which the heads learn from), `heads`, `card`.
+All are seeded; each leaves its result in the output folder, so that one can be run again alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import platform
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from .backbone import Recipe, train, write_report
+from ..pretrained import MedusaModel
+from ..training import Example, TrainingConfig, evaluate_heads, train_heads
+from . import FOLDER
+from .backbone import Recipe, accuracy, answers, train
+from .card import write_card
 from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
-HERE = Path(__file__).parent / "model"
+STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
+ANSWERS = {"train": 1500, "test": 40}
+"""Tasks of each category whose answers the heads are trained and judged on."""
+HEADS = TrainingConfig(epochs=8, batch_size=512, lr=2e-3)
 
 
 def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> None:
@@ -26,22 +38,104 @@ def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> No
     train_tokenizer(texts, recipe.vocab_size, recipe.context).save_pretrained(folder)
 
 
+def make_backbone(recipe: Recipe, folder: Path, work: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    report = train(recipe, tokenizer, folder, work / "checkpoint.pt")
+    (folder / "training.json").write_text(json.dumps({**report, **_machine()}, indent=1) + "\n")
+
+
+def make_answers(folder: Path, work: Path) -> None:
+    """The backbone's own greedy answers to tasks it was not trained on: new seeds, both splits."""
+    model, tokenizer = _backbone(folder)
+    for split, count in ANSWERS.items():
+        tasks = [make_task(name, 10_000_000 + seed, split) for name in CATEGORIES for seed in range(count)]  # type: ignore[arg-type]
+        lines = [
+            json.dumps({"category": task.category, "prompt": task.prompt, "answer": text})
+            for task, text in zip(tasks, answers(model, tokenizer, tasks), strict=True)
+        ]
+        (work / f"answers-{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None:
+    """Medusa-1 heads on the backbone's own answers."""
+    torch.manual_seed(0)
+    backbone, tokenizer = _backbone(base)
+    model = MedusaModel.from_base(backbone, num_heads=num_heads)
+    started = time.perf_counter()
+    losses = train_heads(model, _examples(tokenizer, work / "answers-train.jsonl"), HEADS)
+    seconds = time.perf_counter() - started
+    metrics = evaluate_heads(model, _examples(tokenizer, work / "answers-test.jsonl"))
+    model.heads.to(torch.bfloat16)
+    model.save_pretrained(folder, base=f"../{base.name}")
+    report = {"config": dataclasses.asdict(HEADS), "seconds": seconds, "loss": sum(losses[-50:]) / len(losses[-50:])}
+    report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **_machine()}
+    (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def make_card(folder: Path) -> None:
+    backbone, tokenizer = _backbone(folder / "base")
+    write_card(folder, accuracy(backbone, tokenizer, 200), 200, ANSWERS["train"] * len(CATEGORIES))
+
+
+def _backbone(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The backbone as users run it: its saved bf16 weights, computed in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _examples(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[Example]:
+    examples = []
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        prompt = [{"role": "user", "content": record["prompt"]}]
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        before = tokenizer(text, add_special_tokens=False)["input_ids"]
+        after = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
+        examples.append(Example([*before, *after, tokenizer.eos_token_id], len(before)))
+    return examples
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    """The CPU's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=HERE, help="folder to write (default: the embedded one)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write (default: the embedded one)")
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and answers")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps of the backbone")
-    parser.add_argument("--stage", choices=["tokenizer", "backbone"], action="append")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only these stages (default: all)")
     options = parser.parse_args()
     recipe = dataclasses.replace(Recipe(), steps=options.steps)
-    stages = options.stage or ["tokenizer", "backbone"]
-    base = options.output / "base"
-    if "tokenizer" in stages:
-        make_tokenizer(recipe, base)
-    if "backbone" in stages:
-        report = train(recipe, AutoTokenizer.from_pretrained(base), base)
-        write_report(base, report)
+    base, heads, work = options.output / "base", options.output / "heads", options.work
+    work.mkdir(parents=True, exist_ok=True)
+    make = {
+        "tokenizer": lambda: make_tokenizer(recipe, base),
+        "backbone": lambda: make_backbone(recipe, base, work),
+        "answers": lambda: make_answers(base, work),
+        "heads": lambda: make_heads(base, heads, work),
+        "card": lambda: make_card(options.output),
+    }
+    for stage in options.stage or STAGES:
+        print(f"== {stage}", flush=True)
+        make[stage]()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(torch.get_num_threads())
     main()
