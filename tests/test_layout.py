@@ -24,11 +24,11 @@ ROOMS = (
     "generation",
     "training",
     "calibration",
+    "demo",
     "bench",
     "hardware",
     "interop",
     "serve",
-    "demo",
     "cli",
 )
 

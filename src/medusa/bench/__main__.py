@@ -1,0 +1,78 @@
+"""`python -m medusa.bench`: the embedded model and its inflated twin, greedy and sampled, against all baselines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .. import demo
+from ..tree import CandidateTree
+from .measure import Comparison, compare
+from .prompts import held_out
+from .report import figures, provenance, table, write
+
+INFLATED_WIDTH = 21_600
+"""MLP columns of the inflated model: about 100 million parameters at the embedded model's size."""
+MODELS: dict[str, int | None] = {"embedded": None, "inflated": INFLATED_WIDTH}
+NODES = {"embedded": 16, "inflated": 8}
+"""Nodes of each model's tree; on a CPU a larger model leaves less room."""
+
+
+def head_accuracies() -> list[list[float]]:
+    """Top-1 to top-5 accuracies of the embedded heads, as their training measured them."""
+    report = json.loads((demo.FOLDER / "heads" / "training.json").read_text())
+    return [list(row) for row in report["accuracy"]]
+
+
+def measure(
+    name: str, temperature: float, options: argparse.Namespace, console: Console
+) -> tuple[list[Comparison], int]:
+    """All comparisons of one model at one temperature, and the tree's node count."""
+    model, tokenizer = demo.load(inflate=MODELS[name])
+    nodes = options.nodes or NODES[name]
+    model.tree = CandidateTree.from_accuracies(head_accuracies(), nodes)
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    arguments = {"max_new_tokens": options.max_new_tokens, **sampling}
+    prompts = held_out(tokenizer, options.per_category)
+    for _ in compare(model, prompts[:2], arguments, repeats=1):
+        pass
+    runs = compare(model, prompts, arguments, repeats=options.repeats)
+    label = f"{name}, temperature {temperature:g}"
+    return list(track(runs, label, total=len(prompts), console=console)), nodes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.7])
+    parser.add_argument("--per-category", type=int, default=10, help="held-out prompts of each category")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each prompt and method")
+    parser.add_argument("--nodes", type=int, help="nodes of the tree (default: each model's own)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, errors = Console(), Console(stderr=True)
+    report: dict[str, Any] = {"provenance": provenance(), "results": {}}
+    tables: list[Table] = []
+    for name in options.models:
+        for temperature in options.temperatures:
+            comparisons, nodes = measure(name, temperature, options, errors)
+            result = {"nodes": nodes, **figures(comparisons, greedy=not temperature)}
+            report["results"][f"{name}, T={temperature:g}"] = result
+            tables.append(table(f"{name}, temperature {temperature:g}, tree of {nodes} nodes", result))
+            console.print(tables[-1])
+    errors.print(f"written to {write(options.output, report, tables)}")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The decoding methods that are compared. All run the same weights: packed ones on a CPU.
+
+So what the heads give (Medusa over own plain decoding) and what the kernels give can be told apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..decoding import PLAIN
+from ..pretrained import MedusaModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer by one method.
+
+    Attributes:
+        ids: the new tokens.
+        steps: decoding steps after the first token.
+        prefill_seconds: time to the first token.
+        seconds: time from the first token to the end.
+        step_seconds: duration of each step, where the method tells.
+        model_seconds: how much of the steps was spent in the base model and the heads, where the method tells.
+    """
+
+    ids: list[int]
+    steps: int
+    prefill_seconds: float
+    seconds: float
+    step_seconds: tuple[float, ...] = ()
+    model_seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens delivered after the prefill."""
+        return len(self.ids) - 1
+
+
+Method = Callable[[MedusaModel, Tensor, dict[str, Any]], Run]
+"""Model, prompt ids [1, P] and keyword arguments of `generate` -> the answer and its cost."""
+
+
+def plain(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """This library's own decoding, one token a step."""
+    return _own(model, prompt, {**arguments, "tree": PLAIN})
+
+
+def medusa(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """This library's decoding with the model's heads and tree."""
+    return _own(model, prompt, arguments)
+
+
+def generate(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """transformers' `generate`."""
+    return _transformers(model, prompt, arguments)
+
+
+def prompt_lookup(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """transformers' assisted decoding with candidates looked up in the prompt."""
+    return _transformers(model, prompt, {**arguments, "prompt_lookup_num_tokens": 10})
+
+
+METHODS: dict[str, Method] = {
+    "plain": plain,
+    "medusa": medusa,
+    "generate": generate,
+    "prompt_lookup": prompt_lookup,
+}
+
+
+def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    session = model.steps(prompt, **arguments)
+    for _ in session:
+        pass
+    stats = session.stats
+    return Run(
+        session.rows[0].ids[prompt.shape[1] :],
+        stats.steps,
+        stats.prefill_seconds,
+        stats.decoding_seconds,
+        tuple(stats.step_seconds),
+        stats.model_seconds,
+    )
+
+
+class _Clock(StoppingCriteria):
+    """Notes when transformers asks whether to stop: once a step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _transformers(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    model.refresh()
+    clock = _Clock()
+    started = time.perf_counter()
+    output = model.runtime.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        stopping_criteria=StoppingCriteriaList([clock]),
+        **arguments,
+    )
+    ended = time.perf_counter()
+    ids = output[0, prompt.shape[1] :].tolist()
+    return Run(ids, len(clock.times) - 1, clock.times[0] - started, ended - clock.times[0])

@@ -1,0 +1,96 @@
+"""What a measurement says: tables for people, one JSON object for programs, provenance with both."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from .measure import Comparison, Totals
+
+
+def figures(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, Any]:
+    """`totals` over all comparisons and `categories`, each with the names of `demo --json`."""
+    categories = dict.fromkeys(each.prompt.category for each in comparisons)
+    return {
+        "totals": Totals(list(comparisons)).summary(greedy),
+        "categories": {
+            name: Totals([each for each in comparisons if each.prompt.category == name]).summary(greedy)
+            for name in categories
+        },
+    }
+
+
+def table(title: str, result: dict[str, Any]) -> Table:
+    """A row a category and one for the total."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("", "tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s", "vs plain"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for column in ("vs generate", "vs prompt lookup", "identical", "correct"):
+        shown.add_column(column, justify="right")
+    for name, row in [*result["categories"].items(), ("total", result["totals"])]:
+        identical = "-" if row["identical"] is None else f"{row['identical_prompts']}/{row['prompts']}"
+        shown.add_row(
+            name,
+            str(row["tokens"]),
+            str(row["steps"]),
+            f"{row['acceleration_rate']:.2f}",
+            f"{row['overhead']:.2f}",
+            f"{row['tokens_per_second']['plain']:.0f}",
+            f"{row['tokens_per_second']['medusa']:.0f}",
+            f"{row['speedup_over_plain']:.2f}",
+            f"{row['speedup_over_generate']:.2f}",
+            f"{row['speedup_over_prompt_lookup']:.2f}",
+            identical,
+            "-" if row["correct"] is None else f"{row['correct']:.0%}",
+            end_section=name == list(result["categories"])[-1],
+        )
+    return shown
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a measurement was made."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": _commit(),
+    }
+
+
+def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:
+    """Write `<date>-<device>.json` and the tables beside it as text; returns the JSON file's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = report["provenance"]
+    words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
+    stem = folder / f"{made['date']}-{'-'.join(filter(None, words.split('-')))}"
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    for each in tables:
+        console.print(each)
+    stem.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())
+    return stem.with_suffix(".json")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
