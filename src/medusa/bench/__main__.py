@@ -13,10 +13,11 @@ from rich.progress import track
 from rich.table import Table
 
 from .. import demo
+from ..provenance import provenance
 from ..tree import CandidateTree
 from .measure import Comparison, compare
 from .prompts import held_out
-from .report import figures, provenance, table, write
+from .report import figures, table, write
 
 INFLATED_WIDTH = 21_600
 """MLP columns of the inflated model: about 100 million parameters at the embedded model's size."""

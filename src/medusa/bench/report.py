@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
+import io
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -57,19 +53,6 @@ def table(title: str, result: dict[str, Any]) -> Table:
     return shown
 
 
-def provenance() -> dict[str, Any]:
-    """Where and with what a measurement was made."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": _commit(),
-    }
-
-
 def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:
     """Write `<date>-<device>.json` and the tables beside it as text; returns the JSON file's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,20 +60,8 @@ def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path
     words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
     stem = folder / f"{made['date']}-{'-'.join(filter(None, words.split('-')))}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    console = Console(width=160, record=True, file=io.StringIO())
     for each in tables:
         console.print(each)
     stem.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())
     return stem.with_suffix(".json")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"

@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..pretrained import MedusaModel
+from ..provenance import provenance
 from ..training import Example, TrainingConfig, evaluate_heads, train_heads
 from . import FOLDER
 from .backbone import Recipe, accuracy, answers, train
@@ -27,7 +26,7 @@ from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
-ANSWERS = {"train": 1500, "test": 40}
+ANSWERS = {"train": 800, "test": 40}
 """Tasks of each category whose answers the heads are trained and judged on."""
 HEADS = TrainingConfig(epochs=8, batch_size=512, lr=2e-3)
 
@@ -41,7 +40,7 @@ def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> No
 def make_backbone(recipe: Recipe, folder: Path, work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     report = train(recipe, tokenizer, folder, work / "checkpoint.pt")
-    (folder / "training.json").write_text(json.dumps({**report, **_machine()}, indent=1) + "\n")
+    (folder / "training.json").write_text(json.dumps({**report, **provenance()}, indent=1) + "\n")
 
 
 def make_answers(folder: Path, work: Path) -> None:
@@ -68,7 +67,7 @@ def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None
     model.heads.to(torch.bfloat16)
     model.save_pretrained(folder, base=f"../{base.name}")
     report = {"config": dataclasses.asdict(HEADS), "seconds": seconds, "loss": sum(losses[-50:]) / len(losses[-50:])}
-    report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **_machine()}
+    report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **provenance()}
     (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -93,26 +92,6 @@ def _examples(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[Example]:
         after = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
         examples.append(Example([*before, *after, tokenizer.eos_token_id], len(before)))
     return examples
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _processor() -> str:
-    """The CPU's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
