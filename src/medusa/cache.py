@@ -148,6 +148,11 @@ class TreeCache(Cache):
         Args:
             window: how many positions back a node sees, itself counted, in sliding-window layers.
         """
+        hidden = torch.finfo(dtype).min
+        if window is None and self.slots.columns is None and not any(self.start):
+            mask = torch.zeros(1, 1, len(tree), self.slots.end, dtype=dtype, device=device)
+            mask[..., self.slots.begin :].masked_fill_(~tree.mask.to(device), hidden)
+            return mask.expand(len(self.start), -1, -1, -1)
         columns = torch.arange(self.slots.end, device=device)
         start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))
         offset = columns - length
@@ -160,7 +165,7 @@ class TreeCache(Cache):
             position = torch.where(in_tree, length + depth[node], columns)
             visible &= (length + depth)[:, :, None] - position[:, None] < window
         mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+        return mask.masked_fill_(~visible, hidden)[:, None]
 
 
 def _move(store: Tensor, source: Tensor, target: Tensor) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +33,6 @@ class DecodingStats:
         accepted: accepted[n] counts the times a row got n tokens from a step.
         prefill_seconds: time to the first token.
         step_seconds: duration of each step.
-        model_seconds: how much of the steps the base model's forward and the heads took.
     """
 
     steps: int = 0
@@ -42,7 +40,6 @@ class DecodingStats:
     accepted: Counter[int] = field(default_factory=Counter)
     prefill_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
-    model_seconds: float = 0.0
 
     def count(self, delivered: Sequence[Sequence[int]], seconds: float) -> None:
         """Take one step into account."""
@@ -50,13 +47,6 @@ class DecodingStats:
         self.tokens += sum(map(len, delivered))
         self.accepted.update(len(tokens) for tokens in delivered if tokens)
         self.step_seconds.append(seconds)
-
-    @contextmanager
-    def model_call(self) -> Iterator[None]:
-        """Time spent here is the model's own; on an accelerator, which runs on, only its launch is seen."""
-        started = time.perf_counter()
-        yield
-        self.model_seconds += time.perf_counter() - started
 
     @property
     def acceleration_rate(self) -> float:
@@ -124,11 +114,9 @@ def decode(
 
     while not all(row.finished for row in rows):
         started = time.perf_counter()
-        with stats.model_call():
-            head_logits = model.draft_logits(hidden) if tree.max_depth else None
+        head_logits = model.draft_logits(hidden) if tree.max_depth else None
         draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
-        with stats.model_call():
-            logits, hiddens = model.verify(draft.tokens, tree, cache)
+        logits, hiddens = model.verify(draft.tokens, tree, cache)
         verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
         delivered, kept = _deliver(rows, draft.tokens, verdict)
         cache.keep(verdict.path, kept)

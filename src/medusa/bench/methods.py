@@ -6,7 +6,8 @@ So what the heads give (Medusa over own plain decoding) and what the kernels giv
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Run:
         prefill_seconds: time to the first token.
         seconds: time from the first token to the end.
         step_seconds: duration of each step, where the method tells.
-        model_seconds: how much of the steps was spent in the base model and the heads, where the method tells.
+        model_seconds: how much of the steps the base model's and the heads' forwards took, where the method tells.
     """
 
     ids: list[int]
@@ -78,8 +79,10 @@ METHODS: dict[str, Method] = {
 
 def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     session = model.steps(prompt, **arguments)
-    for _ in session:
-        pass
+    with _timed(model) as clock:
+        for _ in session:
+            if session.stats.steps == 0:
+                clock.seconds = 0.0
     stats = session.stats
     return Run(
         session.rows[0].ids[prompt.shape[1] :],
@@ -87,8 +90,37 @@ def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
         stats.prefill_seconds,
         stats.decoding_seconds,
         tuple(stats.step_seconds),
-        stats.model_seconds,
+        clock.seconds,
     )
+
+
+@dataclass
+class _ModelClock:
+    """Time spent in the forwards of a model's two parts."""
+
+    seconds: float = 0.0
+    started: float = 0.0
+
+    def start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def stop(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+
+@contextmanager
+def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
+    """Times the base model's and the heads' forwards while the context lasts."""
+    model.refresh()
+    clock = _ModelClock()
+    handles = []
+    for part in (model.runtime, model.heads):
+        handles += [part.register_forward_pre_hook(clock.start), part.register_forward_hook(clock.stop)]
+    try:
+        yield clock
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Clock(StoppingCriteria):

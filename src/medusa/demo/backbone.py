@@ -7,6 +7,7 @@ hidden matrices are trained with Muon, which needs about half the tokens AdamW d
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .tasks import CATEGORIES, Task, check, make_task
+from .tasks import CATEGORIES, Task, check, make_task, values
 
+COPY_SHARE = 0.35
+"""Share of rows, while `Recipe.copy_pools` lasts, that ask to repeat a text: what extraction and tables live on is
+learnt several times sooner from them than from the tasks alone."""
 CONVERSATION_SHARE = 0.06
 """Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
 
@@ -35,10 +39,11 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 3000
+    steps: int = 2800
     batch_tokens: int = 6144
     warmup: int = 100
     decay_share: float = 0.4
+    copy_pools: tuple[int, int] = (24, 50)
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -103,6 +108,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> 
     return Row(ids, taught)
 
 
+def copying(rng: random.Random) -> tuple[str, str]:
+    """A request to repeat a list of words, names, numbers and nonsense, and the list."""
+    kinds = (
+        lambda: values.name(rng, "train"),
+        lambda: values.company(rng, "train"),
+        lambda: values.date(rng),
+        lambda: values.PRODUCTS.pick(rng, "train"),
+        lambda: str(rng.randint(0, 99999)),
+        lambda: "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))).capitalize(),
+    )
+    text = rng.choice((" ", ", ", "\n", " | ")).join(rng.choice(kinds)() for _ in range(rng.randint(4, 16)))
+    return f"{rng.choice(('Repeat', 'Copy', 'Echo', 'Say again'))}:\n{text}", text
+
+
 def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
     """Batches without end: every task is new, rows of one batch are of similar length."""
     rng = random.Random(recipe.seed)
@@ -116,9 +135,12 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
         seed += 1
         return task.prompt, task.answer
 
-    while True:
+    for number in itertools.count():
         rows = []
         for _ in range(pool):
+            if recipe.copy_pools[0] <= number < recipe.copy_pools[1] and rng.random() < COPY_SHARE:
+                rows.append(encode(tokenizer, [copying(rng)]))
+                continue
             turns = rng.choice((2, 3)) if rng.random() < CONVERSATION_SHARE else 1
             rows.append(encode(tokenizer, [turn() for _ in range(turns)]))
         rows.sort(key=lambda row: len(row.ids))

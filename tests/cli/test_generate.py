@@ -1,0 +1,160 @@
+"""`medusa generate`: the base model's text, from every place a prompt may come from, and errors in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from models import ScriptedHeads
+from typer.testing import CliRunner
+
+import medusa
+from medusa import MedusaModel
+from medusa.cli import app
+from medusa.cli.answer import Detokenizer, pieces
+
+PROMPT = "one two three"
+LENGTH = ["--max-new-tokens", "24"]
+
+
+def invoke(*arguments, **kwargs):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **kwargs)
+
+
+def message(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("model", ["heads", "base"])
+def test_text_is_the_base_models(folders, reference, model):
+    result = invoke("generate", folders / model, "--prompt", PROMPT, *LENGTH)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == reference(message(PROMPT), 24) + "\n"
+    assert ("decoding plainly" in result.stderr) == (model == "base")
+
+
+def test_raw_prompt_from_a_file_and_from_stdin(folders, reference, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT + "\n", encoding="utf-8")
+    expected = reference(PROMPT, 24) + "\n"
+    assert invoke("generate", folders / "heads", "-f", file, "--raw", *LENGTH).stdout == expected
+    assert invoke("generate", folders / "heads", "--raw", *LENGTH, input=PROMPT + "\n").stdout == expected
+
+
+def test_plain_gives_the_same_text_and_stats_follow_on_stderr(folders, reference):
+    result = invoke("generate", folders / "heads", "--prompt", PROMPT, "--plain", "--stats", *LENGTH)
+    assert result.stdout == reference(message(PROMPT), 24) + "\n"
+    assert result.stderr.startswith("24 tokens, 23 steps, 1.00 tokens per step, ")
+
+
+@pytest.mark.parametrize("options", [[], ["--top-k", "20", "--top-p", "0.9"]])
+def test_a_seed_makes_sampling_repeatable(folders, options):
+    runs = [
+        invoke("generate", folders / "heads", "-p", PROMPT, "--temperature", "1", "--seed", seed, *LENGTH, *options)
+        for seed in (1, 1, 2)
+    ]
+    assert [run.exit_code for run in runs] == [0, 0, 0], runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout != runs[2].stdout
+
+
+def test_typical_acceptance(folders):
+    options = ["--acceptance", "typical", "--temperature", "0.7", "--stats", *LENGTH]
+    result = invoke("generate", folders / "heads", "-p", PROMPT, *options)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("24 tokens")
+
+
+def test_an_answer_stops_where_the_positions_end(folders):
+    result = invoke("generate", folders / "heads", "-p", "x" * 100, "--raw", "--stats", "--max-new-tokens", 500)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("28 tokens")
+    result = invoke("generate", folders / "heads", "-p", "x" * 200, "--raw")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the prompt has 200 tokens and the model holds 128: shorten it")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--prompt", "a", "-f", "b"],
+        ["--prompt", "a", "--acceptance", "rejection"],
+        ["--prompt", "a", "--acceptance", "greedy", "--temperature", "1"],
+        ["--prompt", "a", "--top-p", "0.5"],
+        ["--prompt", "a", "--device", "cpu", "--device-map", "auto"],
+        ["--prompt", "a", "--dtype", "int3"],
+    ],
+)
+def test_contradictions_are_usage_errors(folders, arguments):
+    assert invoke("generate", folders / "heads", *arguments).exit_code == 2
+
+
+def test_errors_are_one_line_with_a_remedy(folders, tmp_path):
+    def error(*arguments):
+        result = invoke("generate", *arguments)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        return line
+
+    assert "no folder ./missing: give a folder" in error("./missing", "-p", "a")
+    assert "neither Medusa heads nor a model" in error(tmp_path, "-p", "a")
+    assert "the prompt is empty: pass --prompt" in error(folders / "heads", "-p", "")
+    assert "leave it out" in error(folders / "base", "-p", "a", "--base", folders / "base")
+    shutil.copytree(folders / "heads", tmp_path / "heads")
+    (tmp_path / "heads" / "config.json").write_text("{}")
+    assert "pass it with --base" in error(tmp_path / "heads", "-p", "a")
+    named = invoke("generate", tmp_path / "heads", "-p", "a", "--base", folders / "base", *LENGTH)
+    assert named.exit_code == 0
+
+
+def test_an_interrupt_exits_with_130(folders, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MedusaModel, "steps", interrupt)
+    assert invoke("generate", folders / "heads", "-p", "a").exit_code == 130
+
+
+def test_as_a_process(folders, reference):
+    def medusa(*arguments, text=None):
+        run = subprocess.run(
+            [sys.executable, "-c", "from medusa.cli import main; main()", *map(str, arguments)],
+            input=text,
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        )
+        return run.returncode, run.stdout.decode(), run.stderr.decode()
+
+    piped = medusa("generate", folders / "heads", *LENGTH, text=PROMPT.encode())
+    assert piped == (0, reference(message(PROMPT), 24) + os.linesep, "")
+    status, _, stderr = medusa("generate", "./missing", "-p", "a", "--verbose")
+    assert status == 1
+    assert stderr.startswith("Traceback")
+
+
+def test_version():
+    assert invoke("--version").stdout == f"medusa {medusa.__version__}\n"
+
+
+def test_pieces_are_the_decoded_text_whatever_is_cut(tokenizer):
+    text = "naïve café & ½ 東京 🌳 <|end|>one"
+    ids = tokenizer(text)["input_ids"]
+    for size in (1, 2, 5):
+        detokenizer = Detokenizer(tokenizer)
+        found = [detokenizer.push(ids[at : at + size]) for at in range(0, len(ids), size)]
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(found)
+        assert "".join(found) + detokenizer.flush() == tokenizer.decode(ids, skip_special_tokens=True)
+    cut = Detokenizer(tokenizer)
+    assert cut.push(tokenizer("🌳")["input_ids"][:1]) == ""
+    assert cut.flush() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_accepted_candidates_are_told_apart(folders, tokenizer, reference):
+    model = MedusaModel.from_pretrained(folders / "heads")
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    known = model.base.generate(ids, max_new_tokens=30, do_sample=False)
+    model.heads = ScriptedHeads(model, known.tolist(), 1.0)
+    found = list(pieces(model.steps(ids, max_new_tokens=24), tokenizer))
+    assert "".join(text for text, _ in found) == reference(PROMPT, 24)
+    assert any(accepted for _, accepted in found)
