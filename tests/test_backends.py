@@ -3,8 +3,9 @@ import torch
 from models import ARCHITECTURES, prompt, tiny
 from torch import nn
 
-from medusa import MedusaModel
+from medusa import MedusaConfig, MedusaHeads, MedusaModel
 from medusa.backends import PackedLinear, is_stale, packed, worth_packing
+from medusa.heads import LogitRule
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch")
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def test_a_packed_layer_equals_the_plain_one_up_to_rounding(rows, bias):
     linear = nn.Linear(24, 40, bias=bias)
     states = torch.randn(2, rows, 24)
-    torch.testing.assert_close(PackedLinear(linear)(states), linear(states), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(PackedLinear(linear.weight, linear.bias)(states), linear(states), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -24,6 +25,30 @@ def test_a_packed_model_computes_the_same(name):
     assert any(isinstance(module, PackedLinear) for module in shadow.modules())
     with torch.inference_mode():
         torch.testing.assert_close(shadow(prompt(9)).logits, base(prompt(9)).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_heads_equal_the_heads(num_layers, own, bias):
+    config = MedusaConfig(3, num_layers, 16, 24, own_lm_head=own, bias=bias)
+    heads = MedusaHeads(config, LogitRule(0.5, 4.0), torch.randn(24) if own else None)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    lm_head, hidden = nn.Linear(16, 24, bias=False), torch.randn(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(heads)(hidden, lm_head), heads(hidden, lm_head), rtol=1e-4, atol=1e-4)
+
+
+def test_trained_heads_are_packed_anew():
+    model = MedusaModel.from_base(tiny(dtype=torch.float32), num_heads=2)
+    model.generate(prompt(), max_new_tokens=4)
+    before = model.running_parts()[1]
+    with torch.no_grad():
+        model.heads.w2.mul_(2)
+    assert is_stale(before)
+    model.generate(prompt(), max_new_tokens=4)
+    assert model.running_parts()[1] is not before
 
 
 def test_the_callers_model_is_left_as_it_was():

@@ -50,17 +50,24 @@ class TreeModel(nn.Module):
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
         self.tree.check_heads(heads.config.num_heads)
         self.prepack = worth_packing(base) if prepack is None else prepack
-        self._shadow: list[PreTrainedModel] = []  # in a list, so that it is no submodule
+        self._shadows: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodules
 
     @property
     def runtime(self) -> PreTrainedModel:
         """What decoding runs: the base model, or its packed shadow."""
-        return self._shadow[0] if self.prepack and self._shadow else self.base
+        return self._shadows[0] if self._shadows else self.base
+
+    def running_parts(self) -> tuple[PreTrainedModel, nn.Module]:
+        """The base model and the heads as decoding runs them, packed or not."""
+        return self.runtime, self._shadows[1] if self._shadows else self.heads
 
     def refresh(self) -> None:
-        """Pack the base's weights where they were not packed yet or have changed since; every prefill does."""
-        if self.prepack and (not self._shadow or is_stale(self._shadow[0])):
-            self._shadow = [packed(self.base)]
+        """Pack the weights where they were not packed yet or have changed since; every prefill does."""
+        stale = not self._shadows or self._shadows[2] is not self.heads or any(map(is_stale, self._shadows[:2]))
+        if self.prepack and stale:
+            self._shadows = (packed(self.base), packed(self.heads), self.heads)
+        elif not self.prepack:
+            self._shadows = ()
 
     @property
     def lm_head(self) -> nn.Module:
@@ -78,8 +85,10 @@ class TreeModel(nn.Module):
 
     def draft_logits(self, hidden: Tensor) -> Tensor:
         """The heads' logits [B, K, V] for one hidden state a row [B, H]."""
+        runtime, heads = self.running_parts()
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        return self.heads(hidden, self.runtime.get_output_embeddings()).transpose(0, 1)
+        logits: Tensor = heads(hidden, runtime.get_output_embeddings())
+        return logits.transpose(0, 1)
 
     def new_cache(self, expected: int) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes); it grows where that falls short."""

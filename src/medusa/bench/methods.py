@@ -114,7 +114,7 @@ def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
     model.refresh()
     clock = _ModelClock()
     handles = []
-    for part in (model.runtime, model.heads):
+    for part in model.running_parts():
         handles += [part.register_forward_pre_hook(clock.start), part.register_forward_hook(clock.stop)]
     try:
         yield clock

@@ -268,9 +268,11 @@ def _run(source: str, name: str, calls: list[Any]) -> list[Any]:
 
 
 def _harmless(source: str, name: str) -> bool:
-    """One function of loops over its argument: nothing it calls can reach out, hang or recurse."""
+    """One function with one loop over its argument: nothing it calls can reach out, hang or recurse."""
     tree = ast.parse(source)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef) or tree.body[0].name != name:
+        return False
+    if sum(isinstance(node, (ast.For, ast.comprehension)) for node in ast.walk(tree)) > 1:
         return False
     for node in ast.walk(tree):
         if isinstance(node, _FORBIDDEN) or (isinstance(node, ast.FunctionDef) and node is not tree.body[0]):

@@ -235,5 +235,5 @@ def check(task: Task, text: str) -> bool:
     try:
         wanted = _database(task.facts).execute(task.facts["query"]).fetchall()
         return _database(task.facts).execute(query).fetchall() == wanted
-    except sqlite3.Error:
+    except (sqlite3.Error, ValueError):
         return False
