@@ -108,6 +108,13 @@ def test_errors_are_one_line_with_a_remedy(folders, tmp_path):
     assert named.exit_code == 0
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = invoke("generate", "no-owner/no-model", "-p", "a")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no folder no-owner/no-model, and the hub cannot be reached")
+
+
 def test_an_interrupt_exits_with_130(folders, monkeypatch):
     def interrupt(*_arguments, **_options):
         raise KeyboardInterrupt

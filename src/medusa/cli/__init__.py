@@ -1,0 +1,245 @@
+"""The command line: `medusa demo`, `medusa generate`, `medusa chat`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    help="Several tokens a step from Hugging Face causal language models, with the same text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class DType(str, Enum):
+    """What `--dtype` takes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Acceptance(str, Enum):
+    """What `--acceptance` takes."""
+
+    auto = "auto"
+    greedy = "greedy"
+    typical = "typical"
+    rejection = "rejection"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder or hub id of Medusa heads or of a base model, or 'demo', the embedded model.",
+        show_default=False,
+    ),
+]
+Base = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option(help="The base model, where it is not the one the heads name.", show_default=False),
+]
+Precision = Annotated[DType, typer.Option("--dtype", help="Number format of the weights.")]
+Device = Annotated[Optional[str], typer.Option(help="Such as cpu, cuda or cuda:1.", show_default=False)]  # noqa: UP045
+DeviceMap = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Spread the model over devices, such as 'auto' (needs accelerate).", show_default=False),
+]
+Revision = Annotated[Optional[str], typer.Option(help="Revision of MODEL on the hub.", show_default=False)]  # noqa: UP045
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a model's repository brings.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily, more samples.")]
+TopP = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.", show_default=False),
+]
+TopK = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Sample from this many likeliest tokens.", show_default=False),
+]
+Accept = Annotated[
+    Acceptance,
+    typer.Option(
+        "--acceptance",
+        help="Which candidates count. auto keeps the model's distribution, typical does not; it ignores --seed.",
+    ),
+]
+Seed = Annotated[Optional[int], typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]  # noqa: UP045
+Plain = Annotated[bool, typer.Option("--plain", help="Decode without the heads, one token a step.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="medusa")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medusa {version('medusa-llm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _medusa(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write the figures here too.", show_default=False),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    per_category: Annotated[int, typer.Option(min=1, help="Requests of each kind.")] = 1,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="CPU threads; by default torch's choice.", show_default=False),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """The embedded model answers with and without Medusa, side by side; no download."""
+    with _reported(verbose):
+        from .demo import run
+
+        run(json_file=json, max_new_tokens=max_new_tokens, per_category=per_category, threads=threads)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--prompt", "-p", help="What to answer; without it and -f, standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--file", "-f", help="A file that holds the prompt.", show_default=False),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt: no chat template.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Tokens, steps and speed afterwards, on stderr.")] = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    acceptance: Accept = Acceptance.auto,
+    seed: Seed = None,
+    plain: Plain = False,
+    base: Base = None,
+    dtype: Precision = DType.auto,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer one prompt, streaming; accepted candidates are green on a terminal."""
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("--prompt and --file both give the prompt: leave one out")
+    _check_sampling(temperature, top_p, top_k, acceptance)
+    _check_devices(device, device_map)
+    with _reported(verbose):
+        from .answer import Sampling
+        from .generate import read_prompt, run
+        from .models import load
+
+        text = read_prompt(prompt, file)
+        loaded = load(
+            model,
+            base=base,
+            dtype=dtype.value,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
+        run(*loaded, text, sampling, raw=raw, stats=stats)
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[Optional[str], typer.Option(help="System message.", show_default=False)] = None,  # noqa: UP045
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    acceptance: Accept = Acceptance.auto,
+    seed: Seed = None,
+    plain: Plain = False,
+    base: Base = None,
+    dtype: Precision = DType.auto,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """A conversation, streaming; /help lists its commands. Piped input is a turn a line."""
+    _check_sampling(temperature, top_p, top_k, acceptance)
+    _check_devices(device, device_map)
+    with _reported(verbose):
+        from .answer import Sampling
+        from .chat import Chat
+        from .models import load
+
+        loaded = load(
+            model,
+            base=base,
+            dtype=dtype.value,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
+        Chat(*loaded, sampling, system).run()
+
+
+@contextmanager
+def _reported(verbose: bool) -> Iterator[None]:
+    """Errors as one line on stderr and exit status 1, an interrupt as 130; verbose lets errors through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        raise typer.Exit(130) from None
+    except (BrokenPipeError, typer.Exit):
+        raise
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if verbose:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        typer.echo(f"error: {message} (--verbose shows where)", err=True)
+        raise typer.Exit(1) from None
+
+
+def _check_sampling(temperature: float, top_p: float | None, top_k: int | None, acceptance: Acceptance) -> None:
+    if temperature == 0 and (top_p is not None or top_k is not None):
+        raise typer.BadParameter("--top-p and --top-k shape sampling: pass --temperature above 0")
+    if temperature == 0 and acceptance is Acceptance.rejection:
+        raise typer.BadParameter("--acceptance rejection samples: pass --temperature above 0")
+    if temperature > 0 and acceptance is Acceptance.greedy:
+        raise typer.BadParameter("--acceptance greedy does not sample: leave out --temperature")
+
+
+def _check_devices(device: str | None, device_map: str | None) -> None:
+    if device is not None and device_map is not None:
+        raise typer.BadParameter("--device and --device-map both place the model: leave one out")

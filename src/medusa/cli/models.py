@@ -1,0 +1,124 @@
+"""What MODEL stands for on the command line: heads, a base model alone, or the embedded model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import typer
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .. import demo, storage
+from ..backends import worth_packing
+from ..decoding import PLAIN
+from ..pretrained import MedusaModel
+
+DEMO = "demo"
+
+
+def load(
+    name: str,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+    """The model that `name` stands for, and its base model's tokenizer.
+
+    Args:
+        name: folder or hub id of Medusa heads, or of a base model, which then decodes plainly, or "demo".
+        base: the base model, where it is not the one the heads name.
+        dtype: number format of the weights; "auto" is the checkpoint's own.
+        device: where the whole model goes.
+        device_map: passed to transformers.
+        revision: of `name` on the hub.
+        trust_remote_code: passed to transformers.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: neither is there such a hub id, or it cannot be reached.
+        ValueError: the folder holds neither heads nor a model, or `base` is out of place.
+    """
+    logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    if name == DEMO:
+        return _embedded(base, dtype, device)
+    heads = find_heads(name, revision)
+    if heads is None and base is not None:
+        raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
+    source = name if heads is None else base or _named_base(name, heads)
+    hub: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if heads is None and revision is not None:
+        hub["revision"] = revision
+    tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    if device_map is not None:
+        hub["device_map"] = device_map
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub).eval()
+    if device is not None:
+        model = model.to(device)
+    if heads is not None:
+        return MedusaModel.from_pretrained(heads, base=model), tokenizer
+    typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
+    return MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN), tokenizer
+
+
+def find_heads(name: str, revision: str | None = None) -> Path | None:
+    """The local folder of the heads that `name` holds, downloaded if need be; None where it holds none.
+
+    Raises:
+        FileNotFoundError: `name` can only be a folder, and there is none.
+        ValueError: the folder holds neither heads nor a model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if storage.is_native(folder):
+            return folder
+        if not (folder / storage.CONFIG).is_file():
+            raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {storage.CONFIG}")
+        return None
+    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"no folder {name}: give a folder, a hub id (owner/name) or '{DEMO}'")
+    return _hub_heads(name, revision)
+
+
+def _hub_heads(name: str, revision: str | None) -> Path | None:
+    """As `find_heads`, of a hub id; where the hub cannot be reached, what is in the cache counts."""
+    try:
+        hf_hub_download(name, storage.WEIGHTS, revision=revision)
+    except LocalEntryNotFoundError as error:
+        if isinstance(try_to_load_from_cache(name, storage.CONFIG, revision=revision), str):
+            return None
+        raise OSError(
+            f"no folder {name}, and the hub cannot be reached: give a folder that is there, or check the connection"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    return storage.fetch(name, revision=revision)
+
+
+def _named_base(name: str, heads: Path) -> str:
+    try:
+        return storage.base_name(heads)
+    except ValueError:
+        raise ValueError(f"the heads in {name} do not name their base model: pass it with --base") from None
+
+
+def _embedded(base: str | None, dtype: str, device: str | None) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+    if base is not None:
+        raise ValueError(f"'{DEMO}' brings its own base model: leave out --base")
+    precision: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
+    model, tokenizer = demo.load(**precision)
+    if device is not None:
+        model.to(device)
+        model.prepack = worth_packing(model.base)
+    return model, tokenizer
