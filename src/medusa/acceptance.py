@@ -125,7 +125,7 @@ class Rejection(AcceptancePolicy):
         log_q = head_logits.float().log_softmax(-1)
         noise = _uniforms(generators, log_q[0].numel(), log_q).view_as(log_q)
         gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
-        drawn = (log_q + gumbel).topk(max(_widths(tree), default=0), dim=-1).indices
+        drawn = (log_q + gumbel).topk(max(tree.widths, default=0), dim=-1).indices
         return Draft(_fill(root, drawn, tree, tree.order), log_q.exp())
 
     def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
@@ -134,27 +134,29 @@ class Rejection(AcceptancePolicy):
             raise ValueError("Rejection judges only what its own `draft` drew: the draft has no probabilities")
         rows = torch.arange(len(logits), device=logits.device)
         target = logits.double().softmax(-1)
-        widths = _widths(tree)
+        widths = tree.widths
         uniforms = _uniforms(generators, sum(widths) + 1, target)
         node = torch.zeros_like(rows)
         path, count = [node], torch.ones_like(rows)
-        left, draw = target[rows, node], 0
-        children = _children(tree).to(logits.device)
+        left, first_draw = target[rows, node], 0
+        children = tree.child_table.to(logits.device)
         for depth, width in enumerate(widths):
             p, q = left, drawn_from[:, depth].double()
             here, alive = node, count == depth + 1
             for rank in range(width):
+                if logits.device.type == "cpu" and not alive.any():  # elsewhere asking would cost a wait
+                    break
                 child = children[here, rank]
                 token = draft.tokens[rows, child]
                 offered = alive & (child > 0) & (q[rows, token] > 0)
-                accepted = offered & (uniforms[:, draw] * q[rows, token] < p[rows, token])
-                draw += 1
+                accepted = offered & (uniforms[:, first_draw + rank] * q[rows, token] < p[rows, token])
                 node = torch.where(accepted, child, node)
                 count = count + accepted
                 alive &= ~accepted
                 refused = (offered & ~accepted)[:, None]
                 p = torch.where(refused, _normalised((p - q).clamp_min(0)), p)
                 q = torch.where(refused, _normalised(q.scatter(1, token[:, None], 0.0)), q)
+            first_draw += width
             left = torch.where((count == depth + 2)[:, None], target[rows, node], p)
             path.append(node)
         return Acceptance(torch.stack(path, 1), count, _sample(left, uniforms[:, -1]))
@@ -197,21 +199,3 @@ def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
 def _normalised(weights: Tensor) -> Tensor:
     """weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-
-
-def _widths(tree: CandidateTree) -> list[int]:
-    """For each depth the most children a node of the depth above has."""
-    widths = [0] * tree.max_depth
-    for node, children in enumerate(tree.children):
-        if children:
-            depth = len(tree.paths[node])
-            widths[depth] = max(widths[depth], len(children))
-    return widths
-
-
-def _children(tree: CandidateTree) -> Tensor:
-    """[N, R] each node's children in order of rank, padded with 0 (the root is nobody's child)."""
-    table = torch.zeros(len(tree), max(map(len, tree.children)), dtype=torch.long)
-    for node, children in enumerate(tree.children):
-        table[node, : len(children)] = torch.tensor(children, dtype=torch.long)
-    return table

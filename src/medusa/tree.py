@@ -173,6 +173,23 @@ class CandidateTree:
             tuple(child for child in range(1, len(self)) if parents[child] == node) for node in range(len(self))
         )
 
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """For each depth the most children a node of the depth above has."""
+        widths = [0] * self.max_depth
+        for path, children in zip(self.paths, self.children, strict=True):
+            if children:
+                widths[len(path)] = max(widths[len(path)], len(children))
+        return tuple(widths)
+
+    @cached_property
+    def child_table(self) -> Tensor:
+        """[N, R] each node's children in order of rank, padded with 0 (the root is nobody's child)."""
+        table = torch.zeros(len(self), max(map(len, self.children)), dtype=torch.long)
+        for node, children in enumerate(self.children):
+            table[node, : len(children)] = torch.tensor(children, dtype=torch.long)
+        return table
+
     def check_heads(self, num_heads: int) -> None:
         """Raises ValueError where the tree is deeper than there are heads to draw from."""
         if self.max_depth > num_heads:

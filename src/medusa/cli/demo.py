@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .. import demo
 from ..bench.measure import Comparison, Prompt, Totals, compare
@@ -34,6 +35,7 @@ def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads:
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console()
+    logging.disable_progress_bar()
     model, tokenizer = demo.load()
     prompts = held_out(tokenizer, per_category)
     arguments = {"max_new_tokens": max_new_tokens, "do_sample": False}
@@ -128,7 +130,7 @@ def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
 
 
 def table(comparisons: list[Comparison]) -> Table:
-    """A row an answer and one for all."""
+    """A row for each answer and one for all."""
     shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left")
     shown.add_column("request")
     for column in ("tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s"):
