@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from models import ARCHITECTURES, prompt, tiny
@@ -83,3 +85,56 @@ def test_the_switch_and_what_cannot_be_packed():
     off.generate(prompt(), max_new_tokens=4)
     assert off.runtime is base
     assert not worth_packing(tiny(dtype=torch.float64))
+
+
+@pytest.fixture
+def owned(tmp_path):
+    """A model the library loaded itself, after its first answer, and the state it was loaded with."""
+    base = tiny(dtype=torch.float32)
+    base.save_pretrained(tmp_path)
+    model = MedusaModel.from_base(tmp_path, num_heads=2)
+    model.base.generation_config.eos_token_id = None
+    model.generate(prompt(), max_new_tokens=4)
+    return model, base
+
+
+def released(model):
+    layers = [each for each in model.runtime.modules() if isinstance(each, PackedLinear)]
+    return sum(each.released for each in layers), len(layers)
+
+
+def test_a_model_the_library_loaded_holds_its_weights_once(owned):
+    model, base = owned
+    count, layers = released(model)
+    assert count == layers
+    kept = sum(p.numel() for each in model.base.modules() for p in dict.values(each._parameters) if p is not None)
+    assert kept < 0.3 * base.num_parameters()
+
+
+def test_released_weights_come_back_as_they_were(owned, tmp_path):
+    model, base = owned
+    state = model.base.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
+    assert released(model)[0] == 0
+    text = model.generate(prompt(), max_new_tokens=20)
+    assert released(model)[0] == released(model)[1]
+    assert torch.equal(text, base.generate(prompt(), max_new_tokens=20, do_sample=False))
+    model.base.save_pretrained(tmp_path / "again")
+    assert model.base.num_parameters() == base.num_parameters()
+
+
+def test_a_restored_weight_that_is_changed_counts(owned):
+    model, base = owned
+    with torch.no_grad():
+        for changed in (model.base, base):
+            changed.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    text = model.generate(prompt(), max_new_tokens=20)
+    assert torch.equal(text, base.generate(prompt(), max_new_tokens=20, do_sample=False))
+
+
+def test_released_models_can_be_moved_and_copied(owned):
+    model, base = owned
+    twin = copy.deepcopy(model.base)
+    torch.testing.assert_close(twin(prompt()).logits, base(prompt()).logits)
+    model.base.to(torch.float64)
+    torch.testing.assert_close(model.base(prompt()).logits, base.double()(prompt()).logits)

@@ -3,12 +3,14 @@
 A plain CPU linear layer reads its weights again for every few rows: four tokens cost three to four times what one
 does, and no tree can pay. oneDNN's packed layout reads them once. The base model itself is left as it was found: what
 runs is a shadow of it, which shares every parameter and buffer and differs only in its linear layers.
+A model that the library loaded itself need not hold its weights twice: `release` frees the dense ones.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections import Counter
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
-        self._original = (weight, bias)  # in a tuple, so that they are not registered as parameters
+        self._original: tuple[Tensor | nn.Linear, Tensor | None] = (weight, bias)  # a tuple registers no parameter
         self._packed_as = _identity(weight)
         with torch.no_grad():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
@@ -42,7 +44,8 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The original weight."""
-        return self._original[0]
+        original = self._original[0]
+        return original.weight if isinstance(original, nn.Linear) else original
 
     @property
     def bias(self) -> Tensor | None:
@@ -52,10 +55,95 @@ class PackedLinear(nn.Module):
     @property
     def stale(self) -> bool:
         """Whether the original weight has changed since it was packed."""
-        return _identity(self.weight) != self._packed_as
+        return not self.released and _identity(self.weight) != self._packed_as
+
+    @property
+    def released(self) -> bool:
+        """Whether the original weight lives on only here."""
+        original = self._original[0]
+        return isinstance(original, nn.Linear) and getattr(original._parameters, "released", False)
+
+    def release(self, linear: nn.Linear) -> None:
+        """Drop the dense weight of the layer that was packed; it comes back when anyone asks for it."""
+        self._original = (linear, linear.bias)
+        linear._parameters = _Released(linear._parameters, self)
+
+    def restored(self) -> nn.Parameter:
+        """The dense weight again, exactly as it was."""
+        weight = nn.Parameter(self._packed.to_dense())
+        self._packed_as = _identity(weight)
+        return weight
 
     def forward(self, states: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
+
+
+class _Released(dict[str, Any]):
+    """The parameters of a linear layer whose weight lives in packed form until it is asked for.
+
+    Whatever reads a module's parameters (attribute access, state_dict, adapters, `to`) goes through this dictionary and
+    finds an ordinary parameter, which is then the layer's own again.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter | None], packed_layer: PackedLinear):
+        weight = parameters["weight"]
+        self.requires_grad = weight is not None and weight.requires_grad
+        super().__init__({**parameters, "weight": None})
+        self._packed_layer = packed_layer
+        self.released = True
+
+    def _restore(self) -> None:
+        if self.released:
+            self.released = False
+            super().__setitem__("weight", self._packed_layer.restored().requires_grad_(self.requires_grad))
+
+    def __getitem__(self, name: str) -> Any:
+        self._restore()
+        return super().__getitem__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._restore()
+        super().__setitem__(name, value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._restore()
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        self._restore()
+        return super().items()
+
+    def values(self) -> Any:
+        self._restore()
+        return super().values()
+
+    def pop(self, *arguments: Any) -> Any:
+        self._restore()
+        return super().pop(*arguments)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self.items()),)
+
+
+def release(module: nn.Module, shadow: nn.Module) -> None:
+    """Free the dense weights that the module's packed shadow holds as well; weights tied to others stay.
+
+    The module goes on as before for whoever looks at it: a weight is unpacked when it is asked for.
+    """
+    layers = {name: each for name, each in shadow.named_modules() if isinstance(each, PackedLinear)}
+    if all(each.released for each in layers.values()):
+        return
+    owners = Counter(id(parameter) for each in module.modules() for parameter in _own_parameters(each))
+    for name, layer in layers.items():
+        linear = module.get_submodule(name)
+        if isinstance(linear, nn.Linear) and not layer.released and owners[id(linear.weight)] == 1:
+            layer.release(linear)
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    if getattr(module._parameters, "released", False):
+        return []
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
 
 
 class PackedHeads(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .backends import is_stale, packed, worth_packing
+from .backends import is_stale, packed, release, worth_packing
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .tree import CandidateTree
@@ -32,15 +32,22 @@ class TreeModel(nn.Module):
         base: any decoder-only transformers model with an ordinary key-value cache.
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
-        prepack: run the base's linear layers on packed copies of their weights (CPU only; takes the memory of the
-            weights a second time). None does so where it helps; False never does.
+        prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
+            False never does.
+        owns_base: nobody else holds the base model, so that dense weights which are packed too may be freed; they
+            come back when asked for. Otherwise packing takes the weights' memory a second time.
 
     Raises:
         ValueError: the base cannot verify a tree, or heads or tree do not fit it.
     """
 
     def __init__(
-        self, base: PreTrainedModel, heads: MedusaHeads, tree: CandidateTree | None = None, prepack: bool | None = None
+        self,
+        base: PreTrainedModel,
+        heads: MedusaHeads,
+        tree: CandidateTree | None = None,
+        prepack: bool | None = None,
+        owns_base: bool = False,
     ):
         super().__init__()
         check_base(base)
@@ -50,6 +57,7 @@ class TreeModel(nn.Module):
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
         self.tree.check_heads(heads.config.num_heads)
         self.prepack = worth_packing(base) if prepack is None else prepack
+        self.owns_base = owns_base
         self._shadows: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodules
 
     @property
@@ -64,10 +72,12 @@ class TreeModel(nn.Module):
     def refresh(self) -> None:
         """Pack the weights where they were not packed yet or have changed since; every prefill does."""
         stale = not self._shadows or self._shadows[2] is not self.heads or any(map(is_stale, self._shadows[:2]))
-        if self.prepack and stale:
-            self._shadows = (packed(self.base), packed(self.heads), self.heads)
-        elif not self.prepack:
+        if not self.prepack:
             self._shadows = ()
+        elif stale:
+            self._shadows = (packed(self.base), packed(self.heads), self.heads)
+        if self._shadows and self.owns_base:
+            release(self.base, self._shadows[0])
 
     @property
     def lm_head(self) -> nn.Module:

@@ -48,8 +48,10 @@ class MedusaModel(TreeModel):
         Raises:
             ValueError: the model cannot verify a tree.
         """
-        base = model_or_id if isinstance(model_or_id, PreTrainedModel) else _load_base(model_or_id, kwargs)
-        return cls(base, new_heads(base, num_heads, num_layers, own_lm_head, bias), tree, prepack)
+        given = isinstance(model_or_id, PreTrainedModel)
+        base = model_or_id if given else _load_base(model_or_id, kwargs)
+        heads = new_heads(base, num_heads, num_layers, own_lm_head, bias)
+        return cls(base, heads, tree, prepack, owns_base=not given)
 
     @classmethod
     def from_pretrained(
@@ -78,13 +80,15 @@ class MedusaModel(TreeModel):
         """
         hub = {name: kwargs[name] for name in storage.HUB_ARGUMENTS if name in kwargs}
         folder = storage.fetch(path_or_id, **hub)
-        if not isinstance(base, PreTrainedModel):
+        given = isinstance(base, PreTrainedModel)
+        if not given:
             kwargs.pop("revision", None)
             if base_revision is not None:
                 kwargs["revision"] = base_revision
             base = _load_base(storage.base_name(folder) if base is None else base, kwargs)
         heads = storage.read_heads(folder, base)
-        return cls(base, heads, tree if tree is not None else storage.read_tree(folder), prepack)
+        tree = tree if tree is not None else storage.read_tree(folder)
+        return cls(base, heads, tree, prepack, owns_base=not given)
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write the heads and the tree as a native folder; the base model is named, not copied.

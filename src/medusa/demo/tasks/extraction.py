@@ -167,5 +167,5 @@ def check(task: Task, text: str) -> bool:
     body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         return bool(json.loads(body) == task.facts["expected"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
