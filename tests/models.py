@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,6 +85,15 @@ def tiny(
 def prompt(length: int = 7, seed: int = 0) -> Tensor:
     """[1, length] random token ids, none of them the padding token."""
     return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def varied_prompt(name: str, length: int = 12, new: int = 44) -> Tensor:
+    """[1, length] the one of 16 random prompts after which the model's greedy text is least monotonous."""
+    prompts = torch.cat([prompt(length, seed) for seed in range(16)])
+    texts = tiny(name, attention="eager").generate(prompts, max_new_tokens=new, do_sample=False)[:, length:].tolist()
+    best = max(range(16), key=lambda row: len(set(texts[row])) + len(set(texts[row][-new // 2 :])))
+    return prompts[best : best + 1]
 
 
 class ScriptedHeads(torch.nn.Module):

@@ -138,3 +138,16 @@ def test_released_models_can_be_moved_and_copied(owned):
     torch.testing.assert_close(twin(prompt()).logits, base(prompt()).logits)
     model.base.to(torch.float64)
     torch.testing.assert_close(model.base(prompt()).logits, base.double()(prompt()).logits)
+
+
+def test_a_layer_that_is_replaced_counts(owned):
+    """As adapters do."""
+    model, base = owned
+    for changed in (model.base, base):
+        wrapped = nn.Sequential(changed.model.layers[0].mlp.down_proj, nn.Linear(32, 32))
+        with torch.no_grad():
+            nn.init.eye_(wrapped[1].weight).mul_(-1)
+        nn.init.zeros_(wrapped[1].bias)
+        changed.model.layers[0].mlp.down_proj = wrapped
+    text = model.generate(prompt(), max_new_tokens=20)
+    assert torch.equal(text, base.generate(prompt(), max_new_tokens=20, do_sample=False))

@@ -2,7 +2,7 @@ from functools import cache
 
 import pytest
 import torch
-from models import ARCHITECTURES, ScriptedHeads, prompt, tiny
+from models import ARCHITECTURES, ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
 
@@ -26,7 +26,7 @@ BACKENDS = [
 def told(name, attention, dtype=torch.float64, length=12):
     """A base model, a prompt [1, P] and the model's own greedy text, a little longer than the tests ask for."""
     base = tiny(name, dtype, attention)
-    ids = prompt(length, seed=length)
+    ids = varied_prompt(name, length)
     return base, ids, base.generate(ids, max_new_tokens=NEW + HEADS + 1, do_sample=False)
 
 
@@ -34,7 +34,8 @@ def with_heads(base, texts, accuracy, seed=0):
     """The base with heads that are right as often as `accuracy` says; None gives heads of random weights."""
     model = MedusaModel.from_base(base, num_heads=HEADS)
     if accuracy is not None:
-        model.heads = ScriptedHeads(model, texts, accuracy, seed)
+        with torch.inference_mode():
+            model.heads = ScriptedHeads(model, texts, accuracy, seed)
         return model
     torch.manual_seed(seed)
     for parameter in model.heads.parameters():
@@ -65,6 +66,7 @@ def test_greedy_text_is_the_base_models_own(name, attention, heads):
             assert min(stats.accepted) == 1 < most in stats.accepted
 
 
+@pytest.mark.slow
 def test_in_single_precision_only_near_ties_may_differ():
     differing, runs = 0, 0
     for name, attention in BACKENDS:
@@ -86,6 +88,7 @@ def test_in_single_precision_only_near_ties_may_differ():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
 def test_flex_attention_verifies_trees():
     base, ids, text = told("llama", "flex_attention", torch.float32)
     model = with_heads(base, text.tolist(), 0.6)
@@ -105,17 +108,23 @@ def padded(prompts):
     return ids, mask
 
 
+def last_new_word(text):
+    """The token whose first use comes last, so that ending at it leaves a long text."""
+    return max(set(text[: NEW - 4]), key=text.index)
+
+
 @pytest.mark.parametrize("heads", ACCURACIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", BATCHED)
 def test_rows_of_a_batch_are_what_they_are_alone(name, attention, heads):
     """Prompts of different lengths, different runs of accepted tokens, and ends at different steps."""
-    stories = [told(name, attention, length=length) for length in LENGTHS]
+    dtype = torch.float32 if attention == "eager" else torch.float64  # eager's softmax overflows on float64 masks
+    stories = [told(name, attention, dtype, length) for length in LENGTHS]
     base = stories[0][0]
     texts = [text[0].tolist() for _, _, text in stories]
     model = with_heads(base, texts, ACCURACIES[heads])
     ids, mask = padded([ids for _, ids, _ in stories])
-    ends = [texts[1][LENGTHS[1] + 16], texts[2][LENGTHS[2] + 29]]
+    ends = [last_new_word(texts[1][LENGTHS[1] :]), last_new_word(texts[2][LENGTHS[2] :])]
     options = {"max_new_tokens": NEW, "eos_token_id": ends, "pad_token_id": 0}
     alone = [base.generate(story[1], do_sample=False, **options)[0, length:] for story, length in zip(stories, LENGTHS)]
     assert len({len(row) for row in alone}) > 1
@@ -127,7 +136,7 @@ def test_rows_of_a_batch_are_what_they_are_alone(name, attention, heads):
             assert set(row[len(expected) :]) <= {0}
         assert stats.tokens == sum(map(len, alone)) - len(alone)
         if heads == "sometimes":
-            assert len(stats.accepted) > 1 < stats.acceleration_rate
+            assert min(stats.accepted) == 1 < stats.acceleration_rate
 
 
 @pytest.mark.parametrize("name", BATCHED)

@@ -70,7 +70,8 @@ class PackedLinear(nn.Module):
 
     def restored(self) -> nn.Parameter:
         """The dense weight again, exactly as it was."""
-        weight = nn.Parameter(self._packed.to_dense())
+        with torch.inference_mode(False), torch.no_grad():  # decoding asks too, and its tensors could not be trained
+            weight = nn.Parameter(self._packed.to_dense().clone())
         self._packed_as = _identity(weight)
         return weight
 

@@ -59,6 +59,7 @@ class TreeModel(nn.Module):
         self.prepack = worth_packing(base) if prepack is None else prepack
         self.owns_base = owns_base
         self._shadows: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodules
+        self._shadowed: list[int] = []
 
     @property
     def runtime(self) -> PreTrainedModel:
@@ -71,11 +72,12 @@ class TreeModel(nn.Module):
 
     def refresh(self) -> None:
         """Pack the weights where they were not packed yet or have changed since; every prefill does."""
-        stale = not self._shadows or self._shadows[2] is not self.heads or any(map(is_stale, self._shadows[:2]))
+        parts = [id(module) for module in (*self.base.modules(), *self.heads.modules())]
+        stale = parts != self._shadowed or any(map(is_stale, self._shadows))
         if not self.prepack:
-            self._shadows = ()
+            self._shadows, self._shadowed = (), []
         elif stale:
-            self._shadows = (packed(self.base), packed(self.heads), self.heads)
+            self._shadows, self._shadowed = (packed(self.base), packed(self.heads)), parts
         if self._shadows and self.owns_base:
             release(self.base, self._shadows[0])
 

@@ -39,11 +39,12 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 2800
+    steps: int = 2700
     batch_tokens: int = 6144
     warmup: int = 100
     decay_share: float = 0.4
     copy_pools: tuple[int, int] = (24, 50)
+    drill_pool: int = 37
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -108,6 +109,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> 
     return Row(ids, taught)
 
 
+def drill(rng: random.Random, tokenizer: PreTrainedTokenizerBase, rows: int = 4800) -> list[list[Row]]:
+    """Batches of random tokens to repeat. From these alone the attention that copies forms within a hundred steps."""
+    user, assistant = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+    batches = []
+    for _ in range(rows // 32):
+        length = rng.randint(8, 40)
+        drawn = [rng.sample(range(len(tokenizer)), length) for _ in range(32)]
+        taught = [False] * (length + 2) + [True] * length
+        batches.append([Row([user, *ids, assistant, *ids], taught) for ids in drawn])
+    return batches
+
+
 def copying(rng: random.Random) -> tuple[str, str]:
     """A request to repeat a list of words, names, numbers and nonsense, and the list."""
     kinds = (
@@ -136,6 +149,9 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
         return task.prompt, task.answer
 
     for number in itertools.count():
+        if number == recipe.drill_pool:
+            yield from drill(rng, tokenizer)
+            continue
         rows = []
         for _ in range(pool):
             if recipe.copy_pools[0] <= number < recipe.copy_pools[1] and rng.random() < COPY_SHARE:
