@@ -140,32 +140,37 @@ class TreeCache(Cache):
         lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
         return torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
 
-    def tree_mask(
-        self, tree: CandidateTree, dtype: torch.dtype, device: torch.device, window: int | None = None
-    ) -> Tensor:
-        """[B, 1, N, C] additive mask: a node sees its row's context, its ancestors and itself.
+    def visible(self, tree: CandidateTree, device: torch.device, window: int | None = None) -> Tensor:
+        """[B, N, C] what each node sees: its row's context, its ancestors and itself.
 
         Args:
             window: how many positions back a node sees, itself counted, in sliding-window layers.
         """
-        hidden = torch.finfo(dtype).min
         if window is None and self.slots.columns is None and not any(self.start):
-            mask = torch.zeros(1, 1, len(tree), self.slots.end, dtype=dtype, device=device)
-            mask[..., self.slots.begin :].masked_fill_(~tree.mask.to(device), hidden)
-            return mask.expand(len(self.start), -1, -1, -1)
+            seen = torch.ones(1, len(tree), self.slots.end, dtype=torch.bool, device=device)
+            seen[..., self.slots.begin :] = tree.mask.to(device)
+            return seen.expand(len(self.start), -1, -1)
         columns = torch.arange(self.slots.end, device=device)
         start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))
         offset = columns - length
         in_tree = (offset >= 0) & (offset < len(tree))
         node = offset.clamp(0, len(tree) - 1)
         context = (columns >= start) & (offset < 0)
-        visible = torch.where(in_tree[:, None], tree.mask.to(device)[:, node].transpose(0, 1), context[:, None])
+        seen = torch.where(in_tree[:, None], tree.mask.to(device)[:, node].transpose(0, 1), context[:, None])
         if window is not None:
             depth = tree.depth.to(device)
             position = torch.where(in_tree, length + depth[node], columns)
-            visible &= (length + depth)[:, :, None] - position[:, None] < window
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(~visible, hidden)[:, None]
+            seen &= (length + depth)[:, :, None] - position[:, None] < window
+        return seen
+
+    def tree_mask(
+        self, tree: CandidateTree, dtype: torch.dtype, device: torch.device, window: int | None = None
+    ) -> Tensor:
+        """[B, 1, N, C] additive mask: 0 where a node sees, the lowest number where it does not."""
+        seen = self.visible(tree, device, window)
+        # eager attention computes its softmax in float32, where a float64's lowest number overflows
+        lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[:, None]
 
 
 def _move(store: Tensor, source: Tensor, target: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from .backends import is_stale, packed, release, worth_packing
@@ -133,8 +134,8 @@ class TreeModel(nn.Module):
         )
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
-        """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache."""
-        with _captured_input(self.lm_head) as captured:
+        """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
+        with _captured_input(self.lm_head, passed_on=1) as captured:
             self.base(input_ids=input_ids, use_cache=False)
         return captured[-1]
 
@@ -145,17 +146,26 @@ class TreeModel(nn.Module):
         return logits, captured[-1]
 
     def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> Any:
-        """The mask each kind of attention layer needs: one tensor, or a dict where the model mixes kinds."""
+        """The mask each kind of attention layer needs: one, or a dict where the model mixes kinds."""
         config = self.base.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ())
         if not kinds:
-            return cache.tree_mask(tree, self.dtype, device, window)
+            return self._tree_mask(tree, cache, device, window)
         masks = {
-            kind: cache.tree_mask(tree, self.dtype, device, window if kind == "sliding_attention" else None)
+            kind: self._tree_mask(tree, cache, device, window if kind == "sliding_attention" else None)
             for kind in kinds
         }
         return masks if len(masks) > 1 else masks.popitem()[1]
+
+    def _tree_mask(
+        self, tree: CandidateTree, cache: TreeCache, device: torch.device, window: int | None
+    ) -> Tensor | BlockMask:
+        if self.base.config.get_text_config()._attn_implementation != "flex_attention":
+            return cache.tree_mask(tree, self.dtype, device, window)
+        seen = cache.visible(tree, device, window)
+        rows, nodes, columns = seen.shape
+        return create_block_mask(lambda b, _, q, k: seen[b, q, k], rows, None, nodes, columns, device=device)
 
 
 def check_base(base: PreTrainedModel) -> None:
@@ -208,10 +218,19 @@ def new_heads(base: PreTrainedModel, num_heads: int, num_layers: int, own_lm_hea
 
 
 @contextmanager
-def _captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first argument of every call of `module` while the context lasts."""
+def _captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[list[Tensor]]:
+    """The first argument [B, P, ...] of every call of `module` while the context lasts.
+
+    Args:
+        passed_on: how many of the P the module itself still gets; None is all of them.
+    """
     captured: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured.append(args[0])
+        return args if passed_on is None else (args[0][:, :passed_on], *args[1:])
+
+    handle = module.register_forward_pre_hook(capture)
     try:
         yield captured
     finally:

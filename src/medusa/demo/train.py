@@ -28,7 +28,7 @@ from .tokenizer import train_tokenizer
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
 ANSWERS = {"train": 800, "test": 40}
 """Tasks of each category whose answers the heads are trained and judged on."""
-HEADS = TrainingConfig(epochs=8, batch_size=512, lr=2e-3)
+HEADS = TrainingConfig(epochs=5, batch_size=512, lr=2e-3)
 
 
 def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> None:

@@ -1,0 +1,5 @@
+"""`python -m medusa.cli`."""
+
+from . import main
+
+main()
