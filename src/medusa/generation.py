@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -95,7 +95,8 @@ def prepare(
     inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
     _refuse(kwargs, generation_config)
     prompts = _prompts(model, inputs, attention_mask, generation_config, kwargs)
-    prepared = [_prepare_row(model, prompt, generation_config, kwargs) for prompt in prompts]
+    base, generation_config, kwargs = _stop_strings_as_criterion(model.base, generation_config, kwargs)
+    prepared = [_prepare_row(base, prompt, generation_config, kwargs) for prompt in prompts]
     config = prepared[0][2]
     _refuse({}, config)
     copies = config.num_return_sequences or 1
@@ -164,15 +165,38 @@ class _Stop:
         return bool(self.others) and bool(self.others(torch.tensor([ids], device=self.device), None).any())
 
 
+def _stop_strings_as_criterion(
+    base: PreTrainedModel, config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, GenerationConfig | None, dict[str, Any]]:
+    """The request with its stop strings among the stopping criteria.
+
+    transformers would need the tokenizer for them, and does not pass it on beside `custom_generate`. Where the base
+    model's own configuration names them, a shallow copy of the model stands in for it.
+    """
+    strings = _setting("stop_strings", config, base.generation_config, kwargs)
+    if not strings:
+        return base, config, kwargs
+    if kwargs.get("tokenizer") is None:
+        raise ValueError("stop_strings are compared with decoded text: pass tokenizer=... to generate as well")
+    base, config = copy.copy(base), copy.copy(config)
+    base.generation_config = copy.copy(base.generation_config)
+    for each in (base.generation_config, config):
+        if each is not None:
+            each.stop_strings = None
+    criteria = [*(kwargs.get("stopping_criteria") or ()), StopStringCriteria(kwargs["tokenizer"], strings)]
+    kept = {name: value for name, value in kwargs.items() if name not in ("stop_strings", "tokenizer")}
+    return base, config, {**kept, "stopping_criteria": StoppingCriteriaList(criteria)}
+
+
 def _prepare_row(
-    model: TreeModel, prompt: Tensor, config: GenerationConfig | None, kwargs: dict[str, Any]
+    base: PreTrainedModel, prompt: Tensor, config: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> tuple[LogitsProcessorList, StoppingCriteriaList, GenerationConfig]:
     """What transformers would decode this prompt with, were it alone."""
 
     def captured(_model: Any, input_ids: Tensor, **prepared: Any) -> tuple[Any, ...]:
         return prepared["logits_processor"], prepared["stopping_criteria"], prepared["generation_config"]
 
-    return model.base.generate(
+    return base.generate(
         prompt[None], config, attention_mask=torch.ones_like(prompt)[None], custom_generate=captured, **_fresh(kwargs)
     )
 

@@ -22,7 +22,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .tasks import CATEGORIES, Task, check, make_task
+from .variation import equations, renamed, reworded
 
+VARIED_SHARE = 0.7
+"""Share of varied tasks once they come (`Recipe.vary_from`), and the share of them whose prompt is reworded too."""
+EQUATIONS_SHARE = 0.1
+"""Share of rows, from then on, that are equations alone."""
 CONVERSATION_SHARE = 0.06
 """Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
 
@@ -37,11 +42,12 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 4000
+    steps: int = 4400
     batch_tokens: int = 6144
     warmup: int = 100
     decay_share: float = 0.4
     drill_steps: int = 800
+    vary_from: int = 2150
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -124,6 +130,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> 
     return Row(ids, taught)
 
 
+def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> Row:
+    """Equations, one a line, of which the results are taught."""
+    ids: list[int] = []
+    taught: list[bool] = []
+    for asked, result in pairs:
+        for text, teach in ((asked, False), (result, True), ("\n", False)):
+            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            taught += [teach] * len(piece)
+    return Row(ids, taught)
+
+
 def drill(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Iterator[list[Row]]:
     """Batches of random tokens said again: first a few of them four times, then longer runs twice, apart."""
     for step in range(recipe.drill_steps):
@@ -140,7 +158,10 @@ def drill(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random
 
 
 def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
-    """Batches without end: every task is new, rows of one batch are of similar length."""
+    """Batches without end: every task is new, rows of one batch are of similar length.
+
+    First the drill, then tasks as they are, then mostly variations of tasks.
+    """
     rng = random.Random(recipe.seed)
     names = list(recipe.shares)
     weights = list(recipe.shares.values())
@@ -150,12 +171,22 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
         nonlocal seed
         task = make_task(rng.choices(names, weights)[0], seed, "train")
         seed += 1
-        return task.prompt, task.answer
+        if not varied or rng.random() > VARIED_SHARE:
+            return task.prompt, task.answer
+        prompt, answer = renamed(rng, task.prompt, task.answer)
+        if task.category == "extraction" and rng.random() < VARIED_SHARE:
+            prompt = reworded(rng, prompt, answer)
+        return prompt, answer
 
     yield from drill(recipe, tokenizer, rng)
+    step = recipe.drill_steps
     while True:
+        varied = step >= recipe.vary_from
         rows = []
         for _ in range(pool):
+            if varied and rng.random() < EQUATIONS_SHARE:
+                rows.append(encode_equations(tokenizer, equations(rng)))
+                continue
             turns = rng.choice((2, 3)) if rng.random() < CONVERSATION_SHARE else 1
             rows.append(encode(tokenizer, [turn() for _ in range(turns)]))
         rows.sort(key=lambda row: len(row.ids))
@@ -165,6 +196,7 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
                 batches.append([])
             batches[-1].append(row)
         rng.shuffle(batches)
+        step += len(batches)
         yield from batches
 
 

@@ -1,0 +1,70 @@
+import random
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from medusa import demo
+from medusa.demo.backbone import Recipe, answer_loss, build, collate, drill, stream
+
+RECIPE = replace(Recipe(), layers=2, drill_steps=20)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return demo.load()[1]
+
+
+def test_the_first_head_looks_at_the_previous_token(tokenizer):
+    model = build(RECIPE, tokenizer)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(len(tokenizer), (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        attention = model(ids, output_attentions=True).attentions[0]
+    first, second = (attention[:, head].diagonal(-1, 1, 2)[:, 1:] for head in (0, 1))
+    assert first.mean() > 0.5
+    assert second.mean() < 0.1
+
+
+def test_what_the_drill_teaches_has_been_said_before(tokenizer):
+    lengths = set()
+    for rows in drill(RECIPE, tokenizer, random.Random(0)):
+        for row in rows:
+            assert any(row.taught)
+            pairs = list(zip(row.ids, row.ids[1:], strict=False))
+            for place, taught in enumerate(row.taught):
+                assert not taught or pairs[place - 1] in pairs[: place - 1]
+        lengths.add(len(rows[0].ids))
+    assert len(lengths) > 5, "a fixed period would be learnt by position"
+
+
+def test_batches_hold_single_tasks_of_similar_length(tokenizer):
+    batches = list(islice(stream(RECIPE, tokenizer, pool=512), RECIPE.drill_steps, RECIPE.drill_steps + 8))
+    for rows in batches:
+        lengths = [len(row.ids) for row in rows]
+        assert len(rows) * max(lengths) <= RECIPE.batch_tokens
+        assert sum(lengths) > 0.7 * len(lengths) * max(lengths)
+
+
+def test_only_answers_are_taught(tokenizer):
+    (rows,) = islice(stream(RECIPE, tokenizer, pool=64), RECIPE.drill_steps, RECIPE.drill_steps + 1)
+    ends = {tokenizer.eos_token_id}
+    for row in rows:
+        taught = [token for token, teach in zip(row.ids, row.taught, strict=True) if teach]
+        assert taught[-1] in ends
+        assert tokenizer.decode(row.ids[: row.taught.index(True)]).endswith("<|assistant|>\n")
+    model = build(RECIPE, tokenizer)
+    ids, taught = collate(rows, tokenizer.pad_token_id)
+    changed = ids.clone()
+    changed[:, 1:][~taught[:, 1:]] = 5
+    assert torch.isfinite(answer_loss(model, ids, taught))
+    assert answer_loss(model, ids, taught) != answer_loss(model, changed, taught), "prompts are read"
+
+
+def test_the_rate_rises_stays_and_falls():
+    rates = [Recipe().rate(step) for step in (0, 99, 2000, 3200, 3999)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[1:3] == [1, 1]
+    assert rates[3] == pytest.approx(0.5)
+    assert 0 < rates[4] < 0.001

@@ -1,0 +1,59 @@
+import json
+import random
+import re
+
+import pytest
+
+from medusa.demo.tasks import make_task
+from medusa.demo.variation import KNOWN, equations, invented, renamed, reworded
+
+
+@pytest.mark.parametrize("category", ["extraction", "tables", "sql", "math", "code"])
+def test_values_are_renamed_in_prompt_and_answer_alike(category):
+    rng, changed = random.Random(0), 0
+    for seed in range(60):
+        task = make_task(category, seed, "train")
+        prompt, answer = renamed(rng, task.prompt, task.answer)
+        changed += answer != task.answer
+        kept = [word for word in re.findall(r"[A-Za-z]+", answer) if word in KNOWN and word in prompt]
+        assert not kept or len(kept) < 4, "an invented word is a known one only by chance"
+        assert re.sub(r"\w", "", task.answer).count("\n") == answer.count("\n")
+        copied = set(re.findall(r"\w+", task.answer)) & set(re.findall(r"\w+", task.prompt))
+        assert len(set(re.findall(r"\w+", answer)) & set(re.findall(r"\w+", prompt))) >= len(copied) - 1
+    assert changed > 10
+
+
+def test_a_renamed_and_reworded_text_still_holds_the_facts():
+    rng = random.Random(1)
+    for seed in range(60):
+        task = make_task("extraction", seed, "train")
+        prompt, answer = renamed(rng, task.prompt, task.answer)
+        prompt = reworded(rng, prompt, answer)
+        leaves = []
+        stack = [json.loads(answer)]
+        while stack:
+            each = stack.pop()
+            if isinstance(each, dict):
+                stack += each.values()
+            elif isinstance(each, list):
+                stack += each
+            else:
+                leaves.append(str(each))
+        for leaf in leaves:
+            assert leaf in prompt
+
+
+def test_equations_are_true_and_small():
+    pairs = equations(random.Random(0), 500)
+    for asked, result in pairs:
+        a, sign, b, _ = asked.split(" ")
+        a, b = int(a), int(b)
+        assert int(result) == {"+": a + b, "-": a - b, "*": a * b}[sign]
+        assert 0 <= int(result) <= 99
+    assert len(set(pairs)) > 300
+
+
+def test_invented_words_vary_and_keep_the_capital():
+    rng = random.Random(0)
+    assert len({invented(rng) for _ in range(500)}) > 450
+    assert all(invented(rng, "Riga")[0].isupper() and invented(rng, "lamp").islower() for _ in range(50))

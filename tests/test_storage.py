@@ -1,0 +1,207 @@
+import json
+
+import pytest
+import torch
+from models import COMMON, prompt, tiny
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BloomConfig,
+    MambaConfig,
+    T5Config,
+)
+
+from medusa import CandidateTree, MedusaModel
+from medusa.storage import CONFIG, TREE, WEIGHTS, base_name, fetch, is_native, read_tree
+
+OWN_TREE = CandidateTree([(0,), (3,), (3, 1)])
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny("llama", torch.float32)
+
+
+def trained(base, **options):
+    """Heads that differ from new ones everywhere."""
+    model = MedusaModel.from_base(base, num_heads=3, tree=OWN_TREE, **options)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.heads.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize("own", [True, False])
+def test_heads_and_tree_come_back_as_they_went(base, tmp_path, own, num_layers, bias):
+    if not own and num_layers == 0:
+        pytest.skip("heads without any parameter")
+    model = trained(base, own_lm_head=own, num_layers=num_layers, bias=bias)
+    model.save_pretrained(tmp_path / "deep" / "heads")
+    again = MedusaModel.from_pretrained(tmp_path / "deep" / "heads", base=base)
+    assert again.tree == OWN_TREE
+    for mine, theirs in zip(model.heads.parameters(), again.heads.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    hidden = torch.randn(4, 32)
+    assert torch.equal(model.heads(hidden, model.lm_head), again.heads(hidden, again.lm_head))
+
+
+def test_tensors_have_the_names_of_the_original_format(base, tmp_path):
+    trained(base, num_layers=2).save_pretrained(tmp_path)
+    named = load_file(tmp_path / WEIGHTS)
+    assert {name: list(tensor.shape) for name, tensor in named.items() if name.startswith("1.")} == {
+        "1.0.linear.weight": [32, 32],
+        "1.0.linear.bias": [32],
+        "1.1.linear.weight": [32, 32],
+        "1.1.linear.bias": [32],
+        "1.2.weight": [61, 32],
+    }
+    assert {name.split(".")[0] for name in named} == {"0", "1", "2"}
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (3, 2)
+    assert json.loads((tmp_path / TREE).read_text())["paths"] == [[0], [3], [3, 1]]
+
+
+def test_the_shape_is_counted_from_the_tensors(base, tmp_path):
+    """Released files name other head counts than they hold."""
+    model = trained(base)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config.update(medusa_num_heads=5, medusa_num_layers=7, hidden_size=1, vocab_size=2)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert MedusaModel.from_pretrained(tmp_path, base=base).heads.config == model.heads.config
+
+
+def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
+    own = tiny("llama", torch.float32)
+    own.save_pretrained(tmp_path / "heads" / "base")
+    trained(own).save_pretrained(tmp_path / "heads", base="base")
+    model = MedusaModel.from_pretrained(tmp_path / "heads")
+    assert torch.equal(model.base(prompt()).logits, own(prompt()).logits)
+    trained(MedusaModel.from_base(tmp_path / "heads" / "base").base).save_pretrained(tmp_path / "other")
+    assert base_name(tmp_path / "other") == str(tmp_path / "heads" / "base")
+    trained(own).save_pretrained(tmp_path / "unnamed")
+    by_name = MedusaModel.from_pretrained(tmp_path / "unnamed", base=tmp_path / "heads" / "base", dtype=torch.bfloat16)
+    assert by_name.dtype == next(by_name.heads.parameters()).dtype == torch.bfloat16
+
+
+def test_heads_of_an_unnamed_base_ask_for_it(base, tmp_path):
+    trained(base).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "N/A"
+    with pytest.raises(ValueError, match=r"does not name its base model; pass it: from_pretrained\(\.\.\., base="):
+        MedusaModel.from_pretrained(tmp_path)
+
+
+def test_a_tree_given_replaces_the_folders_and_none_means_the_default(base, tmp_path):
+    trained(base).save_pretrained(tmp_path)
+    chain = CandidateTree.chain(2)
+    assert MedusaModel.from_pretrained(tmp_path, base=base, tree=chain).tree == chain
+    (tmp_path / TREE).unlink()
+    assert read_tree(tmp_path) is None
+    assert MedusaModel.from_pretrained(tmp_path, base=base).tree == CandidateTree.default(3)
+
+
+def test_loading_leaves_no_trace_of_the_saved_file(base, tmp_path):
+    """The text is the same after a round trip, and the heads stand where the base stands."""
+    model = trained(base)
+    model.save_pretrained(tmp_path)
+    again = MedusaModel.from_pretrained(tmp_path, base=tiny("llama", torch.float64))
+    assert next(again.heads.parameters()).dtype == torch.float64
+    options = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
+    ours, theirs = (
+        each.generate(prompt(), **options) for each in (model, MedusaModel.from_pretrained(tmp_path, base=base))
+    )
+    assert ours.sequences.tolist() == theirs.sequences.tolist()
+    assert ours.stats.accepted == theirs.stats.accepted
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": 64}, "vocab_size is 61 but .* has 64"),
+        ({"hidden_size": 16}, "hidden_size is 32 but .* has 16"),
+    ],
+)
+def test_heads_of_another_base_are_refused_by_size(base, tmp_path, changes, words):
+    trained(base).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        MedusaModel.from_pretrained(tmp_path, base=tiny("llama", torch.float32, **changes))
+
+
+def without(*names):
+    return lambda named: {name: tensor for name, tensor in named.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("1.0.linear.bias"), r"missing tensor 1\.0\.linear\.bias"),
+        (without("1.1.weight", "2.0.linear.weight"), r"missing tensor 1\.1\.weight; missing tensor 2\.0\.linear\.wei"),
+        (lambda named: {**named, "0.1.linear.bias": torch.zeros(32)}, r"unknown tensor 0\.1\.linear\.bias"),
+        (lambda named: {**named, "0.9.weight": torch.zeros(61, 32)}, r"unknown tensor 0\.9\.weight"),
+        (lambda named: {**named, "2.0.linear.bias": torch.zeros(7)}, r"2\.0\.linear\.bias has shape \[7\].*\[32\]"),
+        (lambda named: {**named, "lm_head.weight": torch.zeros(1)}, r"not Medusa heads': lm_head\.weight"),
+        (lambda named: {"medusa_head.0.x": torch.zeros(1)}, r"not Medusa heads': medusa_head\.0\.x"),
+        (lambda named: {}, "no tensors"),
+    ],
+    ids=["missing", "two missing", "unknown", "second projection", "shape", "alien", "only aliens", "empty"],
+)
+def test_what_does_not_fit_is_named(base, tmp_path, change, words):
+    trained(base).save_pretrained(tmp_path)
+    save_file(change(load_file(tmp_path / WEIGHTS)), tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=words):
+        MedusaModel.from_pretrained(tmp_path, base=base)
+
+
+def test_folders_that_are_not_heads_are_named(base, tmp_path):
+    assert not is_native(tmp_path)
+    with pytest.raises(ValueError, match=r"not a folder of Medusa heads: it has no config\.json and no medusa_lm_head"):
+        MedusaModel.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        fetch(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        fetch("./nowhere")
+    trained(base).save_pretrained(tmp_path)
+    assert is_native(tmp_path)
+    assert fetch(tmp_path) == tmp_path
+
+
+def refused(config, loader=AutoModelForCausalLM):
+    with pytest.raises(ValueError) as problem:  # noqa: PT011
+        MedusaModel.from_base(loader.from_config(config), num_heads=2)
+    return str(problem.value)
+
+
+def test_bases_that_cannot_verify_a_tree_are_refused_with_the_remedy():
+    t5 = T5Config(vocab_size=61, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    assert "decoder-only" in refused(t5, AutoModelForSeq2SeqLM)
+    mamba = MambaConfig(vocab_size=61, hidden_size=16, state_size=4, num_hidden_layers=1)
+    assert "use a model whose layers are all attention" in refused(mamba)
+    bloom = BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2)
+    assert "use a model with rotary or learnt positions" in refused(bloom)
+    falcon = AutoConfig.for_model("falcon", **COMMON, alibi=True, new_decoder_architecture=True, num_kv_heads=2)
+    assert "use a model with rotary or learnt positions" in refused(falcon)
+
+
+def test_flash_attention_is_refused_with_the_remedy():
+    own = tiny("llama", torch.float32)
+    own.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="takes no tree mask; load it with attn_implementation='sdpa'"):
+        MedusaModel.from_base(own, num_heads=2)
+
+
+def test_flash_attention_asked_for_by_name_becomes_sdpa_with_a_warning(tmp_path):
+    tiny("llama", torch.float32).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="sdpa"):
+        model = MedusaModel.from_base(tmp_path, num_heads=2, attn_implementation="flash_attention_2")
+    assert model.base.config._attn_implementation == "sdpa"
+
+
+def test_a_base_that_mixes_in_running_states_is_refused():
+    own = tiny("llama", torch.float32)
+    own.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ValueError, match="linear_attention"):
+        MedusaModel.from_base(own, num_heads=2)
