@@ -9,6 +9,7 @@ steps of a drill on repeated random tokens, if one head looks at the previous to
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Recipe:
     decay_share: float = 0.4
     drill_steps: int = 800
     vary_from: int = 2150
+    equation_steps: tuple[int, int] = (2550, 2730)
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -158,11 +160,21 @@ def drill(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random
 
 
 def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
-    """Batches without end: every task is new, rows of one batch are of similar length.
-
-    First the drill, then tasks as they are, then mostly variations of tasks.
-    """
+    """Batches without end: the drill, then tasks, between `Recipe.equation_steps` equations alone."""
     rng = random.Random(recipe.seed)
+    numbers = random.Random(recipe.seed)
+    tasks = itertools.chain(drill(recipe, tokenizer, rng), task_batches(recipe, tokenizer, rng, pool))
+    for step in itertools.count():
+        if step in range(*recipe.equation_steps):
+            yield [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
+        else:
+            yield next(tasks)
+
+
+def task_batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random, pool: int
+) -> Iterator[list[Row]]:
+    """Batches of rows of similar length; every task is new. First tasks as they are, then mostly variations of them."""
     names = list(recipe.shares)
     weights = list(recipe.shares.values())
     seed = 0
@@ -178,7 +190,6 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
             prompt = reworded(rng, prompt, answer)
         return prompt, answer
 
-    yield from drill(recipe, tokenizer, rng)
     step = recipe.drill_steps
     while True:
         varied = step >= recipe.vary_from
