@@ -1,6 +1,7 @@
-"""The decoding methods that are compared. All run the same weights: packed ones on a CPU.
+"""The decoding methods that are compared.
 
-So what the heads give (Medusa over own plain decoding) and what the kernels give can be told apart.
+On a CPU this library runs packed weights. transformers' methods run as their users run them, and on the same packed
+weights too, so that what the heads give and what the kernels give can be told apart.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
@@ -45,6 +46,9 @@ class Run:
         return len(self.ids) - 1
 
 
+LOOKUP = 10
+"""Tokens that prompt lookup proposes at once: transformers' own suggestion."""
+
 Method = Callable[[MedusaModel, Tensor, dict[str, Any]], Run]
 """Model, prompt ids [1, P] and keyword arguments of `generate` -> the answer and its cost."""
 
@@ -60,13 +64,25 @@ def medusa(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run
 
 
 def generate(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """transformers' `generate`."""
-    return _transformers(model, prompt, arguments)
+    """transformers' `generate`, on the base model as transformers loads it."""
+    return _transformers(model.base, prompt, arguments)
 
 
 def prompt_lookup(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """transformers' assisted decoding with candidates looked up in the prompt."""
-    return _transformers(model, prompt, {**arguments, "prompt_lookup_num_tokens": 10})
+    return _transformers(model.base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
+
+
+def generate_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """transformers' `generate` on this library's packed weights."""
+    model.refresh()
+    return _transformers(model.runtime, prompt, arguments)
+
+
+def prompt_lookup_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """transformers' prompt lookup on this library's packed weights."""
+    model.refresh()
+    return _transformers(model.runtime, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
 
 
 METHODS: dict[str, Method] = {
@@ -74,6 +90,8 @@ METHODS: dict[str, Method] = {
     "medusa": medusa,
     "generate": generate,
     "prompt_lookup": prompt_lookup,
+    "generate_packed": generate_packed,
+    "prompt_lookup_packed": prompt_lookup_packed,
 }
 
 
@@ -134,11 +152,10 @@ class _Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _transformers(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    model.refresh()
+def _transformers(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     clock = _Clock()
     started = time.perf_counter()
-    output = model.runtime.generate(
+    output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         stopping_criteria=StoppingCriteriaList([clock]),

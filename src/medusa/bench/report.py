@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .measure import Comparison, Totals
+from .methods import METHODS
+
+BASELINES = [name for name in METHODS if name != "medusa"]
 
 
 def figures(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, Any]:
@@ -29,9 +32,9 @@ def figures(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, Any]:
 def table(title: str, result: dict[str, Any]) -> Table:
     """A row a category and one for the total."""
     shown = Table(title=title, title_justify="left")
-    for column in ("", "tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s", "vs plain"):
+    for column in ("", "tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s"):
         shown.add_column(column, justify="left" if not column else "right")
-    for column in ("vs generate", "vs prompt lookup", "identical", "correct"):
+    for column in (*map(_versus, BASELINES), "identical", "correct"):
         shown.add_column(column, justify="right")
     for name, row in [*result["categories"].items(), ("total", result["totals"])]:
         identical = "-" if row["identical"] is None else f"{row['identical_prompts']}/{row['prompts']}"
@@ -43,14 +46,16 @@ def table(title: str, result: dict[str, Any]) -> Table:
             f"{row['overhead']:.2f}",
             f"{row['tokens_per_second']['plain']:.0f}",
             f"{row['tokens_per_second']['medusa']:.0f}",
-            f"{row['speedup_over_plain']:.2f}",
-            f"{row['speedup_over_generate']:.2f}",
-            f"{row['speedup_over_prompt_lookup']:.2f}",
+            *(f"{row[f'speedup_over_{name}']:.2f}" for name in BASELINES),
             identical,
             "-" if row["correct"] is None else f"{row['correct']:.0%}",
             end_section=name == list(result["categories"])[-1],
         )
     return shown
+
+
+def _versus(method: str) -> str:
+    return f"vs {method.replace('_', ' ')}"
 
 
 def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:
