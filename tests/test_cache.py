@@ -86,7 +86,9 @@ def test_a_cache_that_grows_keeps_what_it_held():
         assert torch.equal(grown, expected)
 
 
-@pytest.mark.parametrize(("expected", "columns"), [(30, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK)])
+@pytest.mark.parametrize(
+    ("expected", "columns"), [(30, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK), (50_000, 2 * BLOCK)]
+)
 @torch.inference_mode()
 def test_memory_is_bounded_by_what_the_request_needs(expected, columns):
     model = MedusaModel.from_base(tiny(max_position_embeddings=100_000), num_heads=2)

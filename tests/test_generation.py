@@ -262,6 +262,52 @@ def test_rows_that_end_early_are_padded_on_the_right(base, ids, text):
     assert MedusaModel.from_base(base, num_heads=3).generate(batch, **options).tolist() == expected.tolist()
 
 
+def test_rows_that_end_early_are_padded_with_an_end_token_where_there_is_no_padding_token(ids, text):
+    own = tiny("llama", pad_token_id=None)
+    own.generation_config.pad_token_id = None
+    batch = torch.cat([ids, prompt(ids.shape[1], seed=3)])
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": [text[5], 50]}
+    mask = torch.ones_like(batch)
+    expected = own.generate(batch, attention_mask=mask, **options)
+    given = MedusaModel.from_base(own, num_heads=3).generate(batch, attention_mask=mask, **options)
+    assert given.tolist() == expected.tolist()
+
+
+def test_what_is_returned_may_be_written_to_and_trained_on(base, model, ids):
+    given = model.generate(ids, max_new_tokens=5, do_sample=False)
+    base(given, labels=given).loss.backward()
+    base.zero_grad()
+    given[given == 1] = 2
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_learnt_positions_may_be_used_up(name):
+    """The last steps' trees reach past the last position."""
+    own, limit = tiny(name), 256
+    text = prompt(limit - 20)
+    expected = own.generate(text, max_length=limit, do_sample=False)
+    model = MedusaModel.from_base(own, num_heads=3, tree=TREE)
+    with torch.inference_mode():
+        model.heads = ScriptedHeads(model, expected.tolist(), 0.8)
+    assert model.generate(text, max_length=limit, do_sample=False).tolist() == expected.tolist()
+    assert model.generate(text, max_new_tokens=20, do_sample=False).tolist() == expected.tolist()
+
+
+def test_allowed_tokens_are_asked_for_by_the_number_of_the_prompt(base, ids):
+    batch = torch.cat([ids, ids.flip(1)])
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(batch)}
+    seen = set()
+
+    def allowed(row, given):
+        seen.add(row)
+        return [number for number in range(1, VOCAB) if (number + given[-1].item()) % 2 == row]
+
+    expected = base.generate(batch, prefix_allowed_tokens_fn=allowed, **options)
+    model = heads_on(base, expected.tolist(), 0.8)
+    assert model.generate(batch, prefix_allowed_tokens_fn=allowed, **options).tolist() == expected.tolist()
+    assert seen == {0, 1}
+
+
 SAMPLING = {"do_sample": True, "max_new_tokens": 12, "temperature": 2.0}
 
 
@@ -347,7 +393,13 @@ def test_acceptance_by_name_and_by_policy(model, ids, text):
 
 @pytest.mark.parametrize(
     ("acceptance", "sampling", "words"),
-    [("rejection", False, "do_sample=True"), ("greedy", True, "does not sample"), ("best", False, "'typical'")],
+    [
+        ("rejection", False, "do_sample=True"),
+        (Rejection(), False, "do_sample=True"),
+        ("greedy", True, "does not sample"),
+        (Greedy(), True, "does not sample"),
+        ("best", False, "'typical'"),
+    ],
 )
 def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, words):
     with pytest.raises(ValueError, match=words):
@@ -374,6 +426,7 @@ def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, 
         ({"custom_generate": print}, "custom_generate"),
         ({"position_ids": torch.ones(1, 3)}, "position_ids"),
         ({"use_cache": False}, "use_cache=False"),
+        ({"token_healing": True}, "heal_tokens"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale=2.0"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else each,
@@ -381,6 +434,23 @@ def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, 
 def test_what_is_not_supported_is_named(model, ids, options, words):
     with pytest.raises(ValueError, match=words):
         model.generate(ids, **{"max_new_tokens": 3, **options})
+
+
+def test_inputs_other_than_tokens_are_refused():
+    model = MedusaModel.from_base(tiny("gpt2"), num_heads=2)
+    with pytest.raises(ValueError, match="token_type_ids"):
+        model.generate(prompt(), token_type_ids=torch.ones_like(prompt()), max_new_tokens=3)
+
+
+def test_texts_that_outgrow_their_rotary_factors_are_refused():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
+    own = tiny("phi3", rope_parameters=rope, original_max_position_embeddings=64, sliding_window=None)
+    model = MedusaModel.from_base(own, num_heads=2)
+    with pytest.raises(ValueError, match="max_new_tokens <= 14"):
+        model.generate(prompt(50), max_new_tokens=20)
+    for length, new in ((50, 14), (70, 20)):
+        expected = own.generate(prompt(length), max_new_tokens=new, do_sample=False)
+        assert model.generate(prompt(length), max_new_tokens=new, do_sample=False).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("setting", [{"num_beams": 2}, {"guidance_scale": 1.5}])

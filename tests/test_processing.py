@@ -8,7 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as lp
 
 from medusa import CandidateTree, MedusaModel
-from medusa.processing import TreeProcessors
+from medusa.processing import TreeProcessors, copied_processors
 
 VOCAB = 12
 TREE = CandidateTree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)])
@@ -75,7 +75,7 @@ def one_by_one(processors, context, tokens, scores):
     """Each node scored as plain decoding would: all calls on the way to it, by processors of its own."""
     rows = []
     for path in TREE.paths:
-        own = LogitsProcessorList(TreeProcessors._copy(LogitsProcessorList(processors)))
+        own = LogitsProcessorList(copied_processors(LogitsProcessorList(processors)))
         nodes = [TREE.paths.index(path[:depth]) for depth in range(len(path) + 1)]
         for depth, each in enumerate(nodes):
             prefix = torch.tensor([context + tokens[nodes[1 : depth + 1]].tolist()])
@@ -144,6 +144,21 @@ def test_drafts_take_only_the_processors_that_need_no_prefix():
     scores = torch.randn(3, VOCAB)
     mixed = TreeProcessors([*BY_DEPTH, NoneTwice(), *PREFIX_FREE])
     assert torch.equal(mixed.draft(scores), LogitsProcessorList(PREFIX_FREE)(torch.zeros(3, 1), scores))
+
+
+def test_copies_share_models_and_tokenizers():
+    class Judged(LogitsProcessor):
+        def __init__(self, judge):
+            self.judge, self.memory = judge, []
+
+        def __call__(self, input_ids, scores):
+            return scores
+
+    own = Judged(torch.nn.Linear(2, 2))
+    (copied,) = copied_processors([own])
+    assert copied is not own
+    assert copied.judge is own.judge
+    assert copied.memory is not own.memory
 
 
 NEW = 30

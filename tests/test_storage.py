@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BloomConfig,
+    GPTNeoConfig,
     MambaConfig,
     T5Config,
 )
@@ -184,6 +185,24 @@ def test_bases_that_cannot_verify_a_tree_are_refused_with_the_remedy():
     assert "use a model with rotary or learnt positions" in refused(bloom)
     falcon = AutoConfig.for_model("falcon", **COMMON, alibi=True, new_decoder_architecture=True, num_kv_heads=2)
     assert "use a model with rotary or learnt positions" in refused(falcon)
+
+
+def test_local_attention_by_column_is_refused():
+    neo = GPTNeoConfig(
+        vocab_size=61, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    assert "local attention" in refused(neo)
+
+
+def test_arguments_for_loading_are_refused_beside_a_loaded_model(base, tmp_path):
+    with pytest.raises(TypeError, match="num_head: unknown"):
+        MedusaModel.from_base(base, num_head=3)
+    trained(base).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="dtype"):
+        MedusaModel.from_pretrained(tmp_path, base=base, dtype=torch.bfloat16)
+    assert MedusaModel.from_pretrained(tmp_path, base=base, local_files_only=True).tree == OWN_TREE
+    with pytest.raises(TypeError, match="get_base_model"):
+        MedusaModel.from_base(torch.nn.Linear(2, 2))
 
 
 def test_flash_attention_is_refused_with_the_remedy():

@@ -133,7 +133,7 @@ class Rejection(AcceptancePolicy):
         if drawn_from.shape[1] < tree.max_depth:
             raise ValueError("Rejection judges only what its own `draft` drew: the draft has no probabilities")
         rows = torch.arange(len(logits), device=logits.device)
-        target = logits.double().softmax(-1)
+        target = _precise(logits).softmax(-1)
         widths = tree.widths
         uniforms = _uniforms(generators, sum(widths) + 1, target)
         node = torch.zeros_like(rows)
@@ -141,7 +141,7 @@ class Rejection(AcceptancePolicy):
         left, first_draw = target[rows, node], 0
         children = tree.child_table.to(logits.device)
         for depth, width in enumerate(widths):
-            p, q = left, drawn_from[:, depth].double()
+            p, q = left, drawn_from[:, depth].to(left.dtype)
             here, alive = node, count == depth + 1
             for rank in range(width):
                 if logits.device.type == "cpu" and not alive.any():  # elsewhere asking would cost a wait
@@ -189,11 +189,16 @@ def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
 
 def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
     """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability 0."""
-    cumulative = probs.double().cumsum(-1)
-    threshold = (uniform.double() * cumulative[..., -1])[..., None]
+    cumulative = _precise(probs).cumsum(-1)
+    threshold = (uniform.to(cumulative.dtype) * cumulative[..., -1])[..., None]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     last = probs.shape[-1] - 1 - probs.flip(-1).gt(0).int().argmax(-1)
     return torch.minimum(drawn, last)
+
+
+def _precise(numbers: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return numbers.float() if numbers.device.type == "mps" else numbers.double()
 
 
 def _normalised(weights: Tensor) -> Tensor:

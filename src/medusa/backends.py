@@ -1,16 +1,18 @@
 """Linear layers whose weights are packed for the CPU, so that verifying a few tokens costs little more than one.
 
 A plain CPU linear layer reads its weights again for every few rows: four tokens cost three to four times what one
-does, and no tree can pay. oneDNN's packed layout reads them once. The base model itself is left as it was found: what
-runs is a shadow of it, which shares every parameter and buffer and differs only in its linear layers.
+does, and no tree can pay. oneDNN's packed layout reads them once. The base model is left as it was found: its layers
+run packed only while `PackedLayers.running` lasts, one forward, so hooks, adapters and settings are always its own.
 A model that the library loaded itself need not hold its weights twice: `release` frees the dense ones.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,65 +20,78 @@ from torch.nn import functional
 
 from .heads import MedusaHeads, Projection
 
-Module = TypeVar("Module", bound=nn.Module)
-
 PACKED_ROWS = 16
 """The row count the layout is chosen for: about the size of the trees that pay on a CPU."""
 PACKABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class PackedLinear(nn.Module):
-    """`nn.Linear` on a packed copy of its weight; equal to it up to rounding.
-
-    Args:
-        weight: [out, in]; remembered, so that a later change of it is noticed.
-        bias: [out] or None; shared.
-    """
+class PackedWeight:
+    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to rounding."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        super().__init__()
-        self._original: tuple[Tensor | nn.Linear, Tensor | None] = (weight, bias)  # a tuple registers no parameter
-        self._packed_as = _identity(weight)
         with torch.no_grad():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
-        self._bias = None if bias is None else bias.detach()
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
+        self.bias = None if bias is None else bias.detach()
 
-    @property
-    def weight(self) -> Tensor:
-        """The original weight."""
-        original = self._original[0]
-        return original.weight if isinstance(original, nn.Linear) else original
+    def __call__(self, states: Tensor) -> Tensor:
+        """states [..., in] -> [..., out]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        return product
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The original bias."""
-        return self._original[1]
+    def dense(self) -> Tensor:
+        """The weight again, exactly as it was."""
+        return self.packed.to_dense().clone()
 
-    @property
-    def stale(self) -> bool:
-        """Whether the original weight has changed since it was packed."""
-        return not self.released and _identity(self.weight) != self._packed_as
 
-    @property
-    def released(self) -> bool:
-        """Whether the original weight lives on only here."""
-        original = self._original[0]
-        return isinstance(original, nn.Linear) and getattr(original._parameters, "released", False)
+class PackedLayers:
+    """Packed weights for the plain linear layers of a module that somebody else may hold and change."""
 
-    def release(self, linear: nn.Linear) -> None:
-        """Drop the dense weight of the layer that was packed; it comes back when anyone asks for it."""
-        self._original = (linear, linear.bias)
-        linear._parameters = _Released(linear._parameters, self)
+    def __init__(self) -> None:
+        self._packed: dict[nn.Linear, tuple[Any, PackedWeight]] = {}
 
-    def restored(self) -> nn.Parameter:
-        """The dense weight again, exactly as it was."""
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def refresh(self, module: nn.Module) -> None:
+        """Pack what was not packed yet or has changed since; forget what the module no longer has."""
+        known, self._packed = self._packed, {}
+        for layer in (each for each in module.modules() if isinstance(each, nn.Linear)):
+            if layer in known and _is_released(layer):
+                self._packed[layer] = known[layer]
+            elif _packs(layer):
+                mark = _mark(layer.weight, layer.bias)
+                same = layer in known and known[layer][0] == mark
+                self._packed[layer] = known[layer] if same else (mark, PackedWeight(layer.weight, layer.bias))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The layers run packed while the context lasts."""
+        for layer, (_, weight) in self._packed.items():
+            layer.__dict__["forward"] = weight
+        try:
+            yield
+        finally:
+            for layer in self._packed:
+                layer.__dict__.pop("forward", None)
+
+    def release(self, module: nn.Module) -> None:
+        """Free the dense weights that are packed as well; weights tied to others stay.
+
+        The module goes on as before for whoever looks at it: a weight is unpacked when it is asked for.
+        """
+        dense = [layer for layer in self._packed if not _is_released(layer)]
+        owners = Counter(id(parameter) for each in module.modules() for parameter in _held(each)) if dense else {}
+        for layer in dense:
+            if owners[id(layer.weight)] == 1:
+                layer._parameters = _Released(layer._parameters, partial(self._restored, layer))
+
+    def _restored(self, layer: nn.Linear, bias: nn.Parameter | None) -> nn.Parameter:
+        """The dense weight of a released layer again, known as what was packed."""
+        _, packed = self._packed[layer]
         with torch.inference_mode(False), torch.no_grad():  # decoding asks too, and its tensors could not be trained
-            weight = nn.Parameter(self._packed.to_dense().clone())
-        self._packed_as = _identity(weight)
+            weight = nn.Parameter(packed.dense())
+        self._packed[layer] = _mark(weight, bias), packed
         return weight
-
-    def forward(self, states: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
 
 
 class _Released(dict[str, Any]):
@@ -86,17 +101,17 @@ class _Released(dict[str, Any]):
     finds an ordinary parameter, which is then the layer's own again.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter | None], packed_layer: PackedLinear):
-        weight = parameters["weight"]
-        self.requires_grad = weight is not None and weight.requires_grad
+    def __init__(self, parameters: dict[str, Any], restored: Callable[[nn.Parameter | None], nn.Parameter]):
+        self.requires_grad = parameters["weight"].requires_grad
         super().__init__({**parameters, "weight": None})
-        self._packed_layer = packed_layer
+        self.restored = restored
         self.released = True
 
     def _restore(self) -> None:
         if self.released:
             self.released = False
-            super().__setitem__("weight", self._packed_layer.restored().requires_grad_(self.requires_grad))
+            weight = self.restored(super().get("bias"))
+            super().__setitem__("weight", weight.requires_grad_(self.requires_grad))
 
     def __getitem__(self, name: str) -> Any:
         self._restore()
@@ -126,27 +141,6 @@ class _Released(dict[str, Any]):
         return dict, (dict(self.items()),)
 
 
-def release(module: nn.Module, shadow: nn.Module) -> None:
-    """Free the dense weights that the module's packed shadow holds as well; weights tied to others stay.
-
-    The module goes on as before for whoever looks at it: a weight is unpacked when it is asked for.
-    """
-    layers = {name: each for name, each in shadow.named_modules() if isinstance(each, PackedLinear)}
-    if all(each.released for each in layers.values()):
-        return
-    owners = Counter(id(parameter) for each in module.modules() for parameter in _own_parameters(each))
-    for name, layer in layers.items():
-        linear = module.get_submodule(name)
-        if isinstance(linear, nn.Linear) and not layer.released and owners[id(linear.weight)] == 1:
-            layer.release(linear)
-
-
-def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    if getattr(module._parameters, "released", False):
-        return []
-    return [parameter for parameter in module._parameters.values() if parameter is not None]
-
-
 class PackedHeads(nn.Module):
     """`MedusaHeads` on packed weights. The first layer of all heads reads the same states and is one product."""
 
@@ -156,20 +150,18 @@ class PackedHeads(nn.Module):
         biases = [bias[:, 0] for bias in heads.b1] or [None] * len(heads.w1)
         layers = list(zip(heads.w1, biases, strict=True))
         self.first = [
-            PackedLinear(weight.flatten(0, 1), None if bias is None else bias.flatten()) for weight, bias in layers[:1]
+            PackedWeight(weight.flatten(0, 1), None if bias is None else bias.flatten()) for weight, bias in layers[:1]
         ]
         self.later = [
-            [PackedLinear(one, None if bias is None else bias[k]) for k, one in enumerate(weight)]
+            [PackedWeight(one, None if bias is None else bias[k]) for k, one in enumerate(weight)]
             for weight, bias in layers[1:]
         ]
-        self.lm_heads = [] if heads.w2 is None else [PackedLinear(weight) for weight in heads.w2]
-        self._packed_as = [_identity(parameter) for parameter in heads.parameters()]
-        self._original = (heads,)
+        self.lm_heads = [] if heads.w2 is None else [PackedWeight(weight) for weight in heads.w2]
+        self._marks = [_mark(parameter) for parameter in heads.parameters()]
 
-    @property
-    def stale(self) -> bool:
-        """Whether the heads have changed since they were packed."""
-        return self._packed_as != [_identity(parameter) for parameter in self._original[0].parameters()]
+    def is_of(self, heads: MedusaHeads) -> bool:
+        """Whether these are the heads that were packed, unchanged."""
+        return self._marks == [_mark(parameter) for parameter in heads.parameters()]
 
     def forward(self, hidden: Tensor, lm_head: Projection) -> Tensor:
         """As `MedusaHeads.forward`: hidden [B, H] -> logits [K, B, V]."""
@@ -185,39 +177,52 @@ class PackedHeads(nn.Module):
         return self.rule(logits if self.output_bias is None else logits + self.output_bias)
 
 
+def packed_heads(heads: nn.Module, known: nn.Module | None = None) -> nn.Module:
+    """The heads on packed weights, `known` where that is still right; the heads themselves where none can be packed."""
+    parameters = list(heads.parameters())
+    if not isinstance(heads, MedusaHeads) or not parameters or not all(map(_packable, parameters)):
+        return heads
+    return known if isinstance(known, PackedHeads) and known.is_of(heads) else PackedHeads(heads)
+
+
 def worth_packing(module: nn.Module) -> bool:
     """Whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return any(isinstance(each, nn.Linear) and _packs(each) for each in module.modules())
+    return any(map(_packs, module.modules()))
 
 
-def packed(module: Module) -> Module:
-    """A shadow of the module whose linear layers run packed; everything else is shared with the original."""
-    if isinstance(module, MedusaHeads):
-        parameter = next(module.parameters(), None)
-        return module if parameter is None or not _packable(parameter) else PackedHeads(module)  # type: ignore[return-value]
-    if isinstance(module, nn.Linear) and _packs(module):
-        return PackedLinear(module.weight, module.bias)  # type: ignore[return-value]
-    shadow = copy.copy(module)
-    shadow._modules = {name: child if child is None else packed(child) for name, child in module._modules.items()}
-    return shadow
-
-
-def is_stale(shadow: nn.Module) -> bool:
-    """Whether any packed weight's original has changed: loaded, trained, merged or moved."""
-    return any(each.stale for each in shadow.modules() if isinstance(each, (PackedLinear, PackedHeads)))
-
-
-def _packs(linear: nn.Linear) -> bool:
-    """Plain layers only: a subclass (quantised, say) has a forward of its own."""
-    return type(linear) is nn.Linear and _packable(linear.weight)
+def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Plain layers only: a subclass (quantised, say) or a replaced forward (an offloaded layer's) goes its own way."""
+    return type(layer) is nn.Linear and "forward" not in layer.__dict__ and _packable(layer.weight)
 
 
 def _packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in PACKABLE
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return plain and weight.device.type == "cpu" and weight.dtype in PACKABLE and _supported(weight.dtype)
 
 
-def _identity(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight is replaced or written to."""
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
+@cache
+def _supported(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor pack weights of a dtype: some lack instructions for 16 bits."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        PackedWeight(torch.zeros(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
+    except (RuntimeError, AttributeError):
+        return False
+    return True
+
+
+def _is_released(layer: nn.Module) -> bool:
+    return getattr(layer._parameters, "released", False)
+
+
+def _held(module: nn.Module) -> list[nn.Parameter]:
+    if _is_released(module):
+        return []
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
+def _mark(weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
+    """What changes when a weight is replaced or written to; some values too, for writes that leave no other trace."""
+    some = weight.detach().flatten()[:: max(1, weight.numel() // 7)].tolist() if weight.is_contiguous() else None
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version, some, id(bias)

@@ -59,6 +59,9 @@ class TreeLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def get_max_cache_shape(self) -> int:  # its name in earlier transformers
+        return -1
+
 
 class Slots:
     """Where the next states go; shared by all layers, so that a step decides it once.
@@ -76,10 +79,9 @@ class Slots:
         self.columns: Tensor | None = None
 
     def capacity(self) -> int:
-        """Columns to allocate: what the request was expected to need, and more by blocks where that falls short."""
-        needed = max(self.expected, self.end)
-        if self.end > self.expected:
-            needed = self.end + max(BLOCK, self.end // 2)
+        """Columns to allocate: half as many again as are in use, but not more than the request is expected to need."""
+        ample = self.end + max(BLOCK, self.end // 2)
+        needed = min(ample, self.expected) if self.end <= self.expected else ample
         return -(-needed // BLOCK) * BLOCK
 
     def write(self, store: Tensor, states: Tensor) -> None:
@@ -95,11 +97,14 @@ class TreeCache(Cache):
 
     Args:
         num_layers: how many attention layers the model has.
-        expected: columns the request is expected to need (prompt + new tokens + nodes). Memory is
-            bounded by what is really used: the cache starts at no more than that and grows by blocks.
+        expected: columns the request is expected to need (prompt + new tokens + nodes). Memory is bounded by what
+            is really used: the cache starts not much larger than the prompt and grows as the text does.
+        longest: [B] tokens each row may have in the end. Nodes past them are never delivered, and share the last
+            position, so that no position is asked for that the model may not have.
     """
 
-    def __init__(self, num_layers: int, expected: int = BLOCK):
+    def __init__(self, num_layers: int, expected: int = BLOCK, longest: list[int] | None = None):
+        self.longest = longest
         self.slots = Slots(expected)
         super().__init__(layers=[TreeLayer(self.slots) for _ in range(num_layers)])
         self.start: list[int] = []
@@ -138,7 +143,10 @@ class TreeCache(Cache):
     def positions(self, tree: CandidateTree, device: torch.device) -> Tensor:
         """[B, N] position ids of the nodes: a row's own length plus each node's depth."""
         lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
-        return torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
+        positions = torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
+        if self.longest is None:
+            return positions
+        return positions.minimum(torch.tensor(self.longest, device=device)[:, None] - 1)
 
     def visible(self, tree: CandidateTree, device: torch.device, window: int | None = None) -> Tensor:
         """[B, N, C] what each node sees: its row's context, its ancestors and itself.

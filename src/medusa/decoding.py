@@ -65,12 +65,14 @@ class Row:
 
     Attributes:
         ids: the prompt and what has been delivered.
+        max_length: no more ids than this will be asked for.
         stop: told the ids after every token, says whether the row ends there.
         processors: the row's logits processors.
         generator: the row's source of randomness; None draws from torch's global one.
     """
 
     ids: list[int]
+    max_length: int
     stop: Callable[[list[int]], bool]
     processors: TreeProcessors = field(default_factory=TreeProcessors)
     generator: torch.Generator | None = None
@@ -92,19 +94,18 @@ def decode(
     rows: Sequence[Row],
     policy: AcceptancePolicy,
     tree: CandidateTree,
-    max_new_tokens: int,
     stats: DecodingStats,
 ) -> Iterator[list[list[int]]]:
     """Decode until every row has ended; yields each step's new tokens of every row, the prefill's first.
 
     A step delivers the accepted candidates and the base model's own next token, which is the root of the next
-    step's tree. `max_new_tokens` is how many a row may need, for the size of the cache; when a row ends is its
-    own business.
+    step's tree. When a row ends is its own business.
     """
     started = time.perf_counter()
     generators = [row.generator for row in rows]
     input_ids, attention_mask = left_padded([row.ids for row in rows], model.device)
-    cache = model.new_cache(input_ids.shape[1] + max_new_tokens + len(tree))
+    needed = max(row.max_length - len(row.ids) for row in rows) + len(tree)
+    cache = model.new_cache(input_ids.shape[1] + needed, [row.max_length for row in rows])
     logits, hidden = model.prefill(input_ids, attention_mask, cache)
     last = input_ids[:, -1:]
     verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
@@ -120,7 +121,7 @@ def decode(
         verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
         delivered, kept = _deliver(rows, draft.tokens, verdict)
         cache.keep(verdict.path, kept)
-        hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1]]
+        hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1].to(hiddens.device)]
         stats.count(delivered, time.perf_counter() - started)
         yield delivered
 

@@ -21,8 +21,8 @@ from transformers.utils import ModelOutput
 
 from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
 from .decoding import PLAIN, DecodingStats, Row, decode
-from .model import TreeModel
-from .processing import TreeProcessors
+from .model import TreeModel, check_length
+from .processing import TreeProcessors, copied_processors
 from .tree import CandidateTree
 
 POLICIES: dict[str, type[AcceptancePolicy]] = {"greedy": Greedy, "typical": Typical, "rejection": Rejection}
@@ -37,6 +37,7 @@ UNSUPPORTED = {
     "output_hidden_states": (False, "call model.base on the finished text instead"),
     "output_scores": (False, "call model.base on the finished text instead"),
     "output_logits": (False, "call model.base on the finished text instead"),
+    "token_healing": (False, "heal the prompt first: model.base.heal_tokens(input_ids, tokenizer)"),
 }
 """Generation options that cannot be honoured: the value that asks for nothing, and what to do instead."""
 UNSUPPORTED_ARGUMENTS = (
@@ -47,6 +48,10 @@ UNSUPPORTED_ARGUMENTS = (
     "custom_generate",
     "position_ids",
 )
+
+
+USED_INPUTS = ("logits_processor", "stopping_criteria", "generation_config", "use_cache")
+"""What transformers prepares that decoding uses; other arguments it passes on are inputs of the model."""
 
 
 @dataclass
@@ -71,13 +76,12 @@ class Session:
     policy: AcceptancePolicy
     tree: CandidateTree
     config: GenerationConfig
-    max_new_tokens: int
     inputs: Tensor
     stats: DecodingStats = field(default_factory=DecodingStats)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         """Yields the new tokens of each row, [B][n]; the prefill's single tokens come first."""
-        return decode(self.model, self.rows, self.policy, self.tree, self.max_new_tokens, self.stats)
+        return decode(self.model, self.rows, self.policy, self.tree, self.stats)
 
 
 def prepare(
@@ -96,16 +100,23 @@ def prepare(
     _refuse(kwargs, generation_config)
     prompts = _prompts(model, inputs, attention_mask, generation_config, kwargs)
     base, generation_config, kwargs = _stop_strings_as_criterion(model.base, generation_config, kwargs)
-    prepared = [_prepare_row(base, prompt, generation_config, kwargs) for prompt in prompts]
+    prepared = [
+        _prepare_row(base, prompt, generation_config, _arguments_of_row(kwargs, number))
+        for number, prompt in enumerate(prompts)
+    ]
     config = prepared[0][2]
     _refuse({}, config)
     copies = config.num_return_sequences or 1
-    prepared = [row for row in prepared for row in [row, *(copy.deepcopy(row) for _ in range(copies - 1))]]
+    prepared = [
+        (LogitsProcessorList(copied_processors(processors)) if copy_number else processors, criteria, row_config)
+        for processors, criteria, row_config in prepared
+        for copy_number in range(copies)
+    ]
     prompts = [prompt for prompt in prompts for _ in range(copies)]
     generators = _generators(generator, len(prompts), model.device) if config.do_sample else [None] * len(prompts)
     rows = [
-        Row(prompt.tolist(), _Stop(criteria, model.device), TreeProcessors(processors), row_generator)
-        for prompt, (processors, criteria, _), row_generator in zip(prompts, prepared, generators, strict=True)
+        Row(prompt.tolist(), each.max_length, _Stop(criteria, model.device), TreeProcessors(processors), own_generator)
+        for prompt, (processors, criteria, each), own_generator in zip(prompts, prepared, generators, strict=True)
     ]
     tree = model.tree if tree is None else tree
     tree.check_heads(model.heads.config.num_heads)
@@ -114,11 +125,12 @@ def prepare(
             "a logits processor cannot be copied per branch: decoding plainly, one token a step", stacklevel=3
         )
         tree = PLAIN
-    longest = max(row_config.max_length - len(row.ids) for row, (_, _, row_config) in zip(rows, prepared, strict=True))
-    return Session(model, rows, _policy(acceptance, config), tree, config, longest, inputs.repeat_interleave(copies, 0))
+    for row in rows:
+        check_length(model.base, len(row.ids), row.max_length)
+    return Session(model, rows, _policy(acceptance, config), tree, config, inputs.repeat_interleave(copies, 0))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: TreeModel,
     inputs: Tensor | None = None,
@@ -194,19 +206,29 @@ def _prepare_row(
     """What transformers would decode this prompt with, were it alone."""
 
     def captured(_model: Any, input_ids: Tensor, **prepared: Any) -> tuple[Any, ...]:
+        unused = [name for name in prepared if name in kwargs and name not in USED_INPUTS and kwargs[name] is not None]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: only token ids are decoded with Medusa heads; leave it out")
         return prepared["logits_processor"], prepared["stopping_criteria"], prepared["generation_config"]
 
     return base.generate(
-        prompt[None], config, attention_mask=torch.ones_like(prompt)[None], custom_generate=captured, **_fresh(kwargs)
+        prompt[None], config, attention_mask=torch.ones_like(prompt)[None], custom_generate=captured, **kwargs
     )
 
 
-def _fresh(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of one row: its own copy of processors that may remember, where that can be made."""
-    processors = kwargs.get("logits_processor")
-    if processors is None or not TreeProcessors(processors).copyable():
-        return kwargs
-    return {**kwargs, "logits_processor": LogitsProcessorList(copy.deepcopy(list(processors)))}
+def _arguments_of_row(kwargs: dict[str, Any], number: int) -> dict[str, Any]:
+    """The request's arguments for one of its prompts, which is prepared as if it were alone.
+
+    The row gets its own copy of processors that may remember, where they can be copied, and its own number where
+    `prefix_allowed_tokens_fn(row, ids)` asks for one.
+    """
+    own = dict(kwargs)
+    processors, allowed = kwargs.get("logits_processor"), kwargs.get("prefix_allowed_tokens_fn")
+    if processors is not None and TreeProcessors(processors).copyable():
+        own["logits_processor"] = LogitsProcessorList(copied_processors(processors))
+    if allowed is not None:
+        own["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(number, ids)
+    return own
 
 
 def _prompts(
@@ -256,35 +278,37 @@ def _refuse(kwargs: dict[str, Any], config: GenerationConfig | None) -> None:
 
 
 def _policy(acceptance: str | AcceptancePolicy, config: GenerationConfig) -> AcceptancePolicy:
-    if isinstance(acceptance, AcceptancePolicy):
-        return acceptance
     if acceptance == "auto":
-        return Rejection() if config.do_sample else Greedy()
-    if acceptance not in POLICIES:
+        acceptance = "rejection" if config.do_sample else "greedy"
+    if isinstance(acceptance, str) and acceptance not in POLICIES:
         raise ValueError(f"acceptance must be 'auto', {', '.join(map(repr, POLICIES))} or a policy, got {acceptance!r}")
-    if acceptance == "rejection" and not config.do_sample:
+    policy = POLICIES[acceptance]() if isinstance(acceptance, str) else acceptance
+    if isinstance(policy, Rejection) and not config.do_sample:
         raise ValueError("acceptance='rejection' samples: pass do_sample=True, or use acceptance='greedy'")
-    if acceptance == "greedy" and config.do_sample:
+    if isinstance(policy, Greedy) and config.do_sample:
         raise ValueError("acceptance='greedy' does not sample: drop do_sample=True, or use acceptance='rejection'")
-    return POLICIES[acceptance]()
+    return policy
 
 
 def _generators(
     given: torch.Generator | Sequence[torch.Generator] | None, rows: int, device: torch.device
 ) -> Sequence[torch.Generator]:
     """One generator a row, seeded from the one given or from torch's global one."""
-    if given is not None and not isinstance(given, torch.Generator):
-        if len(given) != rows:
-            raise ValueError(f"one generator a sequence is needed: {rows}, got {len(given)}")
-        return given
-    seeds = torch.randint(2**62, (rows,), generator=given, device=given.device if given is not None else None)
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    if given is None or isinstance(given, torch.Generator):
+        seeds = torch.randint(2**62, (rows,), generator=given, device=given.device if given is not None else None)
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    if len(given) != rows:
+        raise ValueError(f"one generator a sequence is needed: {rows}, got {len(given)}")
+    return [each if each.device.type == device.type else _generators(each, 1, device)[0] for each in given]
 
 
 def _sequences(session: Session, prompts: list[int]) -> Tensor:
     """[B, P + T]: the inputs as they came and the new tokens, padded on the right, as transformers returns them."""
     new = [row.ids[prompt:] for row, prompt in zip(session.rows, prompts, strict=True)]
-    pad = session.config.pad_token_id if session.config.pad_token_id is not None else 0
+    pad = session.config.pad_token_id
+    if pad is None:
+        eos = session.config.eos_token_id
+        pad = next(iter(eos if isinstance(eos, list) else [eos])) or 0
     width = max(map(len, new))
     padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new], device=session.inputs.device)
     return torch.cat([session.inputs, padded], dim=1)

@@ -103,6 +103,11 @@ class MedusaHeads(nn.Module):
                 "the base model's lm_head is quantised and cannot start the heads; keep it in floating point "
                 "(llm_int8_skip_modules=['lm_head'], or the like) or load trained heads"
             )
+        if weight.is_meta:
+            raise ValueError(
+                "the base model's lm_head is offloaded and cannot start the heads; load the model with a device_map "
+                "that keeps lm_head on a device"
+            )
         heads = cls(config, rule, None if bias is None else bias.detach().clone())
         if heads.w2 is not None:
             with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from .backends import is_stale, packed, release, worth_packing
+from .backends import PackedLayers, packed_heads, worth_packing
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .tree import CandidateTree
@@ -59,28 +59,23 @@ class TreeModel(nn.Module):
         self.tree.check_heads(heads.config.num_heads)
         self.prepack = worth_packing(base) if prepack is None else prepack
         self.owns_base = owns_base
-        self._shadows: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodules
-        self._shadowed: list[int] = []
+        self.packed_layers = PackedLayers()
+        self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
 
     @property
-    def runtime(self) -> PreTrainedModel:
-        """What decoding runs: the base model, or its packed shadow."""
-        return self._shadows[0] if self._shadows else self.base
-
-    def running_parts(self) -> tuple[PreTrainedModel, nn.Module]:
-        """The base model and the heads as decoding runs them, packed or not."""
-        return self.runtime, self._shadows[1] if self._shadows else self.heads
+    def running_heads(self) -> nn.Module:
+        """The heads as decoding runs them, packed or not."""
+        return self._running_heads[0] if self._running_heads else self.heads
 
     def refresh(self) -> None:
         """Pack the weights where they were not packed yet or have changed since; every prefill does."""
-        parts = [id(module) for module in (*self.base.modules(), *self.heads.modules())]
-        stale = parts != self._shadowed or any(map(is_stale, self._shadows))
         if not self.prepack:
-            self._shadows, self._shadowed = (), []
-        elif stale:
-            self._shadows, self._shadowed = (packed(self.base), packed(self.heads)), parts
-        if self._shadows and self.owns_base:
-            release(self.base, self._shadows[0])
+            self.packed_layers, self._running_heads = PackedLayers(), ()
+            return
+        self.packed_layers.refresh(self.base)
+        self._running_heads = (packed_heads(self.heads, self.running_heads),)
+        if self.owns_base:
+            self.packed_layers.release(self.base)
 
     @property
     def lm_head(self) -> nn.Module:
@@ -98,14 +93,14 @@ class TreeModel(nn.Module):
 
     def draft_logits(self, hidden: Tensor) -> Tensor:
         """The heads' logits [B, K, V] for one hidden state a row [B, H]."""
-        runtime, heads = self.running_parts()
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        logits: Tensor = heads(hidden, runtime.get_output_embeddings())
+        with self.packed_layers.running():
+            logits: Tensor = self.running_heads(hidden, self.lm_head)
         return logits.transpose(0, 1)
 
-    def new_cache(self, expected: int) -> TreeCache:
-        """A cache for `expected` columns (prompt, new tokens and nodes); it grows where that falls short."""
-        return TreeCache(self.base.config.get_text_config().num_hidden_layers, expected)
+    def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
+        """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
+        return TreeCache(self.base.config.get_text_config().num_hidden_layers, expected, longest)
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor, cache: TreeCache) -> tuple[Tensor, Tensor]:
         """Run left-padded prompts [B, P]; returns the last logits [B, V] and hidden states [B, H]."""
@@ -140,9 +135,8 @@ class TreeModel(nn.Module):
         return captured[-1]
 
     def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        runtime = self.runtime
-        with _captured_input(runtime.get_output_embeddings()) as captured:
-            logits = runtime(**inputs, use_cache=True, return_dict=True).logits
+        with self.packed_layers.running(), _captured_input(self.lm_head) as captured:
+            logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 
     def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> Any:
@@ -180,6 +174,8 @@ def check_base(base: PreTrainedModel) -> None:
             f"{name} has layers that keep a running state ({', '.join(sorted(layers)) or 'state-space'}), which cannot "
             "verify several continuations at once; use a model whose layers are all attention"
         )
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        raise ValueError(f"{name} has local attention by column, which cannot follow a tree; use another model")
     if getattr(config, "alibi", False) or not all(_takes(base, x) for x in ("position_ids", "past_key_values")):
         raise ValueError(
             f"{name} takes no explicit position ids (ALiBi or an older design), so nodes of a tree cannot be told "
@@ -191,6 +187,21 @@ def check_base(base: PreTrainedModel) -> None:
         raise ValueError(
             f"{name} runs {config._attn_implementation}, which takes no tree mask; load it with "
             "attn_implementation='sdpa' or call base.set_attn_implementation('sdpa')"
+        )
+
+
+def check_length(base: PreTrainedModel, prompt: int, longest: int) -> None:
+    """Raises ValueError where a text would outgrow the rotary factors that its cached keys were made with.
+
+    Models with long and short factors (longrope) recompute their keys when a text crosses from one to the other.
+    """
+    config = base.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if rope.get("rope_type") == "longrope" and limit is not None and prompt <= limit < longest:
+        raise ValueError(
+            f"a prompt of {prompt} tokens may grow to {longest}, past the {limit} after which this model's positions "
+            f"change: pass max_new_tokens <= {limit - prompt}, or call model.base.generate"
         )
 
 

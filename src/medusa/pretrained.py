@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -47,11 +50,11 @@ class MedusaModel(TreeModel):
 
         Raises:
             ValueError: the model cannot verify a tree.
+            TypeError: an argument is for loading, and the model is loaded.
         """
-        given = isinstance(model_or_id, PreTrainedModel)
-        base = model_or_id if given else _load_base(model_or_id, kwargs)
+        base = _base(model_or_id, kwargs)
         heads = new_heads(base, num_heads, num_layers, own_lm_head, bias)
-        return cls(base, heads, tree, prepack, owns_base=not given)
+        return cls(base, heads, tree, prepack, owns_base=base is not model_or_id)
 
     @classmethod
     def from_pretrained(
@@ -77,18 +80,18 @@ class MedusaModel(TreeModel):
 
         Raises:
             ValueError: the folder is not a native one or does not fit the base; says exactly what.
+            TypeError: an argument is for loading the base model, and it is loaded.
         """
         hub = {name: kwargs[name] for name in storage.HUB_ARGUMENTS if name in kwargs}
         folder = storage.fetch(path_or_id, **hub)
-        given = isinstance(base, PreTrainedModel)
-        if not given:
-            kwargs.pop("revision", None)
-            if base_revision is not None:
-                kwargs["revision"] = base_revision
-            base = _load_base(storage.base_name(folder) if base is None else base, kwargs)
-        heads = storage.read_heads(folder, base)
+        loaded = not isinstance(base, (str, Path, NoneType))
+        for_base = {name: value for name, value in kwargs.items() if name not in (hub if loaded else ("revision",))}
+        if base_revision is not None:
+            for_base["revision"] = base_revision
+        own = _base(storage.base_name(folder) if base is None else base, for_base)
+        heads = storage.read_heads(folder, own)
         tree = tree if tree is not None else storage.read_tree(folder)
-        return cls(base, heads, tree, prepack, owns_base=not given)
+        return cls(own, heads, tree, prepack, owns_base=own is not base)
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write the heads and the tree as a native folder; the base model is named, not copied.
@@ -102,8 +105,6 @@ class MedusaModel(TreeModel):
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
         """Upload the native folder to a hub repository, made if need be; returns the commit's address."""
-        import tempfile
-
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -143,11 +144,21 @@ class MedusaModel(TreeModel):
         return generation.prepare(self, inputs, generation_config, **kwargs)
 
 
-def _load_base(name: str | Path, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """A base model for verification: FlashAttention, which takes no tree mask, is replaced by sdpa."""
-    if str(kwargs.get("attn_implementation", "")).startswith("flash"):
-        import warnings
+def _base(model_or_name: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The base model, loaded where it is only named.
 
-        warnings.warn("FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3)
-        kwargs = {**kwargs, "attn_implementation": "sdpa"}
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
+    FlashAttention, which takes no tree mask, is replaced by sdpa.
+    """
+    if isinstance(model_or_name, (str, Path)):
+        if str(kwargs.get("attn_implementation", "")).startswith("flash"):
+            warnings.warn("FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3)
+            kwargs = {**kwargs, "attn_implementation": "sdpa"}
+        return AutoModelForCausalLM.from_pretrained(model_or_name, **kwargs).eval()
+    if not isinstance(model_or_name, PreTrainedModel):
+        raise TypeError(
+            f"the base model must be a transformers model, a folder or a hub id, got {type(model_or_name).__name__}; "
+            "of a PEFT model pass get_base_model(), whose layers carry the adapter"
+        )
+    if kwargs:
+        raise TypeError(f"{', '.join(sorted(kwargs))}: unknown, or of no use for a base model that is already loaded")
+    return model_or_name

@@ -8,11 +8,11 @@ along every branch, so that each copy has seen exactly the calls plain decoding 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation import logits_process as lp
 
 from .tree import CandidateTree
@@ -69,7 +69,7 @@ class TreeProcessors:
     def copyable(self) -> bool:
         """Whether what may remember can be copied per branch; if not, only plain decoding is right."""
         try:
-            self._copy(self.processors)
+            copied_processors(self.processors)
         except Exception:
             return False
         return True
@@ -113,15 +113,21 @@ class TreeProcessors:
         rows = []
         for node, path in enumerate(tree.paths):
             parent = self._branches[int(tree.parent[node])] if node else self.processors
-            branch = self._copy(parent) if node else parent
+            branch = copied_processors(parent) if node else parent
             self._branches.append(branch)
             one = torch.tensor([node], device=tokens.device)
             rows.append(branch(_prefixes(context, tree, tokens, one, len(path)), scores[one]))
         return torch.cat(rows)
 
-    @staticmethod
-    def _copy(processors: LogitsProcessorList) -> LogitsProcessorList:
-        return LogitsProcessorList(each if type(each) in STATELESS else copy.deepcopy(each) for each in processors)
+
+def copied_processors(processors: Iterable[LogitsProcessor]) -> LogitsProcessorList:
+    """The processors with copies of those that may remember; models and tokenizers they hold are shared."""
+    copies = []
+    for each in processors:
+        shared = [held for held in vars(each).values() if isinstance(held, (nn.Module, PreTrainedTokenizerBase))]
+        memo = {id(held): held for held in shared}
+        copies.append(each if type(each) in STATELESS else copy.deepcopy(each, memo))
+    return LogitsProcessorList(copies)
 
 
 def _prefixes(context: Tensor, tree: CandidateTree, tokens: Tensor, nodes: Tensor, depth: int) -> Tensor:

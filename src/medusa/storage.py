@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -71,7 +72,10 @@ def read_heads(folder: Path, base: PreTrainedModel) -> MedusaHeads:
     heads = MedusaHeads(config, rule, None if bias is None else bias.detach().clone())
     heads.load_tensors(named)
     floating = lm_head.weight.is_floating_point()
-    return heads.to(dtype=lm_head.weight.dtype if floating else base.dtype, device=lm_head.weight.device)
+    device = lm_head.weight.device
+    if device.type == "meta":  # offloaded: its hook knows where it runs
+        device = torch.device(lm_head._hf_hook.execution_device)
+    return heads.to(dtype=lm_head.weight.dtype if floating else base.dtype, device=device)
 
 
 def _shape(named: dict[str, Tensor], base: PreTrainedModel) -> MedusaConfig:

@@ -51,7 +51,8 @@ def test_every_method_runs_interleaved_and_greedy_texts_agree():
     assert result.runs["medusa"][0].steps < 29
     assert 0 < result.runs["medusa"][0].model_seconds < result.runs["medusa"][0].seconds
     assert result.correct
-    assert not model.runtime._forward_hooks
+    assert not model.base._forward_hooks
+    assert not model.running_heads._forward_hooks
 
 
 def test_sampling_is_seeded_per_prompt():

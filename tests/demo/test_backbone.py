@@ -63,8 +63,20 @@ def test_only_answers_are_taught(tokenizer):
 
 
 def test_the_rate_rises_stays_and_falls():
-    rates = [Recipe().rate(step) for step in (0, 99, 2000, 3200, 3999)]
+    recipe = replace(Recipe(), steps=4000, warmup=100, decay_share=0.4)
+    rates = [recipe.rate(step) for step in (0, 99, 2000, 3200, 3999)]
     assert rates[0] == pytest.approx(0.01)
     assert rates[1:3] == [1, 1]
     assert rates[3] == pytest.approx(0.5)
     assert 0 < rates[4] < 0.001
+
+
+def test_some_steps_are_equations_alone(tokenizer):
+    recipe = replace(RECIPE, drill_steps=0, equation_steps=(0, 2))
+    for rows in islice(stream(recipe, tokenizer, pool=16), 2):
+        for row in rows:
+            for line in tokenizer.decode(row.ids).splitlines():
+                asked, result = line.split(" = ")
+                assert eval(asked) == int(result)
+            taught = [token for token, teach in zip(row.ids, row.taught, strict=True) if teach]
+            assert set(tokenizer.decode(taught)) <= set("0123456789 ")

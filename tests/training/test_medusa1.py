@@ -26,6 +26,25 @@ def test_head_k_is_taught_the_token_k_plus_two_ahead_inside_the_answer_only():
     torch.testing.assert_close(data.hidden, model.hidden_states(torch.tensor([ids]))[0, 2:4])
 
 
+def test_a_text_without_a_prompt_is_learnt_from_its_first_token():
+    model = MedusaModel.from_base(tiny(), num_heads=2)
+    first, other = (hidden_states(model, [Example([5, 6, 7, 8], start), Example([9, 8, 7, 6])]) for start in (0, 1))
+    assert torch.equal(first.targets, other.targets)
+    assert len(first.hidden) == len(first.targets)
+    with pytest.raises(ValueError, match="answer_start"):
+        Example([5, 6, 7], answer_start=-1)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_train_in_single(dtype, own):
+    model = MedusaModel.from_base(tiny(dtype=dtype), num_heads=2, own_lm_head=own)
+    texts = [Example([(3 * n + shift) % 61 for n in range(40)]) for shift in range(8)]
+    losses = train_heads(model, texts, TrainingConfig(epochs=20, batch_size=64, lr=1e-2), progress=False)
+    assert losses[-1] < 0.8 * losses[0]
+    assert {parameter.dtype for parameter in model.heads.parameters()} == {dtype}
+
+
 def test_padding_changes_nothing():
     model = MedusaModel.from_base(tiny(), num_heads=2)
     short, long = Example([5, 6, 7, 8]), Example(list(range(1, 30)))

@@ -25,6 +25,9 @@ MODELS: dict[str, int | None] = {"embedded": None, "inflated": INFLATED_WIDTH}
 NODES = {"embedded": 16, "inflated": 8}
 """Nodes of each model's tree; on a CPU a larger model leaves less room."""
 
+REPEATS = {"embedded": 3, "inflated": 1}
+"""Interleaved runs of each prompt and method; the inflated model's steps are long enough to say the same each time."""
+
 
 def head_accuracies() -> list[list[float]]:
     """Top-1 to top-5 accuracies of the embedded heads, as their training measured them."""
@@ -44,7 +47,7 @@ def measure(
     prompts = held_out(tokenizer, options.per_category)
     for _ in compare(model, prompts[:2], arguments, repeats=1):
         pass
-    runs = compare(model, prompts, arguments, repeats=options.repeats)
+    runs = compare(model, prompts, arguments, repeats=options.repeats or REPEATS[name])
     label = f"{name}, temperature {temperature:g}"
     return list(track(runs, label, total=len(prompts), console=console)), nodes
 
@@ -55,7 +58,7 @@ def main() -> None:
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.7])
     parser.add_argument("--per-category", type=int, default=10, help="held-out prompts of each category")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each prompt and method")
+    parser.add_argument("--repeats", type=int, help="runs of each prompt and method (default: each model's own)")
     parser.add_argument("--nodes", type=int, help="nodes of the tree (default: each model's own)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for the results")

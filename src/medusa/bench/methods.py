@@ -75,14 +75,12 @@ def prompt_lookup(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any])
 
 def generate_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """transformers' `generate` on this library's packed weights."""
-    model.refresh()
-    return _transformers(model.runtime, prompt, arguments)
+    return _packed(model, prompt, arguments)
 
 
 def prompt_lookup_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """transformers' prompt lookup on this library's packed weights."""
-    model.refresh()
-    return _transformers(model.runtime, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
+    return _packed(model, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
 
 
 METHODS: dict[str, Method] = {
@@ -132,7 +130,7 @@ def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
     model.refresh()
     clock = _ModelClock()
     handles = []
-    for part in model.running_parts():
+    for part in (model.base, model.running_heads):
         handles += [part.register_forward_pre_hook(clock.start), part.register_forward_hook(clock.stop)]
     try:
         yield clock
@@ -150,6 +148,12 @@ class _Clock(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    model.refresh()
+    with model.packed_layers.running():
+        return _transformers(model.base, prompt, arguments)
 
 
 def _transformers(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:

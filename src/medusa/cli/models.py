@@ -67,9 +67,12 @@ def load(
     if device is not None:
         model = model.to(device)
     if heads is not None:
-        return MedusaModel.from_pretrained(heads, base=model), tokenizer
-    typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
-    return MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN), tokenizer
+        medusa = MedusaModel.from_pretrained(heads, base=model)
+    else:
+        typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
+        medusa = MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN)
+    medusa.owns_base = True
+    return medusa, tokenizer
 
 
 def find_heads(name: str, revision: str | None = None) -> Path | None:
@@ -118,6 +121,7 @@ def _embedded(base: str | None, dtype: str, device: str | None) -> tuple[MedusaM
         raise ValueError(f"'{DEMO}' brings its own base model: leave out --base")
     precision: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
     model, tokenizer = demo.load(**precision)
+    model.owns_base = True
     if device is not None:
         model.to(device)
         model.prepack = worth_packing(model.base)

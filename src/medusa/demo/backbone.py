@@ -26,9 +26,9 @@ from .tasks import CATEGORIES, Task, check, make_task
 from .variation import equations, renamed, reworded
 
 VARIED_SHARE = 0.7
-"""Share of varied tasks once they come (`Recipe.vary_from`), and the share of them whose prompt is reworded too."""
+"""Share of tasks that are varied, and share of varied extraction tasks whose prompt is reworded too."""
 EQUATIONS_SHARE = 0.1
-"""Share of rows, from then on, that are equations alone."""
+"""Share of rows that are equations alone."""
 CONVERSATION_SHARE = 0.06
 """Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
 
@@ -43,13 +43,12 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 4400
+    steps: int = 2600
     batch_tokens: int = 6144
     warmup: int = 100
-    decay_share: float = 0.4
-    drill_steps: int = 800
-    vary_from: int = 2150
-    equation_steps: tuple[int, int] = (2550, 2730)
+    decay_share: float = 0.45
+    drill_steps: int = 650
+    equation_steps: tuple[int, int] = (1250, 1400)
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -147,7 +146,7 @@ def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, 
 def drill(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Iterator[list[Row]]:
     """Batches of random tokens said again: first a few of them four times, then longer runs twice, apart."""
     for step in range(recipe.drill_steps):
-        short = step < 0.6 * recipe.drill_steps
+        short = step < 0.74 * recipe.drill_steps
         length, times = (rng.randint(5, 12), 4) if short else (rng.randint(8, 48), 2)
         before, gap = (0, 0) if short else (rng.randint(0, 32), rng.randint(0, 32))
         rows = []
@@ -174,7 +173,7 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
 def task_batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random, pool: int
 ) -> Iterator[list[Row]]:
-    """Batches of rows of similar length; every task is new. First tasks as they are, then mostly variations of them."""
+    """Batches of rows of similar length; every task is new, and most are varied."""
     names = list(recipe.shares)
     weights = list(recipe.shares.values())
     seed = 0
@@ -183,19 +182,17 @@ def task_batches(
         nonlocal seed
         task = make_task(rng.choices(names, weights)[0], seed, "train")
         seed += 1
-        if not varied or rng.random() > VARIED_SHARE:
+        if rng.random() > VARIED_SHARE:
             return task.prompt, task.answer
         prompt, answer = renamed(rng, task.prompt, task.answer)
         if task.category == "extraction" and rng.random() < VARIED_SHARE:
             prompt = reworded(rng, prompt, answer)
         return prompt, answer
 
-    step = recipe.drill_steps
     while True:
-        varied = step >= recipe.vary_from
         rows = []
         for _ in range(pool):
-            if varied and rng.random() < EQUATIONS_SHARE:
+            if rng.random() < EQUATIONS_SHARE:
                 rows.append(encode_equations(tokenizer, equations(rng)))
                 continue
             turns = rng.choice((2, 3)) if rng.random() < CONVERSATION_SHARE else 1
@@ -207,7 +204,6 @@ def task_batches(
                 batches.append([])
             batches[-1].append(row)
         rng.shuffle(batches)
-        step += len(batches)
         yield from batches
 
 
@@ -311,7 +307,7 @@ def train(
         if (step + 1) % check_every == 0:
             print("held-out accuracy", accuracy(model, tokenizer, 16), flush=True)
             since = time.perf_counter()
-    accuracies = accuracy(model, tokenizer, 200)
+    accuracies = accuracy(model, tokenizer, 50)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {

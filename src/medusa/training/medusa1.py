@@ -61,11 +61,18 @@ class Example:
 
     Attributes:
         ids: token ids.
-        answer_start: the first token the heads should learn to foresee; what is before is only read.
+        answer_start: the first token of the answer; what is before it is only read.
+
+    Raises:
+        ValueError: the answer starts outside the text.
     """
 
     ids: list[int]
     answer_start: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.answer_start <= len(self.ids):
+            raise ValueError(f"answer_start must lie within the {len(self.ids)} ids, got {self.answer_start}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def hidden_states(model: TreeModel, examples: Sequence[Example], batch_tokens: i
         states = model.hidden_states(ids.to(model.device))
         for line, index in enumerate(group):
             example = examples[index]
-            first, last = example.answer_start - 1, len(example.ids) - 2
+            first, last = max(0, example.answer_start - 1), len(example.ids) - 2
             if last <= first:
                 continue
             ahead = torch.full((len(example.ids) + num_heads + 1,), -100)
@@ -140,8 +147,10 @@ def train_heads(
     if not parameters:
         raise ValueError("heads with num_layers=0 that share the lm_head have no parameters to train")
     data = hidden_states(model, examples)
+    dtype, lm_head = parameters[0].dtype, model.lm_head
+    precise = torch.promote_types(dtype, torch.float32)  # AdamW's averages do not survive 16 bits
+    model.heads.to(precise)
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    lm_head = model.lm_head
     frozen = [parameter for parameter in lm_head.parameters() if parameter.requires_grad]
     generator = torch.Generator().manual_seed(config.seed)
     steps = config.epochs * math.ceil(len(data.hidden) / config.batch_size)
@@ -151,13 +160,14 @@ def train_heads(
         for step, batch in enumerate(_batches(len(data.hidden), config, generator)):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * config.rate(step, steps)
-            logits = model.heads(data.hidden[batch], lm_head)
+            logits = model.heads(data.hidden[batch].to(precise), lambda states: lm_head(states.to(dtype)))
             loss = medusa1_loss(logits, data.targets[batch], config.decay)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
             bar.update(task, advance=1, loss=sum(losses[-50:]) / len(losses[-50:]))
+    model.heads.to(dtype)
     return losses
 
 
