@@ -6,8 +6,10 @@ the root, is the base model's own token; it belongs to every candidate and is co
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,29 +87,43 @@ class CandidateTree:
                 (cumulative, not decreasing).
             nodes: how many nodes, root included.
         """
-        if nodes < 1:
-            raise ValueError(f"a tree has at least its root: nodes must be >= 1, got {nodes}")
         marginals = []
         for head, row in enumerate(accuracies):
             steps = [after - before for before, after in zip((0.0, *row), row, strict=False)]
             if min(steps, default=0.0) < 0 or sum(steps) > 1 + 1e-9:
                 raise ValueError(f"head {head}: cumulative accuracies must rise and stay within 1, got {list(row)}")
             marginals.append(steps)
-        chosen: dict[Path, float] = {(): 1.0}
-        open_: dict[Path, float] = {}
 
-        def offer(path: Path) -> None:
-            depth, rank = len(path) - 1, path[-1]
-            if depth < len(marginals) and rank < len(marginals[depth]):
-                open_[path] = chosen[path[:-1]] * marginals[depth][rank]
+        def children(path: Path) -> list[float]:
+            parent = math.prod(marginals[depth][rank] for depth, rank in enumerate(path))
+            return [parent * share for share in marginals[len(path)]] if len(path) < len(marginals) else []
 
-        offer((0,))
-        while open_ and len(chosen) < nodes:
-            best = max(open_, key=lambda path: (open_[path], -len(path)))
-            chosen[best] = open_.pop(best)
-            offer((*best[:-1], best[-1] + 1))
-            offer((*best, 0))
-        return cls(path for path in chosen if path)
+        return cls.most_probable(children, nodes)
+
+    @classmethod
+    def most_probable(cls, children: Callable[[Path], Sequence[float]], nodes: int) -> CandidateTree:
+        """The tree of the `nodes` most probable paths, root included; paths of probability 0 stay out.
+
+        A path is never more probable than its parent, so no other tree of as many nodes has a larger sum.
+
+        Args:
+            children: for a path, the probabilities of its children by rank; asked once for each path in the tree.
+            nodes: how many nodes at most.
+        """
+        if nodes < 1:
+            raise ValueError(f"a tree has at least its root: nodes must be >= 1, got {nodes}")
+        chosen: list[Path] = []
+        open_: list[tuple[float, int, Path]] = []
+        path: Path = ()
+        while len(chosen) < nodes - 1:
+            for rank, probability in enumerate(children(path)):
+                if probability > 0:
+                    heapq.heappush(open_, (-probability, len(path), (*path, rank)))
+            if not open_:
+                break
+            path = heapq.heappop(open_)[-1]
+            chosen.append(path)
+        return cls(chosen)
 
     @classmethod
     def default(cls, num_heads: int, nodes: int = 16) -> CandidateTree:

@@ -5,15 +5,18 @@ from itertools import islice
 import pytest
 import torch
 
-from medusa import demo
 from medusa.demo.backbone import Recipe, answer_loss, build, collate, drill, stream
+from medusa.demo.tasks import CATEGORIES, make_task
+from medusa.demo.tokenizer import train_tokenizer
 
-RECIPE = replace(Recipe(), layers=2, drill_steps=20)
+RECIPE = replace(Recipe(), vocab_size=1000, layers=2, drill_steps=20)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return demo.load()[1]
+    tasks = [make_task(name, seed, "train") for name in CATEGORIES for seed in range(40)]
+    texts = (text for task in tasks for text in (task.prompt, task.answer))
+    return train_tokenizer(texts, RECIPE.vocab_size, RECIPE.context)
 
 
 def test_the_first_head_looks_at_the_previous_token(tokenizer):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from medusa.demo.tasks import make_task
-from medusa.demo.variation import KNOWN, equations, invented, renamed, reworded
+from medusa.demo.variation import composed, equations, invented, renamed, reworded
 
 
 @pytest.mark.parametrize("category", ["extraction", "tables", "sql", "math", "code"])
@@ -15,20 +15,19 @@ def test_values_are_renamed_in_prompt_and_answer_alike(category):
         task = make_task(category, seed, "train")
         prompt, answer = renamed(rng, task.prompt, task.answer)
         changed += answer != task.answer
-        kept = [word for word in re.findall(r"[A-Za-z]+", answer) if word in KNOWN and word in prompt]
-        assert not kept or len(kept) < 4, "an invented word is a known one only by chance"
         assert re.sub(r"\w", "", task.answer).count("\n") == answer.count("\n")
         copied = set(re.findall(r"\w+", task.answer)) & set(re.findall(r"\w+", task.prompt))
         assert len(set(re.findall(r"\w+", answer)) & set(re.findall(r"\w+", prompt))) >= len(copied) - 1
     assert changed > 10
 
 
-def test_a_renamed_and_reworded_text_still_holds_the_facts():
+@pytest.mark.parametrize("anew", [composed, reworded])
+def test_a_text_in_other_words_still_holds_the_facts(anew):
     rng = random.Random(1)
     for seed in range(60):
         task = make_task("extraction", seed, "train")
         prompt, answer = renamed(rng, task.prompt, task.answer)
-        prompt = reworded(rng, prompt, answer)
+        prompt = anew(rng, prompt, answer)
         leaves = []
         stack = [json.loads(answer)]
         while stack:

@@ -20,7 +20,12 @@ def load(*, inflate: int | None = None, **kwargs: Any) -> tuple[MedusaModel, Pre
         inflate: widen its MLPs to this many columns whose output is zero: the same function at the cost of a
             larger model (see `inflated`).
         kwargs: as of `MedusaModel.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: this copy of the package came without the model.
     """
+    if not (FOLDER / "heads").is_dir():
+        raise FileNotFoundError(f"no embedded model in {FOLDER}: build it with python -m medusa.demo.train")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .tasks import CATEGORIES, Task, check, make_task
-from .variation import equations, renamed, reworded
+from .variation import composed, equations, renamed, reworded
 
 VARIED_SHARE = 0.7
 """Share of tasks that are varied, and share of varied extraction tasks whose prompt is reworded too."""
-EQUATIONS_SHARE = 0.1
+EQUATIONS_SHARE = 0.06
 """Share of rows that are equations alone."""
 CONVERSATION_SHARE = 0.06
 """Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
@@ -43,10 +43,10 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 2600
+    steps: int = 5200
     batch_tokens: int = 6144
     warmup: int = 100
-    decay_share: float = 0.45
+    decay_share: float = 0.4
     drill_steps: int = 650
     equation_steps: tuple[int, int] = (1250, 1400)
     muon_lr: float = 0.01
@@ -54,11 +54,11 @@ class Recipe:
     weight_decay: float = 0.01
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "extraction": 0.22,
-            "tables": 0.18,
-            "sql": 0.16,
-            "math": 0.2,
-            "code": 0.16,
+            "extraction": 0.26,
+            "tables": 0.26,
+            "sql": 0.12,
+            "math": 0.14,
+            "code": 0.14,
             "writing": 0.08,
         }
     )
@@ -186,7 +186,7 @@ def task_batches(
             return task.prompt, task.answer
         prompt, answer = renamed(rng, task.prompt, task.answer)
         if task.category == "extraction" and rng.random() < VARIED_SHARE:
-            prompt = reworded(rng, prompt, answer)
+            prompt = rng.choice((composed, reworded))(rng, prompt, answer)
         return prompt, answer
 
     while True:
@@ -307,7 +307,7 @@ def train(
         if (step + 1) % check_every == 0:
             print("held-out accuracy", accuracy(model, tokenizer, 16), flush=True)
             since = time.perf_counter()
-    accuracies = accuracy(model, tokenizer, 50)
+    accuracies = accuracy(model, tokenizer, 100)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {

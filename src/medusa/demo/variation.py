@@ -7,8 +7,10 @@ are: a variation replaces, in prompt and answer alike, what an answer copies.
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from typing import Any
 
 from .tasks import values
 
@@ -19,10 +21,16 @@ _WORDS = sorted(KNOWN)
 
 
 def invented(rng: random.Random, like: str = "") -> str:
-    """A word nobody has seen: the head of one word and the tail of another, or letters; a capital as in `like`."""
-    if rng.random() < 0.7:
+    """A word that says nothing: the head of one and the tail of another, letters, or one that means something else.
+
+    It has a capital where `like` has one.
+    """
+    kind = rng.random()
+    if kind < 0.6:
         head, tail = rng.choice(_WORDS), rng.choice(_WORDS)
         word = head[: rng.randint(2, 4)] + tail[-rng.randint(2, 4) :]
+    elif kind < 0.8:
+        word = rng.choice(_WORDS)
     else:
         word = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 8)))
     return word.capitalize() if like[:1].isupper() else word.lower()
@@ -45,13 +53,91 @@ def renamed(rng: random.Random, prompt: str, answer: str) -> tuple[str, str]:
 def reworded(rng: random.Random, prompt: str, answer: str) -> str:
     """The prompt with its longest line's sentences in another order and some words that the answer lacks left out."""
     lines = prompt.split("\n")
-    longest = max(range(len(lines)), key=lambda index: len(lines[index]))
+    longest = _longest(lines)
     sentences = re.split(r"(?<=[.!?]) ", lines[longest])
     rng.shuffle(sentences)
     words = " ".join(sentences).split(" ")
     kept = [word for word in words if rng.random() > 0.12 or re.search(r"\d", word) or word.strip(".,:;!?()") in answer]
     lines[longest] = " ".join(kept)
     return "\n".join(lines)
+
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "name": (
+        "the name is {}", "we are talking about {}", "{} is the person", "it is {} this is about", "by {}", "with {}",
+        "for {}", "a certain {}", "contact: {}", "person: {}", "{} takes part", "ask {} for more", "called {}",
+        "{}, as you know", "it concerns {}",
+    ),
+    "age": ("{} years old", "aged {}", "the age is {}", "age {}", "{} years of age", "birthday number {}", "now {}"),
+    "job": ("a {}", "works as a {}", "by trade a {}", "the job is {}", "profession: {}", "a trained {}", "the {} here"),
+    "city": (
+        "in {}", "from {}", "the city is {}", "the town of {}", "place: {}", "{} is the place", "where? {}",
+        "out of {}", "near the centre of {}", "this is {}", "location {}", "somewhere in {}", "at home in {}",
+    ),
+    "company": (
+        "at {}", "by {}", "from {}", "with {}", "the company is {}", "firm: {}", "{} is the firm", "thanks to {}",
+        "on behalf of {}", "{} is in charge", "via {}", "business: {}", "the people of {}", "{} does the work",
+    ),
+    "hobby": (
+        "likes {}", "in free time {}", "hobby: {}", "{} is the hobby", "a friend of {}", "dreams of {}", "practises {}",
+        "on Sundays {}", "interested in {}", "cannot live without {}",
+    ),
+    "number": (
+        "number {}", "no. {}", "the number is {}", "with number {}", "{} is its number", "reference {}",
+        "filed under {}", "code {}", "marked {}",
+    ),
+    "date": (
+        "on {}", "dated {}", "the date is {}", "day: {}", "{} is the day", "as of {}", "when? {}", "it was {}",
+        "since {}", "calendar: {}", "set for {}",
+    ),
+    "total": (
+        "{} dollars in total", "the total is {} dollars", "sum {} dollars", "{} dollars altogether",
+        "to pay: {} dollars", "amount {} dollars", "a price of {} dollars for everything",
+    ),
+    "items": (
+        "for {}", "items: {}", "it lists {}", "ordered: {}", "{} were bought", "goods: {}", "that is {}", "we got {}",
+    ),
+    "kind": ("a {}", "the {}", "kind: {}", "planned as a {}", "this {}", "come to the {}", "type of event: {}"),
+    "topic": (
+        "on {}", "about {}", "the topic is {}", "subject: {}", "all about {}", "{} is the topic", "it deals with {}",
+        "devoted to {}", "for lovers of {}",
+    ),
+    "seats": (
+        "{} seats", "room for {} guests", "{} places", "up to {} people", "seats: {}", "{} can come", "limited to {}",
+        "chairs for {}",
+    ),
+    "product": ("{}", "goods: {}", "content: {}", "product {}", "it is {}", "filled with {}", "what? {}"),
+    "quantity": ("{} pieces", "quantity {}", "{} of them", "count: {}", "{} units", "how many? {}"),
+}  # fmt: skip
+"""For every field of the extraction tasks, ways to say it that no template has word for word."""
+
+
+def composed(rng: random.Random, prompt: str, answer: str) -> str:
+    """An extraction task's prompt with its text made anew: every fact in words of its own, in any order.
+
+    From whole templates a small model learns where a fact stands, from these what the words beside it say.
+    """
+    facts = json.loads(answer)
+    said = {name: _listed(value) if isinstance(value, list) else str(value) for name, value in facts.items()}
+    order = list(said)
+    rng.shuffle(order)
+    text = ""
+    for name in order:
+        phrase, joint = rng.choice(PHRASES[name]), rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
+        starts = not text or joint in (". ", "; ", "! ")
+        text += (joint if text else "") + (phrase[0].upper() + phrase[1:] if starts else phrase).format(said[name])
+    lines = prompt.split("\n")
+    lines[_longest(lines)] = text + "."
+    return "\n".join(lines)
+
+
+def _listed(items: list[dict[str, Any]]) -> str:
+    words = [f"{item['quantity']} x {item['product']} at {item['price']} dollars" for item in items]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _longest(lines: list[str]) -> int:
+    return max(range(len(lines)), key=lambda index: len(lines[index]))
 
 
 def equations(rng: random.Random, count: int = 16) -> list[tuple[str, str]]:

@@ -1,0 +1,200 @@
+"""What the heads would have drafted along texts of the model's own: what every calibration figure is made of.
+
+A position's credit w[k, r] is the probability that the r-th token drawn from head k is the one the policy accepts.
+For greedy decoding it is 1 at the rank where the head's list holds the token that came, and 0 elsewhere. For rejection
+sampling, where draws and acceptance are random, it is that probability given the token that came, estimated without
+bias from one set of draws. In both the probability of a rank path is the mean over positions of its credits' product.
+
+Shapes: M positions, K heads, R ranks, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..acceptance import Rejection
+from ..decoding import Row, left_padded
+from ..generation import prepare
+from ..model import TreeModel
+
+CHUNK_BYTES = 2**28
+"""How much memory the heads' logits of one chunk of positions may take."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Credits of all positions after which a step may start, text after text.
+
+    Attributes:
+        credit: [M, K, R] float32; 0 where a text has ended.
+        known: [M, K] whether the text reaches as far as the head looks.
+        lengths: positions of each text, M in all; one fewer than its answer has tokens.
+    """
+
+    credit: Tensor
+    known: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def join(cls, parts: Sequence[Recording]) -> Recording:
+        """Several recordings as one."""
+        lengths = tuple(length for part in parts for length in part.lengths)
+        return cls(torch.cat([part.credit for part in parts]), torch.cat([part.known for part in parts]), lengths)
+
+    @property
+    def num_heads(self) -> int:
+        return self.credit.shape[1]
+
+    def accuracies(self) -> list[list[float]]:
+        """[K][R] the paper's a_k^(i): the share of known positions with the token in head k's top i (appendix C)."""
+        hits = self.credit.double().sum(0).cumsum(-1)
+        shares: list[list[float]] = (hits / self.known.sum(0)[:, None].clamp_min(1)).tolist()
+        return shares
+
+    def save(self, file: Path) -> None:
+        """Write to a safetensors file; a reader never sees half of one."""
+        beside = file.with_suffix(".part")
+        save_file({"credit": self.credit, "known": self.known, "lengths": torch.tensor(self.lengths)}, beside)
+        beside.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Recording:
+        """Read what `save` wrote."""
+        named = load_file(file)
+        return cls(named["credit"], named["known"], tuple(named["lengths"].tolist()))
+
+
+def record(
+    model: TreeModel,
+    prompts: Sequence[Sequence[int]],
+    arguments: dict[str, Any],
+    *,
+    acceptance: str = "auto",
+    ranks: int = 32,
+    batch_size: int = 8,
+    work: Path | None = None,
+    finished: Callable[[int], None] = lambda texts: None,
+) -> Recording:
+    """Let the model answer the prompts, and record where its heads hold each token that came.
+
+    Args:
+        prompts: token ids of each prompt.
+        arguments: of `generate`: max_new_tokens, do_sample, temperature, ...
+        acceptance: the policy the tree will serve.
+        ranks: R, how far down each head's list is looked.
+        batch_size: prompts answered at once.
+        work: folder for finished batches; a run that was interrupted goes on behind the last of them.
+        finished: told how many texts a batch had.
+    """
+    parts = []
+    for begin in range(0, len(prompts), batch_size):
+        batch = prompts[begin : begin + batch_size]
+        file = work / f"{begin:06}.safetensors" if work is not None else None
+        if file is not None and file.exists():
+            parts.append(Recording.load(file))
+        else:
+            parts.append(_record_batch(model, batch, arguments, acceptance, ranks))
+            if file is not None:
+                parts[-1].save(file)
+        finished(len(batch))
+    return Recording.join(parts)
+
+
+@torch.inference_mode()
+def _record_batch(
+    model: TreeModel, prompts: Sequence[Sequence[int]], arguments: dict[str, Any], acceptance: str, ranks: int
+) -> Recording:
+    ids, mask = left_padded([list(prompt) for prompt in prompts], model.device)
+    session = prepare(model, ids, attention_mask=mask, acceptance=acceptance, **arguments)
+    for _ in session:
+        pass
+    sampled = isinstance(session.policy, Rejection)
+    parts = [
+        _record_row(model, row, len(prompt), sampled, ranks) for row, prompt in zip(session.rows, prompts, strict=True)
+    ]
+    return Recording.join(parts)
+
+
+def _record_row(model: TreeModel, row: Row, prompt: int, sampled: bool, ranks: int) -> Recording:
+    """The positions of one text: from the last of the prompt on, each but the last, after which no step starts."""
+    text = torch.tensor(row.ids, device=model.device)
+    count = len(row.ids) - prompt - 1
+    places = prompt - 1 + torch.arange(count, device=text.device)
+    came = _came(text, places, model.heads.config.num_heads)
+    hidden = model.hidden_states(text[None])[0, places]
+    p = _probabilities(row, model.base(text[None], use_cache=False).logits[0]) if sampled else None
+    size = max(1, CHUNK_BYTES // (4 * model.heads.config.num_heads * model.heads.config.vocab_size))
+    credit = []
+    for at, targets, states in zip(places.split(size), came.split(size), hidden.split(size), strict=True):
+        logits = model.draft_logits(states)
+        if p is None:
+            credit.append(ranked_credit(logits, targets, ranks))
+        else:
+            q = _probabilities(row, logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
+            ahead = (at[:, None] + 1 + torch.arange(came.shape[1], device=at.device)).clamp_max(len(text) - 1)
+            drawn = rejection_credit(p[ahead].flatten(0, 1), q.flatten(0, 1), targets.clamp_min(0).flatten(), ranks)
+            credit.append(drawn.unflatten(0, targets.shape) * targets.ge(0)[..., None])
+    empty = torch.zeros(0, came.shape[1], ranks)
+    return Recording(torch.cat([empty, *(each.float().cpu() for each in credit)]), came.ge(0).cpu(), (count,))
+
+
+def _came(text: Tensor, places: Tensor, num_heads: int) -> Tensor:
+    """[M, K] the token that head k should hold at each place, -1 where the text has ended."""
+    ahead = places[:, None] + 2 + torch.arange(num_heads, device=text.device)
+    return torch.where(ahead < len(text), text[ahead.clamp_max(len(text) - 1)], -1)
+
+
+def _probabilities(row: Row, logits: Tensor) -> Tensor:
+    """Logits [n, V] as distributions, after those of the row's processors that read no prefix."""
+    return row.processors.draft(logits.float()).softmax(-1).double()
+
+
+def ranked_credit(logits: Tensor, came: Tensor, ranks: int) -> Tensor:
+    """[M, K, R] one where head k's r-th best token is the one that came.
+
+    Args:
+        logits: [M, K, V] of the heads.
+        came: [M, K] token ids, -1 for none.
+    """
+    rank = (logits > logits.gather(-1, came.clamp_min(0)[..., None])).sum(-1)
+    hit = came.ge(0) & (rank < ranks)
+    return F.one_hot(rank.clamp_max(ranks - 1), ranks).float() * hit[..., None]
+
+
+def rejection_credit(
+    p: Tensor, q: Tensor, came: Tensor, ranks: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """[M, R] the probability that the draw of each rank is accepted, given the token that came.
+
+    The other draws are made once, from q without that token; a factor makes up for what this changes about their
+    probability, so that the expectation is exact.
+
+    Args:
+        p: [M, V] the base model's distribution.
+        q: [M, V] the head's.
+        came: [M] tokens drawn from p.
+    """
+    came = came[:, None]
+    others = q.scatter(1, came, 0.0)
+    noise = torch.rand(q.shape, generator=generator, device=q.device, dtype=q.dtype).clamp(1e-20, 1 - 1e-7)
+    drawn = (others.log() - torch.log(-torch.log(noise))).topk(min(ranks, q.shape[1]), dim=-1).indices
+    chance, weight, credit = p.gather(1, came), torch.ones_like(q[:, :1]), []
+    for token in drawn.split(1, dim=1):
+        hit, other = q.gather(1, came), q.gather(1, token)
+        credit.append(weight * torch.minimum(hit, p.gather(1, came)) / chance.clamp_min(torch.finfo(p.dtype).tiny))
+        accepted = (p.gather(1, token) / other.clamp_min(torch.finfo(q.dtype).tiny)).clamp_max(1)
+        weight = torch.where(other > 0, weight * (1 - hit) * (1 - accepted), 0.0)
+        p, q = _normalised((p - q).clamp_min(0)), _normalised(q.scatter(1, token, 0.0))
+    return F.pad(torch.cat(credit, 1), (0, ranks - drawn.shape[1]))
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

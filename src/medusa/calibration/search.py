@@ -1,0 +1,81 @@
+"""The tree with the largest expected accepted length (paper, section 2.3.3 and appendix C).
+
+A step is expected to deliver 1 + the sum over nodes of the probability that the node is accepted. A node is never
+likelier than its parent, so the most probable paths make a tree, and no tree of as many nodes is expected to deliver
+more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..tree import CandidateTree, Path
+from .recording import Recording
+
+
+def joint_tree(recording: Recording, nodes: int) -> CandidateTree:
+    """The best tree of `nodes` nodes by the recorded probabilities of whole paths."""
+    credit = recording.credit.double()
+    reached: dict[Path, Tensor] = {(): torch.ones(len(credit), dtype=credit.dtype)}
+
+    def children(path: Path) -> list[float]:
+        depth = len(path)
+        if path:
+            reached[path] = reached[path[:-1]] * credit[:, depth - 1, path[-1]]
+        if depth == recording.num_heads:
+            return []
+        means: list[float] = (reached[path] @ credit[:, depth] / max(1, len(credit))).tolist()
+        return means
+
+    return CandidateTree.most_probable(children, nodes)
+
+
+def marginal_tree(recording: Recording, nodes: int) -> CandidateTree:
+    """The best tree of `nodes` nodes if heads were right independently of each other: the paper's."""
+    return CandidateTree.from_accuracies(recording.accuracies(), nodes)
+
+
+def accepted_length(recording: Recording, tree: CandidateTree) -> Tensor:
+    """[M] how many candidates of the tree are expected to be accepted at each position."""
+    reached: list[Tensor] = [torch.ones(len(recording.credit))]
+    parents = tree.parent.tolist()
+    for node, path in enumerate(tree.paths):
+        if node:
+            reached.append(reached[parents[node]] * recording.credit[:, len(path) - 1, path[-1]])
+    return torch.stack(reached).sum(0) - 1
+
+
+def expected_rate(recording: Recording, tree: CandidateTree) -> float:
+    """The predicted acceleration rate: 1 + the sum over nodes of their probabilities."""
+    return 1 + float(accepted_length(recording, tree).mean())
+
+
+def replayed_rate(recording: Recording, tree: CandidateTree) -> float:
+    """The acceleration rate that greedy decoding of the recorded texts has, without decoding them again."""
+    lengths = accepted_length(recording, tree).round().long().tolist()
+    tokens = steps = begin = 0
+    for count in recording.lengths:
+        place = 0
+        while place < count:
+            place += lengths[begin + place] + 1
+            steps += 1
+        tokens += count
+        begin += count
+    return tokens / max(1, steps)
+
+
+def dense_trees(num_heads: int, nodes: int, widest: int) -> Iterator[CandidateTree]:
+    """Every Cartesian tree (section 2.1.2) of 2 to `nodes` nodes, no wider than `widest` at any depth."""
+
+    def grow(widths: tuple[int, ...], leaves: int, total: int) -> Iterator[tuple[int, ...]]:
+        if widths:
+            yield widths
+        if len(widths) < num_heads:
+            for width in range(1, min(widest, (nodes - total) // leaves) + 1):
+                yield from grow((*widths, width), leaves * width, total + leaves * width)
+
+    for widths in grow((), 1, 1):
+        yield CandidateTree.dense(widths)

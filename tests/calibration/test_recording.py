@@ -1,0 +1,95 @@
+import pytest
+import torch
+from models import ScriptedHeads, tiny, varied_prompt
+
+from medusa import CandidateTree, MedusaModel, Rejection
+from medusa.acceptance import Draft
+from medusa.calibration.recording import Recording, record, rejection_credit
+from medusa.calibration.search import expected_rate, joint_tree, replayed_rate
+
+NEW = 40
+
+
+def model_with_heads(accuracy=0.7):
+    base, ids = tiny(), varied_prompt("llama")
+    model = MedusaModel.from_base(base, num_heads=3)
+    text = base.generate(ids, max_new_tokens=NEW + 8, do_sample=False).tolist()
+    with torch.inference_mode():
+        model.heads = ScriptedHeads(model, text, accuracy)
+    return model, ids
+
+
+@pytest.mark.parametrize("tree", [CandidateTree.chain(3), CandidateTree.dense([3, 2, 2]), CandidateTree.default(3, 9)])
+def test_a_replay_gives_the_rate_that_decoding_has(tree):
+    base, ids = tiny(), varied_prompt("llama")
+    model = MedusaModel.from_base(base, num_heads=3)
+    torch.manual_seed(0)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    recorded = record(model, [ids[0].tolist(), ids[0, 3:].tolist()], options, ranks=61)
+    tokens = steps = 0
+    for prompt in (ids, ids[:, 3:]):
+        stats = model.generate(prompt, tree=tree, return_dict_in_generate=True, **options).stats
+        tokens, steps = tokens + stats.tokens, steps + stats.steps
+    assert replayed_rate(recorded, tree) == pytest.approx(tokens / steps)
+
+
+def test_ranks_are_those_of_the_tokens_that_came():
+    model, ids = model_with_heads(1.0)
+    recorded = record(model, [ids[0].tolist()], {"max_new_tokens": NEW, "do_sample": False}, ranks=3)
+    assert recorded.lengths == (NEW - 1,)
+    assert recorded.known.sum(0).tolist() == [NEW - 1, NEW - 2, NEW - 3]
+    assert all(row[1] == 1 for row in recorded.accuracies()), "scripted heads have it first or second"
+    tree = joint_tree(recorded, 8)
+    assert tree.max_rank <= 2
+
+
+def test_an_interrupted_recording_goes_on(tmp_path):
+    model, ids = model_with_heads()
+    prompts = [ids[0, begin:].tolist() for begin in range(4)]
+    options = {"max_new_tokens": 10, "do_sample": False}
+    done = []
+    whole = record(model, prompts, options, batch_size=2, work=tmp_path, finished=done.append)
+    assert done == [2, 2]
+    (tmp_path / "000002.safetensors").unlink()
+    first = Recording.load(tmp_path / "000000.safetensors")
+    again = record(model, prompts, options, batch_size=2, work=tmp_path)
+    assert again.lengths == whole.lengths
+    assert torch.equal(again.credit[: len(first.credit)], first.credit)
+
+
+def test_credit_of_rejection_is_the_frequency_of_accepted_draws():
+    """Against the policy itself, over many draws."""
+    size, rows, ranks = 7, 40_000, 3
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.rand(size, generator=generator, dtype=torch.float64).pow(2) for _ in range(2))
+    p, q = p / p.sum(), q / q.sum()
+    came = torch.multinomial(p, rows, replacement=True, generator=generator)
+    credit = rejection_credit(p.expand(rows, -1), q.expand(rows, -1), came, ranks, generator).mean(0)
+
+    tree = CandidateTree([(rank,) for rank in range(ranks)])
+    policy, generators = Rejection(), [None] * rows
+    torch.manual_seed(1)
+    draft = policy.draft(torch.zeros(rows, dtype=torch.long), q.log().expand(rows, 1, -1), tree, generators)
+    verdict = policy.accept(tree, Draft(draft.tokens, draft.probs), p.log().expand(rows, len(tree), -1), generators)
+    accepted = verdict.path[:, -1][verdict.count == 2]
+    frequency = torch.bincount(accepted, minlength=ranks + 1)[1:] / rows
+    torch.testing.assert_close(credit.float(), frequency.float(), rtol=0, atol=0.012)
+
+
+def test_a_sampled_recording_predicts_what_sampling_gives():
+    base = tiny(dtype=torch.float32, vocab_size=12)
+    model = MedusaModel.from_base(base, num_heads=2)
+    torch.manual_seed(0)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    options = {"max_new_tokens": 60, "do_sample": True, "temperature": 1.5, "top_k": 0}
+    prompts = [[1 + number % 10, 3, 5] for number in range(64)]
+    recorded = record(model, prompts, options, batch_size=64, ranks=4)
+    tree = CandidateTree.dense([3, 2])
+    batch = torch.tensor(prompts).repeat(4, 1)
+    stats = model.generate(
+        batch, attention_mask=torch.ones_like(batch), tree=tree, return_dict_in_generate=True, **options
+    ).stats
+    assert stats.acceleration_rate == pytest.approx(expected_rate(recorded, tree), rel=0.05)

@@ -1,0 +1,28 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from medusa import demo
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
+def test_the_demo_prints_a_table_and_writes_the_figures(tmp_path):
+    file = tmp_path / "demo.json"
+    command = [sys.executable, "-m", "medusa.cli", "demo", "--json", str(file), "--max-new-tokens", "200"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "tokens/step" in done.stdout
+    written = json.loads(file.read_text())
+    totals, answers = written["totals"], written["answers"]
+    assert [each["category"] for each in answers] == ["extraction", "tables", "sql", "math", "code", "writing"]
+    for each in (*answers, totals):
+        names = {"tokens", "steps", "acceleration_rate", "overhead", "speedup_over_plain", "speedup_over_generate"}
+        assert names | {"identical", "correct"} <= set(each)
+        assert each["acceleration_rate"] == pytest.approx(each["tokens"] / each["steps"])
+    assert totals["identical"]
+    assert totals["tokens"] == sum(each["tokens"] for each in answers)
+    assert all(each["text"] and each["prompt"] for each in answers)

@@ -1,0 +1,77 @@
+"""The embedded model as it is in the repository."""
+
+import json
+
+import pytest
+import torch
+
+from medusa import demo
+from medusa.bench.measure import compare
+from medusa.bench.prompts import held_out
+from medusa.demo.inflation import inflated
+from medusa.demo.tasks import CHECKED
+from medusa.training import evaluate_heads
+
+pytestmark = pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return demo.load()
+
+
+def test_it_is_small_enough_for_a_repository(loaded):
+    assert sum(file.stat().st_size for file in demo.FOLDER.rglob("*") if file.is_file()) < 30e6
+    assert 4e6 < loaded[0].base.num_parameters() < 12e6
+    assert loaded[0].base.config.max_position_embeddings >= 2048
+    assert loaded[0].heads.config.num_heads == 5
+
+
+def test_every_digit_is_a_token_and_any_text_round_trips(loaded):
+    tokenizer = loaded[1]
+    assert len(tokenizer("2048").input_ids) == 4
+    for text in ("def f(x):\n    return x", "Grüße, 世界 🐍", "  two  spaces\t"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_answers_are_medusas_and_the_models_own_and_mostly_right(loaded):
+    model, tokenizer = loaded
+    arguments = {"max_new_tokens": 256, "do_sample": False}
+    results = list(
+        compare(model, held_out(tokenizer, 3), arguments, methods=("plain", "medusa", "generate"), repeats=1)
+    )
+    assert all(each.identical for each in results)
+    tokens = sum(each.runs["medusa"][0].tokens for each in results)
+    steps = sum(each.runs["medusa"][0].steps for each in results)
+    assert tokens / steps > 2
+    verdicts = [each.correct for each in results if each.prompt.category in CHECKED]
+    assert sum(verdicts) / len(verdicts) > 0.7
+
+
+def test_the_card_tells_the_truth_about_the_heads(loaded):
+    model, tokenizer = loaded
+    from medusa.training import Example
+
+    told = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
+    card = (demo.FOLDER / "README.md").read_text()
+    assert all(f"{row[0]:.1%}" in card for row in told)
+    prompts = held_out(tokenizer, 3)
+    (*results,) = compare(model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1)
+    examples = [
+        Example([*each.prompt.ids[0].tolist(), *each.runs["medusa"][0].ids], each.prompt.ids.shape[1])
+        for each in results
+    ]
+    measured = evaluate_heads(model, examples).accuracy
+    assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, told, strict=True))
+
+
+def test_inflation_changes_the_cost_and_not_the_function(loaded):
+    model, tokenizer = loaded
+    ids = held_out(tokenizer, 1)[0].ids
+    wide, _ = demo.load(inflate=1000)
+    assert wide.base.config.intermediate_size == 1000
+    assert wide.base.num_parameters() > model.base.num_parameters()
+    with torch.inference_mode():
+        torch.testing.assert_close(wide.base(ids).logits, model.base(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot inflate"):
+        inflated(wide.base, 10)
