@@ -124,8 +124,7 @@ class Rejection(AcceptancePolicy):
     def draft(self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators) -> Draft:
         log_q = head_logits.float().log_softmax(-1)
         noise = _uniforms(generators, log_q[0].numel(), log_q).view_as(log_q)
-        gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
-        drawn = (log_q + gumbel).topk(max(tree.widths, default=0), dim=-1).indices
+        drawn = (log_q + gumbel(noise)).topk(max(tree.widths, default=0), dim=-1).indices
         return Draft(_fill(root, drawn, tree, tree.order), log_q.exp())
 
     def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
@@ -154,8 +153,8 @@ class Rejection(AcceptancePolicy):
                 count = count + accepted
                 alive &= ~accepted
                 refused = (offered & ~accepted)[:, None]
-                p = torch.where(refused, _normalised((p - q).clamp_min(0)), p)
-                q = torch.where(refused, _normalised(q.scatter(1, token[:, None], 0.0)), q)
+                p = torch.where(refused, normalised((p - q).clamp_min(0)), p)
+                q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
             first_draw += width
             left = torch.where((count == depth + 2)[:, None], target[rows, node], p)
             path.append(node)
@@ -201,6 +200,11 @@ def _precise(numbers: Tensor) -> Tensor:
     return numbers.float() if numbers.device.type == "mps" else numbers.double()
 
 
-def _normalised(weights: Tensor) -> Tensor:
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise from uniform numbers: the top k of log-probabilities with it are k draws without replacement."""
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+
+
+def normalised(weights: Tensor) -> Tensor:
     """weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

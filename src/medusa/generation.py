@@ -246,8 +246,9 @@ def _prompts(
     if attention_mask is None:
         pad = _setting("pad_token_id", config, model.base.generation_config, kwargs)
         eos = _setting("eos_token_id", config, model.base.generation_config, kwargs)
-        ends = eos if isinstance(eos, list) else [eos]
-        real = inputs.ne(pad) if pad is not None and pad not in ends else torch.ones_like(inputs, dtype=torch.bool)
+        real = (
+            inputs.ne(pad) if pad is not None and pad not in _ends(eos) else torch.ones_like(inputs, dtype=torch.bool)
+        )
         attention_mask = real.int().cummax(1).values
     mask = attention_mask.to(model.device).bool()
     if mask.shape != inputs.shape:
@@ -262,6 +263,13 @@ def _setting(name: str, config: GenerationConfig | None, default: GenerationConf
         if value is not None:
             return value
     return None
+
+
+def _ends(eos: int | list[int] | None) -> list[int]:
+    """The end tokens of a configuration, which names one, several or none."""
+    if eos is None:
+        return []
+    return eos if isinstance(eos, list) else [eos]
 
 
 def _refuse(kwargs: dict[str, Any], config: GenerationConfig | None) -> None:
@@ -307,8 +315,7 @@ def _sequences(session: Session, prompts: list[int]) -> Tensor:
     new = [row.ids[prompt:] for row, prompt in zip(session.rows, prompts, strict=True)]
     pad = session.config.pad_token_id
     if pad is None:
-        eos = session.config.eos_token_id
-        pad = next(iter(eos if isinstance(eos, list) else [eos])) or 0
+        pad = next(iter(_ends(session.config.eos_token_id)), 0)
     width = max(map(len, new))
     padded = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens in new], device=session.inputs.device)
     return torch.cat([session.inputs, padded], dim=1)

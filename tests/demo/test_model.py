@@ -10,7 +10,7 @@ from medusa.bench.measure import compare
 from medusa.bench.prompts import held_out
 from medusa.demo.inflation import inflated
 from medusa.demo.tasks import CHECKED
-from medusa.training import evaluate_heads
+from medusa.training import Example, evaluate_heads
 
 pytestmark = pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
 
@@ -50,8 +50,6 @@ def test_answers_are_medusas_and_the_models_own_and_mostly_right(loaded):
 
 def test_the_card_tells_the_truth_about_the_heads(loaded):
     model, tokenizer = loaded
-    from medusa.training import Example
-
     told = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
     card = (demo.FOLDER / "README.md").read_text()
     assert all(f"{row[0]:.1%}" in card for row in told)

@@ -14,6 +14,8 @@ from rich.table import Table
 from .measure import Comparison, Totals
 from .methods import METHODS
 
+COLUMNS = ("tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s")
+"""What every table of figures starts with."""
 BASELINES = [name for name in METHODS if name != "medusa"]
 
 
@@ -29,23 +31,29 @@ def figures(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, Any]:
     }
 
 
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of figures as text, under `COLUMNS`."""
+    return (
+        str(row["tokens"]),
+        str(row["steps"]),
+        f"{row['acceleration_rate']:.2f}",
+        f"{row['overhead']:.2f}",
+        f"{row['tokens_per_second']['plain']:.0f}",
+        f"{row['tokens_per_second']['medusa']:.0f}",
+    )
+
+
 def table(title: str, result: dict[str, Any]) -> Table:
     """A row a category and one for the total."""
     shown = Table(title=title, title_justify="left")
-    for column in ("", "tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s"):
-        shown.add_column(column, justify="left" if not column else "right")
-    for column in (*map(_versus, BASELINES), "identical", "correct"):
+    shown.add_column("")
+    for column in (*COLUMNS, *map(_versus, BASELINES), "identical", "correct"):
         shown.add_column(column, justify="right")
     for name, row in [*result["categories"].items(), ("total", result["totals"])]:
         identical = "-" if row["identical"] is None else f"{row['identical_prompts']}/{row['prompts']}"
         shown.add_row(
             name,
-            str(row["tokens"]),
-            str(row["steps"]),
-            f"{row['acceleration_rate']:.2f}",
-            f"{row['overhead']:.2f}",
-            f"{row['tokens_per_second']['plain']:.0f}",
-            f"{row['tokens_per_second']['medusa']:.0f}",
+            *cells(row),
             *(f"{row[f'speedup_over_{name}']:.2f}" for name in BASELINES),
             identical,
             "-" if row["correct"] is None else f"{row['correct']:.0%}",

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..acceptance import Rejection
+from ..acceptance import Rejection, gumbel, normalised
 from ..decoding import Row, left_padded
 from ..generation import prepare
 from ..model import TreeModel
@@ -184,17 +184,13 @@ def rejection_credit(
     """
     came = came[:, None]
     others = q.scatter(1, came, 0.0)
-    noise = torch.rand(q.shape, generator=generator, device=q.device, dtype=q.dtype).clamp(1e-20, 1 - 1e-7)
-    drawn = (others.log() - torch.log(-torch.log(noise))).topk(min(ranks, q.shape[1]), dim=-1).indices
+    noise = torch.rand(q.shape, generator=generator, device=q.device, dtype=q.dtype)
+    drawn = (others.log() + gumbel(noise)).topk(min(ranks, q.shape[1]), dim=-1).indices
     chance, weight, credit = p.gather(1, came), torch.ones_like(q[:, :1]), []
     for token in drawn.split(1, dim=1):
         hit, other = q.gather(1, came), q.gather(1, token)
         credit.append(weight * torch.minimum(hit, p.gather(1, came)) / chance.clamp_min(torch.finfo(p.dtype).tiny))
         accepted = (p.gather(1, token) / other.clamp_min(torch.finfo(q.dtype).tiny)).clamp_max(1)
         weight = torch.where(other > 0, weight * (1 - hit) * (1 - accepted), 0.0)
-        p, q = _normalised((p - q).clamp_min(0)), _normalised(q.scatter(1, token, 0.0))
+        p, q = normalised((p - q).clamp_min(0)), normalised(q.scatter(1, token, 0.0))
     return F.pad(torch.cat(credit, 1), (0, ranks - drawn.shape[1]))
-
-
-def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

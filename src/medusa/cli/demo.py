@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .. import demo
 from ..bench.measure import Comparison, Prompt, Totals, compare
 from ..bench.prompts import held_out
+from ..bench.report import COLUMNS, cells
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 from ..provenance import provenance
@@ -133,9 +134,7 @@ def table(comparisons: list[Comparison]) -> Table:
     """A row for each answer and one for all."""
     shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left")
     shown.add_column("request")
-    for column in ("tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s"):
-        shown.add_column(column, justify="right")
-    for column in ("vs plain", "vs generate", "identical", "correct"):
+    for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
         shown.add_column(column, justify="right")
     rows = [(each.prompt.category, [each]) for each in comparisons]
     for name, part in [*rows, ("all", comparisons)]:
@@ -143,12 +142,7 @@ def table(comparisons: list[Comparison]) -> Table:
         correct = figures["correct"]
         shown.add_row(
             name,
-            str(figures["tokens"]),
-            str(figures["steps"]),
-            f"{figures['acceleration_rate']:.2f}",
-            f"{figures['overhead']:.2f}",
-            f"{figures['tokens_per_second']['plain']:.0f}",
-            f"{figures['tokens_per_second']['medusa']:.0f}",
+            *cells(figures),
             f"{figures['speedup_over_plain']:.2f}x",
             f"{figures['speedup_over_generate']:.2f}x",
             "yes" if figures["identical"] else "no",

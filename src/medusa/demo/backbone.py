@@ -259,7 +259,7 @@ def train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(recipe, tokenizer).to(device)
     opts = optimizers(model, recipe)
-    start, tokens, seconds, losses, accuracies = 0, 0, 0.0, [], {}
+    start, tokens, seconds, losses = 0, 0, 0.0, []
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])

@@ -55,24 +55,24 @@ Apache-2.0, as the rest of the repository.
 """
 
 
-def write_card(folder: Path, accuracy: dict[str, float], count: int, answers: int) -> None:
+def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count: int, answers: int) -> None:
     """Write `folder/README.md` from the training reports of backbone and heads.
 
     Args:
         folder: the embedded model's folder, with `base` and `heads`.
+        parameters: how many the backbone has.
         accuracy: held-out accuracy of each checked category of the saved model.
         count: tasks a category it was measured on.
         answers: how many answers the heads were trained on.
     """
     base = json.loads((folder / "base" / "training.json").read_text())
     heads = json.loads((folder / "heads" / "training.json").read_text())
-    config = json.loads((folder / "base" / "config.json").read_text())
     recipe: dict[str, Any] = base["recipe"]
     values = {
         **recipe,
         **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
         "shares": ", ".join(f"{name} {share:.0%}" for name, share in recipe["shares"].items()),
-        "parameters": _parameters(config) / 1e6,
+        "parameters": parameters / 1e6,
         "tokens": base["tokens"] / 1e6,
         "minutes": base["seconds"] / 60,
         "first_step": base["losses"][0][0],
@@ -95,10 +95,3 @@ def write_card(folder: Path, accuracy: dict[str, float], count: int, answers: in
         ),
     }
     (folder / "README.md").write_text(CARD.format(**values))
-
-
-def _parameters(config: dict[str, Any]) -> int:
-    """Parameters of the backbone, tied embeddings counted once."""
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
-    layer = 4 * hidden * hidden + 3 * hidden * wide + 2 * hidden
-    return int(config["num_hidden_layers"] * layer + config["vocab_size"] * hidden + hidden)

@@ -73,7 +73,8 @@ def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None
 
 def make_card(folder: Path) -> None:
     backbone, tokenizer = _backbone(folder / "base")
-    write_card(folder, accuracy(backbone, tokenizer, 200), 200, ANSWERS["train"] * len(CATEGORIES))
+    right = accuracy(backbone, tokenizer, 200)
+    write_card(folder, backbone.num_parameters(), right, 200, ANSWERS["train"] * len(CATEGORIES))
 
 
 def _backbone(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
