@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 
-from medusa.demo.backbone import Recipe, answer_loss, build, collate, drill, stream
+from medusa.demo.backbone import Mixture, Recipe, answer_loss, build, collate, drill, stream
 from medusa.demo.tasks import CATEGORIES, make_task
 from medusa.demo.tokenizer import train_tokenizer
 
@@ -63,6 +63,16 @@ def test_only_answers_are_taught(tokenizer):
     changed[:, 1:][~taught[:, 1:]] = 5
     assert torch.isfinite(answer_loss(model, ids, taught))
     assert answer_loss(model, ids, taught) != answer_loss(model, changed, taught), "prompts are read"
+
+
+def test_reading_comes_after_form(tokenizer):
+    recipe = replace(RECIPE, drill_steps=0, equation_steps=(0, 0), form_steps=2)
+    only = {name: Mixture({name: 1.0}, equations=0.0, conversations=0.0) for name in ("tables", "math")}
+    recipe = replace(recipe, form=only["tables"], reading=replace(only["math"], drill=0.5))
+    texts = [[tokenizer.decode(row.ids) for row in rows] for rows in islice(stream(recipe, tokenizer, pool=32), 4)]
+    assert all("| ---" in text for rows in texts[:2] for text in rows)
+    later = [text for rows in texts[2:] for text in rows]
+    assert 0 < sum("Answer:" in text for text in later) < len(later), "half of the rows are the drill's"
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -4,8 +4,10 @@ import re
 
 import pytest
 
-from medusa.demo.tasks import make_task
-from medusa.demo.variation import composed, equations, invented, renamed, reworded
+from medusa.demo.tasks import extraction, make_task
+from medusa.demo.variation import CLAUSES, PHRASES, composed, equations, invented, renamed, reworded
+
+POOLS = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
 
 
 @pytest.mark.parametrize("category", ["extraction", "tables", "sql", "math", "code"])
@@ -40,6 +42,24 @@ def test_a_text_in_other_words_still_holds_the_facts(anew):
                 leaves.append(str(each))
         for leaf in leaves:
             assert leaf in prompt
+
+
+def test_words_of_pieces_are_spelled_with_them():
+    rng = random.Random(0)
+    words = [invented(rng, "Riga", ["zq", "xw"]) for _ in range(200)]
+    assert 50 < sum(set(word.lower()) <= set("zqxw") for word in words) < 150
+    assert all(word[0].isupper() for word in words)
+
+
+def test_clauses_hold_one_field_each_and_come_from_training():
+    assert set(CLAUSES) == set(PHRASES)
+    for name, clauses in CLAUSES.items():
+        assert all(clause.count("{}") == 1 for clause in clauses), name
+    known = [template for pool in POOLS for template in pool.values["train"]]
+    for name, clauses in CLAUSES.items():
+        for clause in clauses:
+            said = clause.replace("{}", f"{{{name}}}")
+            assert any(said in template for template in known)
 
 
 def test_equations_are_true_and_small():

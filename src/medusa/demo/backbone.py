@@ -13,7 +13,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,41 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from .tasks import CATEGORIES, Task, check, make_task
 from .variation import composed, equations, renamed, reworded
 
-VARIED_SHARE = 0.7
-"""Share of tasks that are varied, and share of varied extraction tasks whose prompt is reworded too."""
-EQUATIONS_SHARE = 0.06
-"""Share of rows that are equations alone."""
-CONVERSATION_SHARE = 0.06
-"""Share of rows that hold a conversation of two or three tasks, so that a chat can go on after an answer."""
+
+@dataclass(frozen=True)
+class Mixture:
+    """What batches of tasks are made of.
+
+    Attributes:
+        shares: of each category among the tasks.
+        varied: share of tasks with invented words.
+        pieces: whether half of the invented words are pieces of the vocabulary, so that none is unlearnt.
+        anew: share of varied extraction tasks whose text is put together fact by fact.
+        reworded: share of varied extraction tasks whose text is shuffled and thinned.
+        equations: share of rows that are equations alone.
+        drill: share of rows that are the drill's.
+        conversations: share of rows that hold two or three tasks, so that a chat can go on after an answer.
+    """
+
+    shares: dict[str, float]
+    varied: float = 0.7
+    pieces: bool = False
+    anew: float = 0.35
+    reworded: float = 0.35
+    equations: float = 0.06
+    drill: float = 0.0
+    conversations: float = 0.06
+
+
+FORM = Mixture(
+    {"extraction": 0.26, "tables": 0.26, "sql": 0.12, "math": 0.14, "code": 0.14, "writing": 0.08},
+)
+"""First what answers look like."""
+READING = Mixture(
+    {"extraction": 0.31, "tables": 0.25, "sql": 0.10, "math": 0.17, "code": 0.11, "writing": 0.06},
+    varied=0.8, pieces=True, anew=0.65, reworded=0.15, equations=0.10, drill=0.04, conversations=0.05,
+)  # fmt: skip
+"""Then more of what needs close reading: texts in words that no template has, words of any pieces, more sums."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +72,18 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 5200
+    steps: int = 5600
     batch_tokens: int = 6144
     warmup: int = 100
     decay_share: float = 0.4
     drill_steps: int = 650
     equation_steps: tuple[int, int] = (1250, 1400)
+    form_steps: int = 2250
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
-    shares: dict[str, float] = field(
-        default_factory=lambda: {
-            "extraction": 0.26,
-            "tables": 0.26,
-            "sql": 0.12,
-            "math": 0.14,
-            "code": 0.14,
-            "writing": 0.08,
-        }
-    )
+    form: Mixture = FORM
+    reading: Mixture = READING
 
     def rate(self, step: int) -> float:
         """The learning rate as a share of its peak: warm-up, a plateau, and a straight line down to 0."""
@@ -146,63 +168,79 @@ def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, 
 def drill(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Iterator[list[Row]]:
     """Batches of random tokens said again: first a few of them four times, then longer runs twice, apart."""
     for step in range(recipe.drill_steps):
-        short = step < 0.74 * recipe.drill_steps
-        length, times = (rng.randint(5, 12), 4) if short else (rng.randint(8, 48), 2)
-        before, gap = (0, 0) if short else (rng.randint(0, 32), rng.randint(0, 32))
-        rows = []
-        for _ in range(32):
-            drawn = rng.sample(range(len(tokenizer)), before + length + gap)
-            first, said, other = drawn[:before], drawn[before : before + length], drawn[before + length :]
-            ids = first + said + (other + said) * (times - 1)
-            rows.append(Row(ids, [False] * (len(ids) - length * (times - 1) + 1) + [True] * (length * (times - 1) - 1)))
-        yield rows
+        if step < 0.74 * recipe.drill_steps:
+            before, length, gap, times = 0, rng.randint(5, 12), 0, 4
+        else:
+            length, times, before, gap = rng.randint(8, 48), 2, rng.randint(0, 32), rng.randint(0, 32)
+        yield [drill_row(tokenizer, rng, before, length, gap, times) for _ in range(32)]
+
+
+def drill_row(
+    tokenizer: PreTrainedTokenizerBase, rng: random.Random, before: int, length: int, gap: int, times: int
+) -> Row:
+    """`before` random tokens, then `length` said `times` times with `gap` others between; repetitions are taught."""
+    drawn = rng.sample(range(len(tokenizer)), before + length + gap)
+    first, said, other = drawn[:before], drawn[before : before + length], drawn[before + length :]
+    ids = first + said + (other + said) * (times - 1)
+    return Row(ids, [False] * (len(ids) - length * (times - 1) + 1) + [True] * (length * (times - 1) - 1))
 
 
 def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
-    """Batches without end: the drill, then tasks, between `Recipe.equation_steps` equations alone."""
-    rng = random.Random(recipe.seed)
-    numbers = random.Random(recipe.seed)
-    tasks = itertools.chain(drill(recipe, tokenizer, rng), task_batches(recipe, tokenizer, rng, pool))
+    """Batches without end: the drill, tasks by the first mixture, then by the second.
+
+    Between `Recipe.equation_steps` there are equations alone.
+    """
+    rng, later, numbers = (random.Random(recipe.seed + number) for number in (0, 1, 0))
+    form = itertools.chain(
+        drill(recipe, tokenizer, rng), task_batches(recipe, recipe.form, tokenizer, rng, pool, itertools.count())
+    )
+    reading = task_batches(recipe, recipe.reading, tokenizer, later, pool, itertools.count(1_000_000))
     for step in itertools.count():
         if step in range(*recipe.equation_steps):
             yield [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
         else:
-            yield next(tasks)
+            yield next(form if step < recipe.form_steps else reading)
 
 
 def task_batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random, pool: int
+    recipe: Recipe,
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    pool: int,
+    seeds: Iterator[int],
 ) -> Iterator[list[Row]]:
     """Batches of rows of similar length; every task is new, and most are varied."""
-    names = list(recipe.shares)
-    weights = list(recipe.shares.values())
-    seed = 0
+    names, weights = list(mixture.shares), list(mixture.shares.values())
+    letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
+    pieces = letters if mixture.pieces else []
+    anew = (mixture.anew, mixture.reworded, 1 - mixture.anew - mixture.reworded)
+    kinds = (mixture.equations, mixture.drill, 1 - mixture.equations - mixture.drill)
 
     def turn() -> tuple[str, str]:
-        nonlocal seed
-        task = make_task(rng.choices(names, weights)[0], seed, "train")
-        seed += 1
-        if rng.random() > VARIED_SHARE:
+        task = make_task(rng.choices(names, weights)[0], next(seeds), "train")
+        if rng.random() > mixture.varied:
             return task.prompt, task.answer
-        prompt, answer = renamed(rng, task.prompt, task.answer)
-        if task.category == "extraction" and rng.random() < VARIED_SHARE:
-            prompt = rng.choice((composed, reworded))(rng, prompt, answer)
-        return prompt, answer
+        prompt, answer = renamed(rng, task.prompt, task.answer, pieces)
+        way = rng.choices((composed, reworded, None), anew)[0] if task.category == "extraction" else None
+        return prompt if way is None else way(rng, prompt, answer), answer
+
+    def row() -> Row:
+        kind = rng.choices(("equations", "drill", "tasks"), kinds)[0]
+        if kind == "equations":
+            return encode_equations(tokenizer, equations(rng))
+        if kind == "drill":
+            return drill_row(tokenizer, rng, rng.randint(0, 32), rng.randint(8, 48), rng.randint(0, 32), 2)
+        turns = rng.choice((2, 3)) if rng.random() < mixture.conversations else 1
+        return encode(tokenizer, [turn() for _ in range(turns)])
 
     while True:
-        rows = []
-        for _ in range(pool):
-            if rng.random() < EQUATIONS_SHARE:
-                rows.append(encode_equations(tokenizer, equations(rng)))
-                continue
-            turns = rng.choice((2, 3)) if rng.random() < CONVERSATION_SHARE else 1
-            rows.append(encode(tokenizer, [turn() for _ in range(turns)]))
-        rows.sort(key=lambda row: len(row.ids))
+        rows = sorted((row() for _ in range(pool)), key=lambda row: len(row.ids))
         batches: list[list[Row]] = [[]]
-        for row in rows:
-            if (len(batches[-1]) + 1) * len(row.ids) > recipe.batch_tokens and batches[-1]:
+        for each in rows:
+            if (len(batches[-1]) + 1) * len(each.ids) > recipe.batch_tokens and batches[-1]:
                 batches.append([])
-            batches[-1].append(row)
+            batches[-1].append(each)
         rng.shuffle(batches)
         yield from batches
 

@@ -23,12 +23,17 @@ Rebuild it with `python -m medusa.demo.train --steps {steps}`. All data is gener
 | vocabulary | {vocab_size} byte-level BPE tokens trained on the tasks; every digit is a token |
 | context | {context} positions; training rows are shorter, up to three tasks in a conversation |
 | data | {tokens:.1f} million tokens of seeded tasks, none seen twice; loss on answers only |
-| shares | {shares} |
+| drill | steps 1 to {drill_steps} repeat random tokens: copying is learnt first |
+| form | to step {form_steps}: {form}; steps {equation_steps[0]} to {equation_steps[1]} are equations alone |
+| reading | to the end: {reading} |
 | optimiser | Muon {muon_lr} (matrices), AdamW {adam_lr} (the rest), {steps} steps of about {batch_tokens} tokens |
 | seed | {seed} |
 | loss | {first_loss:.3f} after {first_step} steps, {last_loss:.4f} at the end (nats a token, training tasks) |
 | time | {minutes:.0f} minutes on {device}, {threads} threads, torch {torch}, transformers {transformers} |
 | weights | bfloat16; run in float32 by `medusa demo` |
+
+Of the training tasks most are varied: invented words stand for names and goods, and texts to extract from are shuffled
+or put together fact by fact. Learnt by heart, values and wordings would be of no use for those held out.
 
 Greedy accuracy on {count} held-out tasks of each category, whose wordings and values never occur in training:
 
@@ -71,7 +76,7 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
     values = {
         **recipe,
         **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
-        "shares": ", ".join(f"{name} {share:.0%}" for name, share in recipe["shares"].items()),
+        **{name: _mixture(recipe[name]) for name in ("form", "reading")},
         "parameters": parameters / 1e6,
         "tokens": base["tokens"] / 1e6,
         "minutes": base["seconds"] / 60,
@@ -95,3 +100,10 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
         ),
     }
     (folder / "README.md").write_text(CARD.format(**values))
+
+
+def _mixture(mixture: dict[str, Any]) -> str:
+    """What a part of the training read, in words."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in mixture["shares"].items())
+    rows = ", ".join(f"{mixture[name]:.0%} {name}" for name in ("equations", "drill", "conversations") if mixture[name])
+    return f"{shares}; {mixture['varied']:.0%} of tasks varied; of all rows {rows}"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from .tasks import values
+from .tasks import extraction, values
 
 _POOLS = (values.FIRST_NAMES, values.LAST_NAMES, values.CITIES, values.PRODUCTS, values.TOPICS, values._COMPANY_NAMES)
 KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
@@ -20,11 +21,16 @@ KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
 _WORDS = sorted(KNOWN)
 
 
-def invented(rng: random.Random, like: str = "") -> str:
+def invented(rng: random.Random, like: str = "", pieces: Sequence[str] = ()) -> str:
     """A word that says nothing: the head of one and the tail of another, letters, or one that means something else.
 
-    It has a capital where `like` has one.
+    Args:
+        like: the word has a capital where this has one.
+        pieces: of a vocabulary; half of the words are then put together from them.
     """
+    if pieces and rng.random() < 0.5:
+        word = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
+        return word.capitalize() if like[:1].isupper() else word.lower()
     kind = rng.random()
     if kind < 0.6:
         head, tail = rng.choice(_WORDS), rng.choice(_WORDS)
@@ -36,14 +42,14 @@ def invented(rng: random.Random, like: str = "") -> str:
     return word.capitalize() if like[:1].isupper() else word.lower()
 
 
-def renamed(rng: random.Random, prompt: str, answer: str) -> tuple[str, str]:
-    """The task with invented words for the values that the answer copies from the prompt."""
+def renamed(rng: random.Random, prompt: str, answer: str, pieces: Sequence[str] = ()) -> tuple[str, str]:
+    """The task with invented words (made of `pieces`) for the values that the answer copies from the prompt."""
     there = set(re.findall(r"[A-Za-z]+", prompt))
     there |= {word.removesuffix("s") for word in there}
-    new = {word: invented(rng, word) for word in sorted(KNOWN & there) if re.search(rf"\b{word}s?\b", answer)}
+    new = {word: invented(rng, word, pieces) for word in sorted(KNOWN & there) if re.search(rf"\b{word}s?\b", answer)}
     function = re.match(r"def (\w+)\(", answer)
     if function:
-        new[function[1]] = "_".join(invented(rng) for _ in range(rng.randint(1, 3)))
+        new[function[1]] = "_".join(invented(rng, "", pieces) for _ in range(rng.randint(1, 3)))
     if not new:
         return prompt, answer
     pattern = re.compile(rf"\b({'|'.join(new)})(?=s?\b)")
@@ -112,6 +118,21 @@ PHRASES: dict[str, tuple[str, ...]] = {
 """For every field of the extraction tasks, ways to say it that no template has word for word."""
 
 
+def _clauses() -> dict[str, list[str]]:
+    """For every field the words before it in the training templates; where it comes first, the words behind it."""
+    found: dict[str, set[str]] = {}
+    for pool in (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL):
+        for template in pool.values["train"]:
+            for before, name, behind in re.findall(r"([^{}.!?;:]*)\{(\w+)\}(?=([^{}.,!?;:()]*))", template):
+                words = before.lstrip(" ,)").removeprefix("and ")
+                found.setdefault(name, set()).add(f"{words}{{}}" if words else f"{{}}{behind.rstrip()}")
+    return {name: sorted(clauses) for name, clauses in found.items()}
+
+
+CLAUSES = _clauses()
+"""For every field of the extraction tasks, the ways the training templates say it."""
+
+
 def composed(rng: random.Random, prompt: str, answer: str) -> str:
     """An extraction task's prompt with its text made anew: every fact in words of its own, in any order.
 
@@ -123,7 +144,8 @@ def composed(rng: random.Random, prompt: str, answer: str) -> str:
     rng.shuffle(order)
     text = ""
     for name in order:
-        phrase, joint = rng.choice(PHRASES[name]), rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
+        ways = PHRASES[name] if rng.random() < 0.5 else CLAUSES[name]
+        phrase, joint = rng.choice(ways), rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
         starts = not text or joint in (". ", "; ", "! ")
         text += (joint if text else "") + (phrase[0].upper() + phrase[1:] if starts else phrase).format(said[name])
     lines = prompt.split("\n")
