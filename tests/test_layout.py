@@ -34,6 +34,7 @@ ROOMS = (
 
 # Supporting modules and the room each one stands right behind.
 SUPPORT = {
+    "pace": "tree",
     "provenance": "heads",
     "processing": "acceptance",
     "backends": "cache",

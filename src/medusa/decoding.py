@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .acceptance import Acceptance, AcceptancePolicy, Draft, Generators
 from .model import TreeModel
+from .pace import Pace
 from .processing import TreeProcessors
 from .tree import CandidateTree
 
@@ -33,6 +34,7 @@ class DecodingStats:
         accepted: accepted[n] counts the times a row got n tokens from a step.
         prefill_seconds: time to the first token.
         step_seconds: duration of each step.
+        step_nodes: nodes verified in each step; 1 where it decoded plainly.
     """
 
     steps: int = 0
@@ -40,12 +42,14 @@ class DecodingStats:
     accepted: Counter[int] = field(default_factory=Counter)
     prefill_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
+    step_nodes: list[int] = field(default_factory=list)
 
-    def count(self, delivered: Sequence[Sequence[int]], seconds: float) -> None:
+    def count(self, delivered: Sequence[Sequence[int]], nodes: int, seconds: float) -> None:
         """Take one step into account."""
         self.steps += 1
         self.tokens += sum(map(len, delivered))
         self.accepted.update(len(tokens) for tokens in delivered if tokens)
+        self.step_nodes.append(nodes)
         self.step_seconds.append(seconds)
 
     @property
@@ -93,7 +97,7 @@ def decode(
     model: TreeModel,
     rows: Sequence[Row],
     policy: AcceptancePolicy,
-    tree: CandidateTree,
+    pace: Pace,
     stats: DecodingStats,
 ) -> Iterator[list[list[int]]]:
     """Decode until every row has ended; yields each step's new tokens of every row, the prefill's first.
@@ -104,25 +108,27 @@ def decode(
     started = time.perf_counter()
     generators = [row.generator for row in rows]
     input_ids, attention_mask = left_padded([row.ids for row in rows], model.device)
-    needed = max(row.max_length - len(row.ids) for row in rows) + len(tree)
+    needed = max(row.max_length - len(row.ids) for row in rows) + len(pace.largest)
     cache = model.new_cache(input_ids.shape[1] + needed, [row.max_length for row in rows])
     logits, hidden = model.prefill(input_ids, attention_mask, cache)
     last = input_ids[:, -1:]
     verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
-    delivered, _ = _deliver(rows, last, verdict)
+    delivered, _, _ = _deliver(rows, last, verdict)
     stats.prefill_seconds += time.perf_counter() - started
     yield delivered
 
     while not all(row.finished for row in rows):
-        started = time.perf_counter()
+        started, tree = time.perf_counter(), pace.tree()
         head_logits = model.draft_logits(hidden) if tree.max_depth else None
         draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
         logits, hiddens = model.verify(draft.tokens, tree, cache)
         verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
-        delivered, kept = _deliver(rows, draft.tokens, verdict)
+        delivered, kept, reached = _deliver(rows, draft.tokens, verdict)
         cache.keep(verdict.path, kept)
         hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1].to(hiddens.device)]
-        stats.count(delivered, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        stats.count(delivered, len(tree), seconds)
+        pace.observe(reached, seconds)
         yield delivered
 
 
@@ -164,18 +170,21 @@ def _process(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: T
     )
 
 
-def _deliver(rows: Sequence[Row], tokens: Tensor, verdict: Acceptance) -> tuple[list[list[int]], list[int]]:
-    """Hand each row its accepted candidates and its next root: what it took, and how many nodes it keeps.
+def _deliver(rows: Sequence[Row], tokens: Tensor, verdict: Acceptance) -> tuple[list[list[int]], list[int], list[int]]:
+    """Hand each row its accepted candidates and its next root.
+
+    Returns what each row took, how many nodes it keeps, and the last accepted node of those that took part.
 
     The one place a step waits for the device.
     """
     text = torch.cat([tokens.gather(1, verdict.path), verdict.path, verdict.root[:, None], verdict.count[:, None]], 1)
-    delivered, kept = [], []
+    delivered, kept, reached = [], [], []
     for row, numbers in zip(rows, text.tolist(), strict=True):
         *numbers, root, count = numbers
         width = len(numbers) // 2
         kept.append(0 if row.finished else count)
         if not row.finished:
-            row.processors.advance(numbers[width + count - 1])
+            reached.append(numbers[width + count - 1])
+            row.processors.advance(reached[-1])
         delivered.append(row.deliver([*numbers[1:count], root]))
-    return delivered, kept
+    return delivered, kept, reached

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
 from .decoding import PLAIN, DecodingStats, Row, decode
 from .model import TreeModel, check_length
+from .pace import Adaptive, Pace, Steady
 from .processing import TreeProcessors, copied_processors
 from .tree import CandidateTree
 
@@ -69,19 +70,19 @@ class MedusaGenerateOutput(ModelOutput):
 
 @dataclass
 class Session:
-    """A request made ready: rows, policy and tree. Iterating decodes it, a step at a time."""
+    """A request made ready: rows, policy and the pace of trees. Iterating decodes it, a step at a time."""
 
     model: TreeModel
     rows: list[Row]
     policy: AcceptancePolicy
-    tree: CandidateTree
+    pace: Pace
     config: GenerationConfig
     inputs: Tensor
     stats: DecodingStats = field(default_factory=DecodingStats)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         """Yields the new tokens of each row, [B][n]; the prefill's single tokens come first."""
-        return decode(self.model, self.rows, self.policy, self.tree, self.stats)
+        return decode(self.model, self.rows, self.policy, self.pace, self.stats)
 
 
 def prepare(
@@ -90,7 +91,7 @@ def prepare(
     generation_config: GenerationConfig | None = None,
     *,
     acceptance: str | AcceptancePolicy = "auto",
-    tree: CandidateTree | None = None,
+    tree: CandidateTree | Pace | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     attention_mask: Tensor | None = None,
     **kwargs: Any,
@@ -118,16 +119,16 @@ def prepare(
         Row(prompt.tolist(), each.max_length, _Stop(criteria, model.device), TreeProcessors(processors), own_generator)
         for prompt, (processors, criteria, each), own_generator in zip(prompts, prepared, generators, strict=True)
     ]
-    tree = model.tree if tree is None else tree
-    tree.check_heads(model.heads.config.num_heads)
-    if tree.max_depth and not all(row.processors.copyable() for row in rows):
+    pace = _pace(model, tree, config)
+    pace.largest.check_heads(model.heads.config.num_heads)
+    if pace.largest.max_depth and not all(row.processors.copyable() for row in rows):
         warnings.warn(
             "a logits processor cannot be copied per branch: decoding plainly, one token a step", stacklevel=3
         )
-        tree = PLAIN
+        pace = Steady(PLAIN)
     for row in rows:
         check_length(model.base, len(row.ids), row.max_length)
-    return Session(model, rows, _policy(acceptance, config), tree, config, inputs.repeat_interleave(copies, 0))
+    return Session(model, rows, _policy(acceptance, config), pace, config, inputs.repeat_interleave(copies, 0))
 
 
 @torch.no_grad()
@@ -296,6 +297,13 @@ def _policy(acceptance: str | AcceptancePolicy, config: GenerationConfig) -> Acc
     if isinstance(policy, Greedy) and config.do_sample:
         raise ValueError("acceptance='greedy' does not sample: drop do_sample=True, or use acceptance='rejection'")
     return policy
+
+
+def _pace(model: TreeModel, tree: CandidateTree | Pace | None, config: GenerationConfig) -> Pace:
+    """A tree that is asked for is always used; the model's own only as long as it pays."""
+    if tree is None:
+        return Adaptive(model.tree, model.calibration, timed=not config.do_sample)
+    return Steady(tree) if isinstance(tree, CandidateTree) else tree
 
 
 def _generators(

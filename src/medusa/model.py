@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .backends import PackedLayers, packed_heads, worth_packing
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
+from .pace import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -33,6 +34,7 @@ class TreeModel(nn.Module):
         base: any decoder-only transformers model with an ordinary key-value cache.
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
+        calibration: what was measured of the heads on this machine; decoding judges by it whether the tree pays.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
             False never does.
         owns_base: nobody else holds the base model, so that dense weights which are packed too may be freed; they
@@ -49,6 +51,7 @@ class TreeModel(nn.Module):
         tree: CandidateTree | None = None,
         prepack: bool | None = None,
         owns_base: bool = False,
+        calibration: Calibration = UNCALIBRATED,
     ):
         super().__init__()
         check_base(base)
@@ -59,6 +62,7 @@ class TreeModel(nn.Module):
         self.tree.check_heads(heads.config.num_heads)
         self.prepack = worth_packing(base) if prepack is None else prepack
         self.owns_base = owns_base
+        self.calibration = calibration
         self.packed_layers = PackedLayers()
         self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from . import generation, storage
 from .model import TreeModel, new_heads
+from .pace import UNCALIBRATED
 from .tree import CandidateTree
 
 
@@ -90,8 +91,9 @@ class MedusaModel(TreeModel):
             for_base["revision"] = base_revision
         own = _base(storage.base_name(folder) if base is None else base, for_base)
         heads = storage.read_heads(folder, own)
-        tree = tree if tree is not None else storage.read_tree(folder)
-        return cls(own, heads, tree, prepack, owns_base=own is not base)
+        stored, calibration = storage.read_tree(folder) or (None, UNCALIBRATED)
+        tree = tree if tree is not None else stored
+        return cls(own, heads, tree, prepack, owns_base=own is not base, calibration=calibration)
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write the heads and the tree as a native folder; the base model is named, not copied.
@@ -101,7 +103,8 @@ class MedusaModel(TreeModel):
             base: what to name as the base model: a hub id, or a folder's path seen from `folder`. By default
                 what the base was loaded from.
         """
-        storage.write_heads(Path(folder), self.heads, self.tree, base or self.base.config.name_or_path or "N/A")
+        name = base or self.base.config.name_or_path or "N/A"
+        storage.write_heads(Path(folder), self.heads, self.tree, name, self.calibration)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
         """Upload the native folder to a hub repository, made if need be; returns the commit's address."""

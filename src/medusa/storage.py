@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .model import check_base, check_heads
+from .pace import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
@@ -98,7 +99,9 @@ def _shape(named: dict[str, Tensor], base: PreTrainedModel) -> MedusaConfig:
     )
 
 
-def write_heads(folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str) -> None:
+def write_heads(
+    folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str, calibration: Calibration = UNCALIBRATED
+) -> None:
     """Write the native folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = heads.config
@@ -119,16 +122,28 @@ def write_heads(folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str
         + "\n"
     )
     save_file({name: tensor.contiguous() for name, tensor in heads.tensors().items()}, folder / WEIGHTS)
-    write_tree(folder, tree)
+    write_tree(folder, tree, calibration)
 
 
-def read_tree(folder: Path) -> CandidateTree | None:
-    """The tree of a native folder, or None where it has no tree file."""
+def read_tree(folder: Path) -> tuple[CandidateTree, Calibration] | None:
+    """The tree of a native folder and what was measured for it; None where it has no tree file."""
     if not (folder / TREE).is_file():
         return None
-    return CandidateTree(json.loads((folder / TREE).read_text())["paths"])
+    told = json.loads((folder / TREE).read_text())
+    tree = CandidateTree(told["paths"])
+    if "latency" not in told:
+        return tree, UNCALIBRATED
+    latency = {int(nodes): float(ms) for nodes, ms in told["latency"].items()}
+    return tree, Calibration(told["accuracies"], latency, told["made"])
 
 
-def write_tree(folder: Path, tree: CandidateTree) -> None:
-    """Write the tree file: its rank paths, the root implied."""
-    (folder / TREE).write_text(json.dumps({"version": 1, "paths": [list(path) for path in tree.paths[1:]]}) + "\n")
+def write_tree(folder: Path, tree: CandidateTree, calibration: Calibration = UNCALIBRATED) -> None:
+    """Write the tree file: its rank paths, the root implied, and what was measured for it."""
+    told: dict[str, Any] = {"version": 1, "paths": [list(path) for path in tree.paths[1:]]}
+    if calibration is not UNCALIBRATED:
+        told |= {
+            "accuracies": [list(row) for row in calibration.accuracies],
+            "latency": {str(nodes): ms for nodes, ms in calibration.latency.items()},
+            "made": dict(calibration.made),
+        }
+    (folder / TREE).write_text(json.dumps(told) + "\n")

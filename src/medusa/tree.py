@@ -87,12 +87,7 @@ class CandidateTree:
                 (cumulative, not decreasing).
             nodes: how many nodes, root included.
         """
-        marginals = []
-        for head, row in enumerate(accuracies):
-            steps = [after - before for before, after in zip((0.0, *row), row, strict=False)]
-            if min(steps, default=0.0) < 0 or sum(steps) > 1 + 1e-9:
-                raise ValueError(f"head {head}: cumulative accuracies must rise and stay within 1, got {list(row)}")
-            marginals.append(steps)
+        marginals = _marginals(accuracies)
 
         def children(path: Path) -> list[float]:
             parent = math.prod(marginals[depth][rank] for depth, rank in enumerate(path))
@@ -206,6 +201,22 @@ class CandidateTree:
             table[node, : len(children)] = torch.tensor(children, dtype=torch.long)
         return table
 
+    def probabilities(self, accuracies: Sequence[Sequence[float]]) -> list[float]:
+        """[N] how likely each node is to be accepted, heads taken as independent; 0 past the accuracies given."""
+        marginals = _marginals(accuracies)
+        shares = {(k, rank): share for k, row in enumerate(marginals) for rank, share in enumerate(row)}
+        return [math.prod(shares.get(place, 0.0) for place in enumerate(path)) for path in self.paths]
+
+    def expected(self, accuracies: Sequence[Sequence[float]]) -> float:
+        """Tokens a step is expected to give: the sum of the nodes' probabilities, the root's 1 included."""
+        return sum(self.probabilities(accuracies))
+
+    def most_likely(self, accuracies: Sequence[Sequence[float]], nodes: int) -> CandidateTree:
+        """The `nodes` most probable nodes of this tree, which are a tree again."""
+        likely = self.probabilities(accuracies)
+        kept = sorted(range(len(self)), key=lambda node: -likely[node])[:nodes]
+        return CandidateTree(self.paths[node] for node in kept)
+
     def check_heads(self, num_heads: int) -> None:
         """Raises ValueError where the tree is deeper than there are heads to draw from."""
         if self.max_depth > num_heads:
@@ -213,3 +224,18 @@ class CandidateTree:
                 f"the tree is {self.max_depth} deep but there are {num_heads} heads: "
                 f"use a tree of depth <= {num_heads}, CandidateTree.default({num_heads}) say"
             )
+
+
+def _marginals(accuracies: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The probability of each rank of each head, from cumulative accuracies.
+
+    Raises:
+        ValueError: accuracies fall, or pass 1.
+    """
+    marginals = []
+    for head, row in enumerate(accuracies):
+        steps = [after - before for before, after in zip((0.0, *row), row, strict=False)]
+        if min(steps, default=0.0) < 0 or sum(steps) > 1 + 1e-9:
+            raise ValueError(f"head {head}: cumulative accuracies must rise and stay within 1, got {list(row)}")
+        marginals.append(steps)
+    return marginals

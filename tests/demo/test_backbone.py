@@ -65,10 +65,10 @@ def test_only_answers_are_taught(tokenizer):
     assert answer_loss(model, ids, taught) != answer_loss(model, changed, taught), "prompts are read"
 
 
-def test_reading_comes_after_form(tokenizer):
-    recipe = replace(RECIPE, drill_steps=0, equation_steps=(0, 0), form_steps=2)
+def test_one_mixture_comes_after_the_other(tokenizer):
+    recipe = replace(RECIPE, drill_steps=0, equation_steps=(0, 0))
     only = {name: Mixture({name: 1.0}, equations=0.0, conversations=0.0) for name in ("tables", "math")}
-    recipe = replace(recipe, form=only["tables"], reading=replace(only["math"], drill=0.5))
+    recipe = replace(recipe, mixtures=((0, only["tables"]), (2, replace(only["math"], drill=0.5))))
     texts = [[tokenizer.decode(row.ids) for row in rows] for rows in islice(stream(recipe, tokenizer, pool=32), 4)]
     assert all("| ---" in text for rows in texts[:2] for text in rows)
     later = [text for rows in texts[2:] for text in rows]

@@ -23,13 +23,14 @@ def test_values_are_renamed_in_prompt_and_answer_alike(category):
     assert changed > 10
 
 
+@pytest.mark.parametrize("strange", [0.0, 0.5])
 @pytest.mark.parametrize("anew", [composed, reworded])
-def test_a_text_in_other_words_still_holds_the_facts(anew):
+def test_a_text_in_other_words_still_holds_the_facts(anew, strange):
     rng = random.Random(1)
     for seed in range(60):
         task = make_task("extraction", seed, "train")
         prompt, answer = renamed(rng, task.prompt, task.answer)
-        prompt = anew(rng, prompt, answer)
+        prompt = anew(rng, prompt, answer, strange)
         leaves = []
         stack = [json.loads(answer)]
         while stack:

@@ -13,7 +13,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Mixture:
         pieces: whether half of the invented words are pieces of the vocabulary, so that none is unlearnt.
         anew: share of varied extraction tasks whose text is put together fact by fact.
         reworded: share of varied extraction tasks whose text is shuffled and thinned.
+        strange: share of facts in texts made anew that are in words which say nothing about them.
         equations: share of rows that are equations alone.
         drill: share of rows that are the drill's.
         conversations: share of rows that hold two or three tasks, so that a chat can go on after an answer.
@@ -46,6 +47,7 @@ class Mixture:
     pieces: bool = False
     anew: float = 0.35
     reworded: float = 0.35
+    strange: float = 0.0
     equations: float = 0.06
     drill: float = 0.0
     conversations: float = 0.06
@@ -60,6 +62,8 @@ READING = Mixture(
     varied=0.8, pieces=True, anew=0.65, reworded=0.15, equations=0.10, drill=0.04, conversations=0.05,
 )  # fmt: skip
 """Then more of what needs close reading: texts in words that no template has, words of any pieces, more sums."""
+INFERRING = replace(READING, anew=0.6, reworded=0.25, strange=0.2)
+"""Last, texts that do not say of every fact which it is: it is the one that is left, and looks like one."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,11 @@ class Recipe:
     decay_share: float = 0.4
     drill_steps: int = 650
     equation_steps: tuple[int, int] = (1250, 1400)
-    form_steps: int = 2250
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
-    form: Mixture = FORM
-    reading: Mixture = READING
+    mixtures: tuple[tuple[int, Mixture], ...] = ((0, FORM), (2250, READING), (2800, INFERRING))
+    """Each mixture with the step it comes in at."""
 
     def rate(self, step: int) -> float:
         """The learning rate as a share of its peak: warm-up, a plateau, and a straight line down to 0."""
@@ -186,20 +189,22 @@ def drill_row(
 
 
 def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
-    """Batches without end: the drill, tasks by the first mixture, then by the second.
+    """Batches without end: the drill, then tasks by one mixture after the other.
 
     Between `Recipe.equation_steps` there are equations alone.
     """
-    rng, later, numbers = (random.Random(recipe.seed + number) for number in (0, 1, 0))
-    form = itertools.chain(
-        drill(recipe, tokenizer, rng), task_batches(recipe, recipe.form, tokenizer, rng, pool, itertools.count())
-    )
-    reading = task_batches(recipe, recipe.reading, tokenizer, later, pool, itertools.count(1_000_000))
+    numbers, random_drill = random.Random(recipe.seed), drill(recipe, tokenizer, random.Random(recipe.seed))
+    parts = [
+        task_batches(recipe, mixture, tokenizer, random.Random(recipe.seed + place), pool, place * 1_000_000)
+        for place, (_, mixture) in enumerate(recipe.mixtures)
+    ]
     for step in itertools.count():
-        if step in range(*recipe.equation_steps):
+        if step < recipe.drill_steps:
+            yield next(random_drill)
+        elif step in range(*recipe.equation_steps):
             yield [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
         else:
-            yield next(form if step < recipe.form_steps else reading)
+            yield next(parts[sum(step >= begin for begin, _ in recipe.mixtures) - 1])
 
 
 def task_batches(
@@ -208,9 +213,10 @@ def task_batches(
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     pool: int,
-    seeds: Iterator[int],
+    first_seed: int,
 ) -> Iterator[list[Row]]:
     """Batches of rows of similar length; every task is new, and most are varied."""
+    seeds = itertools.count(first_seed)
     names, weights = list(mixture.shares), list(mixture.shares.values())
     letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
     pieces = letters if mixture.pieces else []
@@ -223,7 +229,7 @@ def task_batches(
             return task.prompt, task.answer
         prompt, answer = renamed(rng, task.prompt, task.answer, pieces)
         way = rng.choices((composed, reworded, None), anew)[0] if task.category == "extraction" else None
-        return prompt if way is None else way(rng, prompt, answer), answer
+        return prompt if way is None else way(rng, prompt, answer, mixture.strange), answer
 
     def row() -> Row:
         kind = rng.choices(("equations", "drill", "tasks"), kinds)[0]

@@ -24,8 +24,8 @@ Rebuild it with `python -m medusa.demo.train --steps {steps}`. All data is gener
 | context | {context} positions; training rows are shorter, up to three tasks in a conversation |
 | data | {tokens:.1f} million tokens of seeded tasks, none seen twice; loss on answers only |
 | drill | steps 1 to {drill_steps} repeat random tokens: copying is learnt first |
-| form | to step {form_steps}: {form}; steps {equation_steps[0]} to {equation_steps[1]} are equations alone |
-| reading | to the end: {reading} |
+| equations | steps {equation_steps[0]} to {equation_steps[1]} are equations alone |
+{mixtures}
 | optimiser | Muon {muon_lr} (matrices), AdamW {adam_lr} (the rest), {steps} steps of about {batch_tokens} tokens |
 | seed | {seed} |
 | loss | {first_loss:.3f} after {first_step} steps, {last_loss:.4f} at the end (nats a token, training tasks) |
@@ -76,7 +76,7 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
     values = {
         **recipe,
         **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
-        **{name: _mixture(recipe[name]) for name in ("form", "reading")},
+        "mixtures": "\n".join(f"| from step {begin} | {_mixture(mixture)} |" for begin, mixture in recipe["mixtures"]),
         "parameters": parameters / 1e6,
         "tokens": base["tokens"] / 1e6,
         "minutes": base["seconds"] / 60,
@@ -106,4 +106,5 @@ def _mixture(mixture: dict[str, Any]) -> str:
     """What a part of the training read, in words."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in mixture["shares"].items())
     rows = ", ".join(f"{mixture[name]:.0%} {name}" for name in ("equations", "drill", "conversations") if mixture[name])
-    return f"{shares}; {mixture['varied']:.0%} of tasks varied; of all rows {rows}"
+    texts = f"{mixture['anew']:.0%} texts made anew, {mixture['strange']:.0%} of their facts in words that say nothing"
+    return f"{shares}; {mixture['varied']:.0%} of tasks varied, of these {texts}; of all rows {rows}"

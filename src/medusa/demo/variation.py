@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .tasks import extraction, values
+from .tasks import extraction, make_task, values
 
 _POOLS = (values.FIRST_NAMES, values.LAST_NAMES, values.CITIES, values.PRODUCTS, values.TOPICS, values._COMPANY_NAMES)
 KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
@@ -56,14 +56,23 @@ def renamed(rng: random.Random, prompt: str, answer: str, pieces: Sequence[str] 
     return tuple(pattern.sub(lambda found: new[found[1]], text) for text in (prompt, answer))  # type: ignore[return-value]
 
 
-def reworded(rng: random.Random, prompt: str, answer: str) -> str:
-    """The prompt with its longest line's sentences in another order and some words that the answer lacks left out."""
+def reworded(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
+    """The prompt with its longest line's sentences in another order and some words that the answer lacks left out.
+
+    Args:
+        strange: share of the words left out that others stand for, which have nothing to do with it.
+    """
     lines = prompt.split("\n")
     longest = _longest(lines)
     sentences = re.split(r"(?<=[.!?]) ", lines[longest])
     rng.shuffle(sentences)
     words = " ".join(sentences).split(" ")
-    kept = [word for word in words if rng.random() > 0.12 or re.search(r"\d", word) or word.strip(".,:;!?()") in answer]
+    kept = []
+    for word in words:
+        if rng.random() > 0.12 or re.search(r"\d", word) or word.strip(".,:;!?()") in answer:
+            kept.append(word)
+        elif rng.random() < strange:
+            kept.append(rng.choice(STRANGE))
     lines[longest] = " ".join(kept)
     return "\n".join(lines)
 
@@ -133,10 +142,30 @@ CLAUSES = _clauses()
 """For every field of the extraction tasks, the ways the training templates say it."""
 
 
-def composed(rng: random.Random, prompt: str, answer: str) -> str:
+def _strange_words() -> tuple[str, ...]:
+    """Words of the training stories that are no values."""
+    taken = KNOWN.union(extraction._ROLES.values["train"], extraction._EVENTS.values["train"])
+    stories = (make_task("writing", -1 - seed, "train").answer for seed in range(400))
+    return tuple(sorted({word for story in stories for word in re.findall(r"\b[a-z]{3,}\b", story)} - taken))
+
+
+STRANGE = _strange_words()
+"""Words that say nothing about the facts of an extraction task."""
+
+
+def _strange(rng: random.Random) -> str:
+    """A phrase for a fact whose words do not tell which it is: that is told by what it looks like and by the others."""
+    before, behind = ([rng.choice(STRANGE) for _ in range(rng.randint(*among))] for among in ((1, 4), (0, 2)))
+    return " ".join([*before, "{}", *behind])
+
+
+def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
     """An extraction task's prompt with its text made anew: every fact in words of its own, in any order.
 
     From whole templates a small model learns where a fact stands, from these what the words beside it say.
+
+    Args:
+        strange: share of facts in words that have nothing to do with them.
     """
     facts = json.loads(answer)
     said = {name: _listed(value) if isinstance(value, list) else str(value) for name, value in facts.items()}
@@ -145,7 +174,8 @@ def composed(rng: random.Random, prompt: str, answer: str) -> str:
     text = ""
     for name in order:
         ways = PHRASES[name] if rng.random() < 0.5 else CLAUSES[name]
-        phrase, joint = rng.choice(ways), rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
+        phrase = _strange(rng) if rng.random() < strange else rng.choice(ways)
+        joint = rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
         starts = not text or joint in (". ", "; ", "! ")
         text += (joint if text else "") + (phrase[0].upper() + phrase[1:] if starts else phrase).format(said[name])
     lines = prompt.split("\n")
