@@ -33,6 +33,22 @@ def joint_tree(recording: Recording, nodes: int) -> CandidateTree:
     return CandidateTree.most_probable(children, nodes)
 
 
+def likelihoods(recording: Recording, tree: CandidateTree) -> list[float]:
+    """[N] the share of positions at which each node is accepted."""
+    return [float(credit.double().mean()) for credit in _reached(recording, tree)]
+
+
+def nested(tree: CandidateTree, likelihoods: list[float]) -> list[tuple[CandidateTree, float]]:
+    """The best tree of 1, 2, ... nodes within a tree, each with the tokens a step of it is expected to give."""
+    order = sorted(range(len(tree)), key=lambda node: -likelihoods[node])
+    kept, rate, trees = [], 0.0, []
+    for node in order:
+        kept.append(tree.paths[node])
+        rate += likelihoods[node]
+        trees.append((CandidateTree(kept), rate))
+    return trees
+
+
 def marginal_tree(recording: Recording, nodes: int) -> CandidateTree:
     """The best tree of `nodes` nodes if heads were right independently of each other: the paper's."""
     return CandidateTree.from_accuracies(recording.accuracies(), nodes)
@@ -40,12 +56,17 @@ def marginal_tree(recording: Recording, nodes: int) -> CandidateTree:
 
 def accepted_length(recording: Recording, tree: CandidateTree) -> Tensor:
     """[M] how many candidates of the tree are expected to be accepted at each position."""
+    return torch.stack(_reached(recording, tree)).sum(0) - 1
+
+
+def _reached(recording: Recording, tree: CandidateTree) -> list[Tensor]:
+    """[N][M] the probability that each node is accepted at each position."""
     reached: list[Tensor] = [torch.ones(len(recording.credit))]
     parents = tree.parent.tolist()
     for node, path in enumerate(tree.paths):
         if node:
             reached.append(reached[parents[node]] * recording.credit[:, len(path) - 1, path[-1]])
-    return torch.stack(reached).sum(0) - 1
+    return reached
 
 
 def expected_rate(recording: Recording, tree: CandidateTree) -> float:
