@@ -114,7 +114,7 @@ class ScriptedHeads(torch.nn.Module):
         self.accuracy = accuracy
         self.generator = torch.Generator().manual_seed(seed)
 
-    def forward(self, hidden: Tensor, lm_head: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, lm_head: Any = None, first: int | None = None) -> Tensor:
         logits = torch.rand(self.config.num_heads, len(hidden), self.config.vocab_size, generator=self.generator)
         for row, state in enumerate(hidden):
             distances = [(known - state).abs().amax(-1).min(0) for known in self.states]
@@ -124,4 +124,4 @@ class ScriptedHeads(torch.nn.Module):
                 if torch.rand((), generator=self.generator) < self.accuracy:
                     rank = torch.randint(0, 2, (), generator=self.generator)
                     logits[head, row, self.following[text][position + 2 + head]] += 2 - rank
-        return logits.to(hidden.dtype)
+        return logits[:first].to(hidden.dtype)

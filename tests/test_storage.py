@@ -15,9 +15,11 @@ from transformers import (
 )
 
 from medusa import CandidateTree, MedusaModel
+from medusa.pace import Calibration
+from medusa.provenance import device_name
 from medusa.storage import CONFIG, TREE, WEIGHTS, base_name, fetch, is_native, read_tree
 
-OWN_TREE = CandidateTree([(0,), (3,), (3, 1)])
+OWN_TREE = CandidateTree([(0,), (3,), (3, 1), (3, 1, 0)])
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,52 @@ def test_heads_and_tree_come_back_as_they_went(base, tmp_path, own, num_layers, 
     assert torch.equal(model.heads(hidden, model.lm_head), again.heads(hidden, again.lm_head))
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_heads_that_the_tree_does_not_use_are_not_loaded_and_not_lost(base, tmp_path, own):
+    model = trained(base, own_lm_head=own)
+    model.tree = CandidateTree([(0,), (1,)])
+    model.save_pretrained(tmp_path)
+    again = MedusaModel.from_pretrained(tmp_path, base=base)
+    assert again.heads.config.num_heads == 1
+    assert len(again.heads.w1[0]) == 1
+    hidden = torch.randn(4, 32)
+    expected = model.heads(hidden, model.lm_head)
+    assert torch.equal(again.heads(hidden, again.lm_head), expected[:1])
+    assert torch.equal(model.heads(hidden, model.lm_head, first=2), expected[:2])
+    with pytest.raises(ValueError, match="holds 3 heads and would be left with 1"):
+        again.save_pretrained(tmp_path)
+    whole = MedusaModel.from_pretrained(tmp_path, base=base, all_heads=True)
+    whole.save_pretrained(tmp_path)
+    assert torch.equal(whole.heads(hidden, whole.lm_head), expected)
+    deeper = MedusaModel.from_pretrained(tmp_path, base=base, tree=CandidateTree.chain(2))
+    assert deeper.heads.config.num_heads == 2
+
+
+def test_a_calibration_comes_back_and_tells_where_it_does_not_fit(base, tmp_path):
+    model = trained(base)
+    made = {"device": device_name(base.device), "dtype": "float32", "predicted": {"speedup": 1.5}}
+    model.calibration = Calibration([[0.5, 0.6]], {1: 2.0, 8: 3.0}, made)
+    model.save_pretrained(tmp_path)
+    assert MedusaModel.from_pretrained(tmp_path, base=base).calibration == model.calibration
+    model.calibration = Calibration([[0.5, 0.6]], {1: 2.0, 8: 3.0}, {**made, "device": "another machine"})
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="calibrated on another machine .*medusa calibrate"):
+        again = MedusaModel.from_pretrained(tmp_path, base=base)
+    assert again.tree == model.tree
+    assert again.calibration.accuracies == [[0.5, 0.6]]
+    assert not again.calibration.made
+
+
+def test_a_calibration_that_found_nothing_decodes_plainly_and_says_so(base, tmp_path):
+    model = trained(base)
+    model.tree = CandidateTree()
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no tree that pays"):
+        again = MedusaModel.from_pretrained(tmp_path, base=base)
+    output = again.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, return_dict_in_generate=True)
+    assert set(output.stats.step_nodes) == {1}
+
+
 def test_tensors_have_the_names_of_the_original_format(base, tmp_path):
     trained(base, num_layers=2).save_pretrained(tmp_path)
     named = load_file(tmp_path / WEIGHTS)
@@ -63,7 +111,7 @@ def test_tensors_have_the_names_of_the_original_format(base, tmp_path):
     assert {name.split(".")[0] for name in named} == {"0", "1", "2"}
     config = json.loads((tmp_path / CONFIG).read_text())
     assert (config["medusa_num_heads"], config["medusa_num_layers"]) == (3, 2)
-    assert json.loads((tmp_path / TREE).read_text())["paths"] == [[0], [3], [3, 1]]
+    assert json.loads((tmp_path / TREE).read_text())["paths"] == [[0], [3], [3, 1], [3, 1, 0]]
 
 
 def test_the_shape_is_counted_from_the_tensors(base, tmp_path):

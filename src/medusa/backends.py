@@ -163,17 +163,19 @@ class PackedHeads(nn.Module):
         """Whether these are the heads that were packed, unchanged."""
         return self._marks == [_mark(parameter) for parameter in heads.parameters()]
 
-    def forward(self, hidden: Tensor, lm_head: Projection) -> Tensor:
+    def forward(self, hidden: Tensor, lm_head: Projection, first: int | None = None) -> Tensor:
         """As `MedusaHeads.forward`: hidden [B, H] -> logits [K, B, V]."""
-        states = hidden.expand(self.config.num_heads, *hidden.shape)
+        count = first or self.config.num_heads
+        states = hidden.expand(count, *hidden.shape)
         for layer in self.first:
-            states = states + functional.silu(layer(hidden).unflatten(-1, (self.config.num_heads, -1)).movedim(-2, 0))
+            product = layer(hidden).unflatten(-1, (self.config.num_heads, -1)).movedim(-2, 0)
+            states = states + functional.silu(product[:count])
         for layers in self.later:
-            product = torch.stack([layer(state) for layer, state in zip(layers, states, strict=True)])
+            product = torch.stack([layer(state) for layer, state in zip(layers, states, strict=False)])
             states = states + functional.silu(product)
         if not self.lm_heads:
             return self.rule(lm_head(states))
-        logits = torch.stack([project(state) for project, state in zip(self.lm_heads, states, strict=True)])
+        logits = torch.stack([project(state) for project, state in zip(self.lm_heads, states, strict=False)])
         return self.rule(logits if self.output_bias is None else logits + self.output_bias)
 
 

@@ -119,7 +119,7 @@ def decode(
 
     while not all(row.finished for row in rows):
         started, tree = time.perf_counter(), pace.tree()
-        head_logits = model.draft_logits(hidden) if tree.max_depth else None
+        head_logits = model.draft_logits(hidden, tree.max_depth) if tree.max_depth else None
         draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
         logits, hiddens = model.verify(draft.tokens, tree, cache)
         verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)

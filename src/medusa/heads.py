@@ -114,28 +114,29 @@ class MedusaHeads(nn.Module):
                 heads.w2.copy_(weight[: config.vocab_size])
         return heads.to(dtype=weight.dtype, device=weight.device)
 
-    def residual(self, hidden: Tensor) -> Tensor:
-        """hidden [..., H] -> what each head projects, [K, ..., H]."""
-        lead = hidden.shape[:-1]
-        states = hidden.reshape(1, -1, hidden.shape[-1]).expand(self.config.num_heads, -1, -1)
+    def residual(self, hidden: Tensor, first: int | None = None) -> Tensor:
+        """hidden [..., H] -> what each head (each of the `first`) projects, [K, ..., H]."""
+        count, lead = first or self.config.num_heads, hidden.shape[:-1]
+        states = hidden.reshape(1, -1, hidden.shape[-1]).expand(count, -1, -1)
         for layer, weight in enumerate(self.w1):
-            product = torch.bmm(states, weight.mT)
-            states = states + F.silu(product + self.b1[layer] if self.config.bias else product)
-        return states.reshape(self.config.num_heads, *lead, hidden.shape[-1])
+            product = torch.bmm(states, weight[:count].mT)
+            states = states + F.silu(product + self.b1[layer][:count] if self.config.bias else product)
+        return states.reshape(count, *lead, hidden.shape[-1])
 
-    def forward(self, hidden: Tensor, lm_head: Projection | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, lm_head: Projection | None = None, first: int | None = None) -> Tensor:
         """hidden [..., H] -> logits [K, ..., V].
 
         Args:
             hidden: what the base model's lm_head reads.
             lm_head: the base model's projection; heads that share it run all K heads through one product.
+            first: run only so many heads; None runs all.
 
         Raises:
             ValueError: the heads share the base's lm_head and none was given.
         """
-        states = self.residual(hidden)
+        states = self.residual(hidden, first)
         if self.w2 is not None:
-            logits = torch.bmm(states.flatten(1, -2), self.w2.mT).reshape(*states.shape[:-1], -1)
+            logits = torch.bmm(states.flatten(1, -2), self.w2[: len(states)].mT).reshape(*states.shape[:-1], -1)
             if self.output_bias is not None:
                 logits = logits + self.output_bias
         elif lm_head is not None:

@@ -95,11 +95,11 @@ class TreeModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
-    def draft_logits(self, hidden: Tensor) -> Tensor:
-        """The heads' logits [B, K, V] for one hidden state a row [B, H]."""
+    def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
+        """The logits [B, K, V] of all heads, or of the `first`, for one hidden state a row [B, H]."""
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
         with self.packed_layers.running():
-            logits: Tensor = self.running_heads(hidden, self.lm_head)
+            logits: Tensor = self.running_heads(hidden, self.lm_head, first)
         return logits.transpose(0, 1)
 
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:

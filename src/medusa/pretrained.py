@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from . import generation, storage
 from .model import TreeModel, new_heads
-from .pace import UNCALIBRATED
+from .pace import UNCALIBRATED, Calibration
+from .provenance import device_name
 from .tree import CandidateTree
 
 
@@ -66,6 +67,7 @@ class MedusaModel(TreeModel):
         base_revision: str | None = None,
         tree: CandidateTree | None = None,
         prepack: bool | None = None,
+        all_heads: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
         """Heads from a native folder or a hub repository, and the base model they name.
@@ -76,6 +78,7 @@ class MedusaModel(TreeModel):
             base_revision: the base model's revision; `revision` is the heads'.
             tree: replaces the folder's tree.
             prepack: packed CPU weights; by default where they help.
+            all_heads: load heads, too, that the tree does not use; to train, calibrate or save them, say.
             kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for the base model
                 (dtype, device_map, quantization_config, attn_implementation, ...).
 
@@ -90,9 +93,16 @@ class MedusaModel(TreeModel):
         if base_revision is not None:
             for_base["revision"] = base_revision
         own = _base(storage.base_name(folder) if base is None else base, for_base)
-        heads = storage.read_heads(folder, own)
         stored, calibration = storage.read_tree(folder) or (None, UNCALIBRATED)
+        calibration = _fitting(calibration, own, str(path_or_id))
+        if tree is None and stored is not None and not stored.max_depth:
+            warnings.warn(
+                f"calibration of {path_or_id} found no tree that pays: decoding plainly. Another tree: tree=...",
+                stacklevel=2,
+            )
         tree = tree if tree is not None else stored
+        used = None if tree is None or all_heads else max(1, tree.max_depth)
+        heads = storage.read_heads(folder, own, used)
         return cls(own, heads, tree, prepack, owns_base=own is not base, calibration=calibration)
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
@@ -145,6 +155,30 @@ class MedusaModel(TreeModel):
     ) -> generation.Session:
         """As `generate`, a step at a time: iterate the session for each step's new tokens of every row [B][n]."""
         return generation.prepare(self, inputs, generation_config, **kwargs)
+
+
+def _fitting(calibration: Calibration, base: PreTrainedModel, folder: str) -> Calibration:
+    """The calibration, or only its accuracies where it was made on another device, in another dtype or of another base.
+
+    Says so: the tree still works, another may be faster.
+    """
+    here = {
+        "device": device_name(base.device),
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
+    other = [
+        f"{calibration.made[name]} (here {value})"
+        for name, value in here.items()
+        if calibration.made.get(name) not in (None, value)
+    ]
+    if not other:
+        return calibration
+    warnings.warn(
+        f"the tree of {folder} was calibrated on {', '.join(other)}; it works, but `medusa calibrate {folder}` "
+        "may find a faster one",
+        stacklevel=3,
+    )
+    return Calibration(calibration.accuracies, UNCALIBRATED.latency)
 
 
 def _base(model_or_name: Any, kwargs: dict[str, Any]) -> PreTrainedModel:

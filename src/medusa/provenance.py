@@ -16,13 +16,20 @@ def provenance() -> dict[str, Any]:
     """Date, device, versions and commit, to stand beside a figure."""
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": _commit(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a device calls itself: the GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor() if device.type == "cpu" else device.type
 
 
 def _processor() -> str:

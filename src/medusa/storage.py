@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from .heads import LogitRule, MedusaConfig, MedusaHeads
@@ -54,23 +55,29 @@ def base_name(folder: Path) -> str:
     return str(folder / name) if (folder / name).is_dir() else str(name)
 
 
-def read_heads(folder: Path, base: PreTrainedModel) -> MedusaHeads:
+def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) -> MedusaHeads:
     """The heads of a native folder, on the device and in the dtype of the base's lm_head.
 
     The number of heads and layers is told from the tensors, never from `config.json`, which in released files
     disagrees with them.
 
+    Args:
+        first: read only so many heads; None reads all.
+
     Raises:
         ValueError: what the file holds does not fit the base model; says exactly what.
     """
     check_base(base)
-    named = load_file(folder / WEIGHTS)
-    config = _shape(named, base)
-    check_heads(base, config)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        config = _shape(shapes, base)
+        check_heads(base, config)
+        count = min(first or config.num_heads, config.num_heads)
+        named = {name: file.get_tensor(name) for name in shapes if int(name.split(".")[0]) < count}
     lm_head = base.get_output_embeddings()
     bias = getattr(lm_head, "bias", None)
     rule = LogitRule.of(base.config.get_text_config())
-    heads = MedusaHeads(config, rule, None if bias is None else bias.detach().clone())
+    heads = MedusaHeads(replace(config, num_heads=count), rule, None if bias is None else bias.detach().clone())
     heads.load_tensors(named)
     floating = lm_head.weight.is_floating_point()
     device = lm_head.weight.device
@@ -79,30 +86,48 @@ def read_heads(folder: Path, base: PreTrainedModel) -> MedusaHeads:
     return heads.to(dtype=lm_head.weight.dtype if floating else base.dtype, device=device)
 
 
-def _shape(named: dict[str, Tensor], base: PreTrainedModel) -> MedusaConfig:
-    """What heads these tensors are."""
-    keys = [re.fullmatch(r"(\d+)\.(\d+)\.(linear\.weight|linear\.bias|weight)", name) for name in named]
+def _shape(shapes: dict[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
+    """What heads tensors of these names and shapes are."""
+    keys = [re.fullmatch(r"(\d+)\.(\d+)\.(linear\.weight|linear\.bias|weight)", name) for name in shapes]
     if not keys or None in keys:
-        odd = [name for name, key in zip(named, keys, strict=True) if key is None] or ["(no tensors)"]
+        odd = [name for name, key in zip(shapes, keys, strict=True) if key is None] or ["(no tensors)"]
         raise ValueError(f"{WEIGHTS} holds tensors that are not Medusa heads': {', '.join(odd[:5])}")
     found = [(int(key[1]), int(key[2]), key[3]) for key in keys if key]
     vocab_size, hidden_size = base.get_output_embeddings().weight.shape
-    projections = [named[f"{head}.{layer}.weight"] for head, layer, kind in found if kind == "weight"]
-    blocks = [named[f"{head}.{layer}.linear.weight"] for head, layer, kind in found if kind == "linear.weight"]
+    projections = [shapes[f"{head}.{layer}.weight"] for head, layer, kind in found if kind == "weight"]
+    blocks = [shapes[f"{head}.{layer}.linear.weight"] for head, layer, kind in found if kind == "linear.weight"]
     return MedusaConfig(
         num_heads=1 + max(head for head, _, _ in found),
         num_layers=max((layer + 1 for _, layer, kind in found if kind == "linear.weight"), default=0),
-        hidden_size=(blocks or projections)[0].shape[1] if blocks or projections else hidden_size,
-        vocab_size=projections[0].shape[0] if projections else vocab_size,
+        hidden_size=(blocks or projections)[0][1] if blocks or projections else hidden_size,
+        vocab_size=projections[0][0] if projections else vocab_size,
         own_lm_head=bool(projections),
         bias=any(kind == "linear.bias" for _, _, kind in found),
     )
 
 
+def _check_kept(folder: Path, heads: MedusaHeads) -> None:
+    """Raises ValueError where heads would be lost that were left out on loading."""
+    if not (folder / WEIGHTS).is_file():
+        return
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        there = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118
+    if there > heads.config.num_heads:
+        raise ValueError(
+            f"{folder} holds {there} heads and would be left with {heads.config.num_heads}: load them all with "
+            "from_pretrained(..., all_heads=True), or save in another folder"
+        )
+
+
 def write_heads(
     folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str, calibration: Calibration = UNCALIBRATED
 ) -> None:
-    """Write the native folder."""
+    """Write the native folder.
+
+    Raises:
+        ValueError: the folder holds more heads than these.
+    """
+    _check_kept(folder, heads)
     folder.mkdir(parents=True, exist_ok=True)
     config = heads.config
     (folder / CONFIG).write_text(

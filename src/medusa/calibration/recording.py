@@ -53,6 +53,10 @@ class Recording:
     def num_heads(self) -> int:
         return self.credit.shape[1]
 
+    def first(self, num_heads: int) -> Recording:
+        """What the first heads alone would have drafted."""
+        return Recording(self.credit[:, :num_heads], self.known[:, :num_heads], self.lengths)
+
     def accuracies(self) -> list[list[float]]:
         """[K][R] the paper's a_k^(i): the share of known positions with the token in head k's top i (appendix C)."""
         hits = self.credit.double().sum(0).cumsum(-1)

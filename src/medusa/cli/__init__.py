@@ -1,4 +1,4 @@
-"""The command line: `medusa demo`, `medusa generate`, `medusa chat`."""
+"""The command line: `medusa demo`, `medusa generate`, `medusa chat`, `medusa calibrate`."""
 
 from __future__ import annotations
 
@@ -211,6 +211,85 @@ def chat(
         )
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
         Chat(*loaded, sampling, system).run()
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="FILE|DATASET",
+            help="Prompts as the model will serve them: .txt (one a line), .jsonl, .json, or a dataset on the hub.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Use at most so many; one in five tries the tree.")] = 150,
+    max_nodes: Annotated[int, typer.Option(min=1, max=1024, help="The largest tree to think of.")] = 64,
+    heads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Use only the first so many heads.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once, as it will serve.")] = 1,
+    context: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, help="Lengths of context to time steps at (repeatable).", show_default="100 and 500"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="How often each size is timed at each context.")] = 20,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where the tree goes; by default beside the heads.", show_default=False),
+    ] = None,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write the whole report here.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FOLDER", help="Keep finished batches here; an interrupted run goes on.", show_default=False
+        ),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    acceptance: Accept = Acceptance.auto,
+    base: Base = None,
+    dtype: Precision = DType.auto,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the tree that decodes fastest here, for these prompts, and store it beside the heads."""
+    _check_sampling(temperature, top_p, top_k, acceptance)
+    _check_devices(device, device_map)
+    with _reported(verbose):
+        from ..calibration.report import Settings
+        from .answer import Sampling
+        from .calibrate import run
+
+        arguments = Sampling(max_new_tokens, temperature, top_p, top_k).arguments()
+        kept = {name: value for name, value in arguments.items() if name not in ("acceptance", "generator", "tree")}
+        run(
+            model,
+            data=data,
+            prompts=prompts,
+            arguments={**kept, "max_new_tokens": max_new_tokens},
+            acceptance=acceptance.value,
+            settings=Settings(max_nodes, heads, tuple(context or (100, 500)), batch_size, rounds),
+            output=output,
+            json_file=json,
+            resume=resume,
+            base=base,
+            dtype=dtype.value,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def load(
     device_map: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    all_heads: bool = False,
 ) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     """The model that `name` stands for, and its base model's tokenizer.
 
@@ -41,6 +42,7 @@ def load(
         device_map: passed to transformers.
         revision: of `name` on the hub.
         trust_remote_code: passed to transformers.
+        all_heads: load heads, too, that the stored tree does not use.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -52,7 +54,7 @@ def load(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if name == DEMO:
-        return _embedded(base, dtype, device)
+        return _embedded(base, dtype, device, all_heads)
     heads = find_heads(name, revision)
     if heads is None and base is not None:
         raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
@@ -67,7 +69,7 @@ def load(
     if device is not None:
         model = model.to(device)
     if heads is not None:
-        medusa = MedusaModel.from_pretrained(heads, base=model)
+        medusa = MedusaModel.from_pretrained(heads, base=model, all_heads=all_heads)
     else:
         typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
         medusa = MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN)
@@ -116,11 +118,13 @@ def _named_base(name: str, heads: Path) -> str:
         raise ValueError(f"the heads in {name} do not name their base model: pass it with --base") from None
 
 
-def _embedded(base: str | None, dtype: str, device: str | None) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+def _embedded(
+    base: str | None, dtype: str, device: str | None, all_heads: bool
+) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     if base is not None:
         raise ValueError(f"'{DEMO}' brings its own base model: leave out --base")
     precision: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
-    model, tokenizer = demo.load(**precision)
+    model, tokenizer = demo.load(all_heads=all_heads, **precision)
     model.owns_base = True
     if device is not None:
         model.to(device)

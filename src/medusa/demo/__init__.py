@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..pretrained import MedusaModel
+    from .tasks import Task
 
 FOLDER = Path(__file__).parent / "model"
 
@@ -37,3 +38,10 @@ def load(*, inflate: int | None = None, **kwargs: Any) -> tuple[MedusaModel, Pre
         base = inflated(base, inflate)
     model = MedusaModel.from_pretrained(FOLDER / "heads", base=base.eval(), **kwargs)
     return model, AutoTokenizer.from_pretrained(FOLDER / "base")
+
+
+def calibration_tasks(count: int) -> list[Task]:
+    """Held-out tasks of all categories for calibration; no benchmark asks them."""
+    from .tasks import CATEGORIES, make_task
+
+    return [make_task(CATEGORIES[place % 6], 30_000_000 + place // 6, "test") for place in range(count)]
