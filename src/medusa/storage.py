@@ -154,7 +154,11 @@ def read_tree(folder: Path) -> tuple[CandidateTree, Calibration] | None:
     """The tree of a native folder and what was measured for it; None where it has no tree file."""
     if not (folder / TREE).is_file():
         return None
-    told = json.loads((folder / TREE).read_text())
+    return parse_tree(json.loads((folder / TREE).read_text()))
+
+
+def parse_tree(told: dict[str, Any]) -> tuple[CandidateTree, Calibration]:
+    """A tree file's content: the tree, and what was measured for it."""
     tree = CandidateTree(told["paths"])
     if "latency" not in told:
         return tree, UNCALIBRATED

@@ -51,3 +51,8 @@ def test_a_slow_spell_does_not_change_the_overheads():
     overheads = Latency({100: steady + slow}).overheads()
     assert overheads[8] == pytest.approx([1.2] * 9)
     assert Latency({100: steady + slow}).curve()[8] == pytest.approx(12)
+
+
+def test_more_nodes_never_take_less():
+    rounds = [{1: 0.010, 2: 0.009, 4: 0.014, 8: 0.012}] * 3
+    assert list(Latency({100: rounds}).curve().values()) == pytest.approx([10, 10, 14, 14])

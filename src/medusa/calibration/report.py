@@ -110,7 +110,7 @@ class Report:
     @property
     def calibration(self) -> Calibration:
         predicted = {name: value for name, value in self.predicted().items() if not name.endswith("interval")}
-        made = {**self.made, "predicted": predicted}
+        made = {**self.made, "predicted": predicted, "frequencies": likelihoods(self.recording, self.tree)}
         return Calibration([row[:10] for row in self.recording.accuracies()], self.latency.curve(), made)
 
     def predicted(self) -> dict[str, Any]:

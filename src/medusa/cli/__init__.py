@@ -1,4 +1,4 @@
-"""The command line: `medusa demo`, `medusa generate`, `medusa chat`, `medusa calibrate`."""
+"""The command line: `medusa demo`, `medusa generate`, `medusa chat`, `medusa calibrate`, `medusa tree`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+trees = typer.Typer(help="Candidate trees.", no_args_is_help=True, context_settings=app.info.context_settings)
+app.add_typer(trees, name="tree")
 
 
 class DType(str, Enum):
@@ -290,6 +294,23 @@ def calibrate(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+
+
+@trees.command("show")
+def show_tree(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|FILE", help="Heads (folder, hub id, 'demo') or a tree file.", show_default=False),
+    ],
+    png: Annotated[Optional[Path], typer.Option(help="Draw it here.", show_default=False)] = None,  # noqa: UP045
+    svg: Annotated[Optional[Path], typer.Option(help="Draw it here.", show_default=False)] = None,  # noqa: UP045
+    verbose: Verbose = False,
+) -> None:
+    """Print a tree, and draw it as the paper's figure 6 does."""
+    with _reported(verbose):
+        from .tree import show
+
+        show(model, [file for file in (png, svg) if file is not None])
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""Pictures of trees, as the paper's figure 6 draws them: a row a depth, likely nodes to the left and darker.
+
+Needs matplotlib (`pip install 'medusa-llm[plots]'`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..tree import CandidateTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = "viridis_r"
+
+
+def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
+    """[N] where each node stands from left to right: leaves side by side, parents above their first child.
+
+    Children come in order of their frequency, the most frequent first.
+    """
+    at = [0.0] * len(tree)
+    taken = 0
+
+    def place(node: int) -> float:
+        nonlocal taken
+        children = sorted(tree.children[node], key=lambda child: -frequencies[child])
+        below = [place(child) for child in children]
+        if below:
+            at[node] = below[0]
+        else:
+            at[node], taken = float(taken), taken + 1
+        return at[node]
+
+    place(0)
+    return at
+
+
+def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = "") -> Figure:
+    """A tree whose nodes are coloured by how often they are accepted.
+
+    Args:
+        frequencies: [N] share of steps that accept each node; the root's is 1.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("pictures need matplotlib: pip install 'medusa-llm[plots]'") from None
+
+    across, depths = places(tree, frequencies), tree.depth.tolist()
+    leaves = 1 + max(across)
+    figure = Figure(figsize=(min(30.0, max(5.0, 0.45 * leaves + 2)), 1.1 * (tree.max_depth + 1) + 1), layout="tight")
+    axes = figure.add_subplot()
+    for node, parent in enumerate(tree.parent.tolist()):
+        if node:
+            ends = [across[parent], across[node]], [depths[parent], depths[node]]
+            axes.plot(*ends, color="0.7", linewidth=0.5 + 3 * frequencies[node], zorder=1)
+    shown = axes.scatter(
+        across, depths, c=frequencies, cmap=COLOURS, vmin=0, vmax=1, s=320, edgecolors="0.3", linewidths=0.6, zorder=2
+    )
+    for node, path in enumerate(tree.paths):
+        axes.text(
+            across[node],
+            depths[node],
+            str(path[-1]) if path else "root",
+            ha="center",
+            va="center",
+            fontsize=8 if path else 6,
+            color="white" if frequencies[node] > 0.5 else "black",
+            zorder=3,
+        )
+    axes.invert_yaxis()
+    axes.set_yticks(range(tree.max_depth + 1), ["base", *(f"head {head + 1}" for head in range(tree.max_depth))])
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title or f"{len(tree)} nodes; a node's number is its rank", fontsize=10)
+    figure.colorbar(shown, ax=axes, label="share of steps that accept the node")
+    return figure
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure in the format that the file's name ends in.
+
+    Raises:
+        ValueError: matplotlib writes no such format.
+    """
+    figure.savefig(file, dpi=150)

@@ -1,0 +1,80 @@
+"""`medusa tree show`: a tree in the terminal, or drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
+
+from .. import demo, storage
+from ..calibration.drawing import draw_tree, save
+from ..pace import Calibration
+from ..tree import CandidateTree
+from .models import DEMO, find_heads
+
+
+def show(name: str, drawings: Sequence[Path]) -> None:
+    """Print the tree of `name` (heads, a tree file or 'demo') and draw it to files.
+
+    Raises:
+        ValueError: there is no tree in it.
+        ImportError: a drawing is asked for without matplotlib.
+    """
+    tree, calibration = read(name)
+    frequencies = _frequencies(tree, calibration)
+    device = calibration.made.get("device")
+    told = f"calibrated on {device}" if device else "not calibrated: frequencies are those of the published heads"
+    rate = sum(frequencies)
+    Console().print(
+        f"{len(tree)} nodes, {tree.max_depth} heads, {rate:.2f} tokens a step expected; {told}", highlight=False
+    )
+    Console().print(printed(tree, frequencies))
+    for file in drawings:
+        title = f"{len(tree)} nodes, {rate:.2f} tokens a step expected; a node's number is its rank"
+        save(draw_tree(tree, frequencies, title), file)
+        typer.echo(f"drawn in {file}", err=True)
+
+
+def read(name: str) -> tuple[CandidateTree, Calibration]:
+    """The tree that `name` stands for, and what was measured for it."""
+    file = Path(name).expanduser()
+    folder = demo.FOLDER / "heads" if name == DEMO else None
+    if folder is None and file.is_file():
+        try:
+            found = storage.parse_tree(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{name} is no tree file ({error!r}): it needs rank paths under "paths"') from None
+        return found
+    stored = storage.read_tree(folder or find_heads(name) or file)
+    if stored is None:
+        raise ValueError(f"{name} has no {storage.TREE}: calibrate it, or give a tree file")
+    return stored
+
+
+def _frequencies(tree: CandidateTree, calibration: Calibration) -> list[float]:
+    measured = calibration.made.get("frequencies") or []
+    return list(measured) if len(measured) == len(tree) else tree.probabilities(calibration.accuracies)
+
+
+def printed(tree: CandidateTree, frequencies: Sequence[float]) -> Tree:
+    """The tree for a terminal: ranks, how often a node is accepted, and a bar of it."""
+
+    def label(node: int) -> Text:
+        path = tree.paths[node]
+        bar = "█" * max(1, round(20 * frequencies[node]))
+        return Text.assemble(
+            (f"rank {path[-1]}" if path else "root", "bold"), f"  {frequencies[node]:6.1%}  ", (bar, "green")
+        )
+
+    def grow(branch: Tree, node: int) -> None:
+        for child in sorted(tree.children[node], key=lambda child: -frequencies[child]):
+            grow(branch.add(label(child)), child)
+
+    root = Tree(label(0))
+    grow(root, 0)
+    return root

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from medusa import CandidateTree
+from medusa.cli import app
+
+runner = CliRunner()
+
+
+def test_a_tree_is_printed_with_its_frequencies(folders):
+    told = runner.invoke(app, ["tree", "show", str(folders / "heads")])
+    assert told.exit_code == 0, told.output
+    assert "not calibrated" in told.output
+    assert told.output.count("rank") == len(CandidateTree.default(2)) - 1
+    assert "100.0%" in told.output
+
+
+def test_a_tree_file_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "tree.json"
+    made = {"device": "a machine", "frequencies": [1.0, 0.6, 0.3]}
+    file.write_text(
+        json.dumps({"paths": [[0], [0, 0]], "accuracies": [[0.6], [0.5]], "latency": {"1": 1.0}, "made": made})
+    )
+    told = runner.invoke(app, ["tree", "show", str(file), "--png", str(tmp_path / "a.png")])
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "calibrated on a machine" in told.output
+    assert "1.90 tokens a step" in told.output
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"paths": [[0, 0]]}'])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "tree.json").write_text(content)
+    told = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
+    assert told.exit_code == 1
+    assert "no tree file" in told.output
