@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .tasks import CATEGORIES, Task, check, make_task
-from .variation import composed, equations, renamed, reworded
+from .variation import asks_for_columns, composed, equations, renamed, retold, reworded
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Mixture:
         anew: share of varied extraction tasks whose text is put together fact by fact.
         reworded: share of varied extraction tasks whose text is shuffled and thinned.
         strange: share of facts in texts made anew that are in words which say nothing about them.
+        retold: share of varied extraction tasks told in other templates than their own.
+        selected: how often a tables task for all columns is passed over, so that more ask for some.
         equations: share of rows that are equations alone.
         drill: share of rows that are the drill's.
         conversations: share of rows that hold two or three tasks, so that a chat can go on after an answer.
@@ -48,6 +50,8 @@ class Mixture:
     anew: float = 0.35
     reworded: float = 0.35
     strange: float = 0.0
+    retold: float = 0.0
+    selected: float = 0.0
     equations: float = 0.06
     drill: float = 0.0
     conversations: float = 0.06
@@ -63,7 +67,9 @@ READING = Mixture(
 )  # fmt: skip
 """Then more of what needs close reading: texts in words that no template has, words of any pieces, more sums."""
 INFERRING = replace(READING, anew=0.6, reworded=0.25, strange=0.2)
-"""Last, texts that do not say of every fact which it is: it is the one that is left, and looks like one."""
+"""Texts that do not say of every fact which it is: it is the one that is left, and looks like one."""
+SELECTING = replace(INFERRING, anew=0.35, reworded=0.15, strange=0.15, retold=0.35, selected=0.6)
+"""Last, more ways to tell, and more tables that leave a column out."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 5600
+    steps: int = 6800
     batch_tokens: int = 6144
     warmup: int = 100
     decay_share: float = 0.4
@@ -85,7 +91,7 @@ class Recipe:
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
-    mixtures: tuple[tuple[int, Mixture], ...] = ((0, FORM), (2250, READING), (2800, INFERRING))
+    mixtures: tuple[tuple[int, Mixture], ...] = ((0, FORM), (2250, READING), (2800, INFERRING), (3150, SELECTING))
     """Each mixture with the step it comes in at."""
 
     def rate(self, step: int) -> float:
@@ -220,15 +226,19 @@ def task_batches(
     names, weights = list(mixture.shares), list(mixture.shares.values())
     letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
     pieces = letters if mixture.pieces else []
-    anew = (mixture.anew, mixture.reworded, 1 - mixture.anew - mixture.reworded)
+    ways = composed, reworded, retold, None
+    shares = mixture.anew, mixture.reworded, mixture.retold
     kinds = (mixture.equations, mixture.drill, 1 - mixture.equations - mixture.drill)
 
     def turn() -> tuple[str, str]:
-        task = make_task(rng.choices(names, weights)[0], next(seeds), "train")
+        category = rng.choices(names, weights)[0]
+        task = make_task(category, next(seeds), "train")
+        while category == "tables" and not asks_for_columns(task.prompt) and rng.random() < mixture.selected:
+            task = make_task(category, next(seeds), "train")
         if rng.random() > mixture.varied:
             return task.prompt, task.answer
         prompt, answer = renamed(rng, task.prompt, task.answer, pieces)
-        way = rng.choices((composed, reworded, None), anew)[0] if task.category == "extraction" else None
+        way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
         return prompt if way is None else way(rng, prompt, answer, mixture.strange), answer
 
     def row() -> Row:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .tasks import extraction, make_task, values
+from .tasks import extraction, make_task, tables, values
+from .wordings import PHRASES, TELLINGS
 
 _POOLS = (values.FIRST_NAMES, values.LAST_NAMES, values.CITIES, values.PRODUCTS, values.TOPICS, values._COMPANY_NAMES)
 KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
@@ -77,69 +78,35 @@ def reworded(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
     return "\n".join(lines)
 
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    "name": (
-        "the name is {}", "we are talking about {}", "{} is the person", "it is {} this is about", "by {}", "with {}",
-        "for {}", "a certain {}", "contact: {}", "person: {}", "{} takes part", "ask {} for more", "called {}",
-        "{}, as you know", "it concerns {}",
-    ),
-    "age": ("{} years old", "aged {}", "the age is {}", "age {}", "{} years of age", "birthday number {}", "now {}"),
-    "job": ("a {}", "works as a {}", "by trade a {}", "the job is {}", "profession: {}", "a trained {}", "the {} here"),
-    "city": (
-        "in {}", "from {}", "the city is {}", "the town of {}", "place: {}", "{} is the place", "where? {}",
-        "out of {}", "near the centre of {}", "this is {}", "location {}", "somewhere in {}", "at home in {}",
-    ),
-    "company": (
-        "at {}", "by {}", "from {}", "with {}", "the company is {}", "firm: {}", "{} is the firm", "thanks to {}",
-        "on behalf of {}", "{} is in charge", "via {}", "business: {}", "the people of {}", "{} does the work",
-    ),
-    "hobby": (
-        "likes {}", "in free time {}", "hobby: {}", "{} is the hobby", "a friend of {}", "dreams of {}", "practises {}",
-        "on Sundays {}", "interested in {}", "cannot live without {}",
-    ),
-    "number": (
-        "number {}", "no. {}", "the number is {}", "with number {}", "{} is its number", "reference {}",
-        "filed under {}", "code {}", "marked {}",
-    ),
-    "date": (
-        "on {}", "dated {}", "the date is {}", "day: {}", "{} is the day", "as of {}", "when? {}", "it was {}",
-        "since {}", "calendar: {}", "set for {}",
-    ),
-    "total": (
-        "{} dollars in total", "the total is {} dollars", "sum {} dollars", "{} dollars altogether",
-        "to pay: {} dollars", "amount {} dollars", "a price of {} dollars for everything",
-    ),
-    "items": (
-        "for {}", "items: {}", "it lists {}", "ordered: {}", "{} were bought", "goods: {}", "that is {}", "we got {}",
-    ),
-    "kind": ("a {}", "the {}", "kind: {}", "planned as a {}", "this {}", "come to the {}", "type of event: {}"),
-    "topic": (
-        "on {}", "about {}", "the topic is {}", "subject: {}", "all about {}", "{} is the topic", "it deals with {}",
-        "devoted to {}", "for lovers of {}",
-    ),
-    "seats": (
-        "{} seats", "room for {} guests", "{} places", "up to {} people", "seats: {}", "{} can come", "limited to {}",
-        "chairs for {}",
-    ),
-    "product": ("{}", "goods: {}", "content: {}", "product {}", "it is {}", "filled with {}", "what? {}"),
-    "quantity": ("{} pieces", "quantity {}", "{} of them", "count: {}", "{} units", "how many? {}"),
-}  # fmt: skip
-"""For every field of the extraction tasks, ways to say it that no template has word for word."""
+def _decided(rng: random.Random, telling: str) -> str:
+    """A telling with its alternatives decided."""
+    return re.sub(r"\[([^][]*)\]", lambda found: rng.choice(found[1].split("|")), telling)
 
 
 def _clauses() -> dict[str, list[str]]:
-    """For every field the words before it in the training templates; where it comes first, the words behind it."""
-    found: dict[str, set[str]] = {}
-    for pool in (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL):
-        for template in pool.values["train"]:
-            for before, name, behind in re.findall(r"([^{}.!?;:]*)\{(\w+)\}(?=([^{}.,!?;:()]*))", template):
-                words = before.lstrip(" ,)").removeprefix("and ")
-                found.setdefault(name, set()).add(f"{words}{{}}" if words else f"{{}}{behind.rstrip()}")
+    """For every field the words before it in training texts; where it comes first, the words behind it."""
+    rng, found = random.Random(0), dict[str, set[str]]()
+    pools = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
+    templates = [template for pool in pools for template in pool.values["train"]]
+    told = [_decided(rng, telling) for tellings in TELLINGS.values() for telling in tellings for _ in range(4)]
+    for text in (*templates, *told):
+        for before, name, behind in re.findall(r"([^{}.!?;:]*)\{(\w+)\}(?=([^{}.,!?;:()]*))", text):
+            words = before.lstrip(" ,)").removeprefix("and ")
+            found.setdefault(name, set()).add(f"{words}{{}}" if words else f"{{}}{behind.rstrip()}")
     return {name: sorted(clauses) for name, clauses in found.items()}
 
 
 CLAUSES = _clauses()
-"""For every field of the extraction tasks, the ways the training templates say it."""
+"""For every field of the extraction tasks, the ways training texts say it."""
+
+
+def retold(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
+    """An extraction task's prompt with its facts in one of `TELLINGS`; a share `strange` of them with odd words too."""
+    said = _said(answer)
+    lines = prompt.split("\n")
+    lines[_longest(lines)] = _decided(rng, rng.choice(TELLINGS[frozenset(said)])).format(**said)
+    told = "\n".join(lines)
+    return reworded(rng, told, answer, 0.5) if rng.random() < strange else told
 
 
 def _strange_words() -> tuple[str, ...]:
@@ -167,8 +134,7 @@ def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
     Args:
         strange: share of facts in words that have nothing to do with them.
     """
-    facts = json.loads(answer)
-    said = {name: _listed(value) if isinstance(value, list) else str(value) for name, value in facts.items()}
+    said = _said(answer)
     order = list(said)
     rng.shuffle(order)
     text = ""
@@ -183,9 +149,20 @@ def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
     return "\n".join(lines)
 
 
+def _said(answer: str) -> dict[str, str]:
+    """An extraction task's facts as its texts say them."""
+    facts = json.loads(answer)
+    return {name: _listed(value) if isinstance(value, list) else str(value) for name, value in facts.items()}
+
+
 def _listed(items: list[dict[str, Any]]) -> str:
     words = [f"{item['quantity']} x {item['product']} at {item['price']} dollars" for item in items]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def asks_for_columns(prompt: str) -> bool:
+    """Whether a tables task wants only some of its records' fields."""
+    return any(said in prompt for said in tables._COLUMNS.values["train"])
 
 
 def _longest(lines: list[str]) -> int:
