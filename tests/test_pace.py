@@ -5,7 +5,7 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.pace import PROBE, RETIME, UNCALIBRATED, WAITS, WINDOW, Adaptive, Calibration, interpolated
+from medusa.pace import PROBE, RETIME, UNCALIBRATED, WAITS, WINDOW, Adaptive, Calibration, StepTimes, interpolated
 
 TREE = CandidateTree.default(3, 16)
 CURVE = {1: 10.0, 2: 10.2, 4: 10.4, 8: 10.8, 16: 11.6}
@@ -56,21 +56,21 @@ def test_a_step_tells_what_smaller_trees_would_have_given():
 
 
 def test_heads_that_are_never_right_cost_at_most_five_percent():
-    sizes = play(Adaptive(TREE, CALIBRATED), 1000, never)
+    sizes = play(Adaptive(TREE, CALIBRATED, StepTimes()), 1000, never)
     assert sum(CURVE[size] for size in sizes) < 1.05 * 1000 * CURVE[1]
     assert sizes[0] > 1
     assert sizes.count(1) > 900
 
 
 def test_it_comes_back_when_the_tree_pays_again():
-    pace = Adaptive(TREE, CALIBRATED, timed=False)
+    pace = Adaptive(TREE, CALIBRATED)
     assert set(play(pace, 200, never)[-20:]) == {1}
     sizes = play(pace, WAITS[1], always)
     assert set(sizes[-20:]) == {16}
 
 
 def test_probes_in_vain_become_rarer():
-    sizes = play(Adaptive(TREE, CALIBRATED, timed=False), 1200, never)
+    sizes = play(Adaptive(TREE, CALIBRATED), 1200, never)
     probes = [step for step in range(60, 1200) if sizes[step] == 16 and sizes[step - 1] == 1]
     gaps = [after - before for before, after in itertools.pairwise(probes)]
     assert gaps == sorted(gaps)
@@ -82,17 +82,24 @@ def test_a_load_that_makes_the_tree_slow_is_noticed_and_only_where_times_count()
     def loaded(nodes):
         return 0.01 if nodes == 1 else 0.06
 
-    noticing = play(Adaptive(TREE, CALIBRATED), 4 * RETIME, always, loaded)
+    noticing = play(Adaptive(TREE, CALIBRATED, StepTimes()), 4 * RETIME, always, loaded)
     assert set(noticing[-WAITS[0] + PROBE :]) - {16} == {1}
     assert noticing[3 * RETIME :].count(1) > 0.8 * RETIME
-    blind = play(Adaptive(TREE, CALIBRATED, timed=False), 4 * RETIME, always, loaded)
+    blind = play(Adaptive(TREE, CALIBRATED), 4 * RETIME, always, loaded)
     assert set(blind) == {16}
 
 
 def test_without_a_calibration_plain_steps_are_timed_early():
-    sizes = play(Adaptive(TREE), 3 * WINDOW, always, lambda nodes: 0.01 * (1 + nodes / 50))
+    times = StepTimes()
+
+    def seconds(nodes):
+        return 0.01 * (1 + nodes / 50)
+
+    sizes = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
     assert sizes.count(1) == 2
     assert 1 in sizes[WINDOW - 1 : WINDOW + 2]
+    again = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
+    assert set(again) == {16}, "the next request knows"
 
 
 def test_a_curve_is_straight_between_its_points():

@@ -302,7 +302,7 @@ def _policy(acceptance: str | AcceptancePolicy, config: GenerationConfig) -> Acc
 def _pace(model: TreeModel, tree: CandidateTree | Pace | None, config: GenerationConfig) -> Pace:
     """A tree that is asked for is always used; the model's own only as long as it pays."""
     if tree is None:
-        return Adaptive(model.tree, model.calibration, timed=not config.do_sample)
+        return Adaptive(model.tree, model.calibration, None if config.do_sample else model.step_times)
     return Steady(tree) if isinstance(tree, CandidateTree) else tree
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .backends import PackedLayers, packed_heads, worth_packing
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
-from .pace import UNCALIBRATED, Calibration
+from .pace import UNCALIBRATED, Calibration, StepTimes
 from .tree import CandidateTree
 
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -63,6 +63,7 @@ class TreeModel(nn.Module):
         self.prepack = worth_packing(base) if prepack is None else prepack
         self.owns_base = owns_base
         self.calibration = calibration
+        self.step_times = StepTimes()
         self.packed_layers = PackedLayers()
         self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
 

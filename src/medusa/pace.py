@@ -95,13 +95,32 @@ class Rung:
     Attributes:
         tokens: moving average of the tokens that a step with it gives, or would have given.
         cost: its step time in plain steps, as calibrated.
-        recent: durations of the last steps with it.
     """
 
     tree: CandidateTree
     tokens: float
     cost: float
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=PROBE))
+
+
+class StepTimes:
+    """How long a model's last steps took, by nodes. A model keeps them from one request to the next."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, deque[float]] = {}
+        self.since_plain = 0
+        """Steps since plain decoding was last timed."""
+
+    def note(self, nodes: int, seconds: float) -> None:
+        """Take a step into account."""
+        self._recent.setdefault(nodes, deque(maxlen=PROBE)).append(seconds)
+        self.since_plain = 0 if nodes == 1 else self.since_plain + 1
+
+    def overhead(self, nodes: int) -> float | None:
+        """A step's time in plain steps; None where either has not been timed."""
+        step, plain = self._recent.get(nodes, ()), self._recent.get(1, ())
+        if min(len(step), len(plain)) < 2:
+            return None
+        return statistics.median(step) / statistics.median(plain)
 
 
 class Adaptive:
@@ -110,13 +129,13 @@ class Adaptive:
     Args:
         tree: the largest to use.
         calibration: where averages start, and what nodes cost.
-        timed: let measured step times correct the calibrated costs. Without it the choice depends on accepted tokens
+        times: the model's, which correct the calibrated costs. Without them the choice depends on accepted tokens
             only, so that sampling with a seed can be repeated.
     """
 
-    def __init__(self, tree: CandidateTree, calibration: Calibration = UNCALIBRATED, timed: bool = True):
+    def __init__(self, tree: CandidateTree, calibration: Calibration = UNCALIBRATED, times: StepTimes | None = None):
         self.largest = tree
-        self.timed = timed
+        self.times = times
         self.ladder = [
             Rung(each, each.expected(calibration.accuracies), calibration.cost(len(each)))
             for each in ladder(tree, calibration)
@@ -128,7 +147,9 @@ class Adaptive:
         self.plain = len(self.ladder) - 1
         self.current = 0
         self.wait, self.since_probe, self.probing = WAITS[0], 0, 0
-        self.since_timed, self.timing = 0 if calibration.made else RETIME - WINDOW, 0
+        self.timing = 0
+        known = bool(calibration.made) or (times is not None and times.overhead(len(tree)) is not None)
+        self.due = RETIME if known else WINDOW
 
     def tree(self) -> CandidateTree:
         return self.ladder[self._next()].tree
@@ -140,7 +161,8 @@ class Adaptive:
 
     def observe(self, reached: Sequence[int], seconds: float) -> None:
         ran = self._next()
-        self.ladder[ran].recent.append(seconds)
+        if self.times is not None:
+            self.times.note(len(self.ladder[ran].tree), seconds)
         rate = 1 / (PROBE if self.probing else WINDOW)
         for rung, gains in zip(self.ladder[ran:], self._gains[ran], strict=True):
             rung.tokens += rate * (statistics.fmean(gains[node] for node in reached) - rung.tokens)
@@ -164,11 +186,10 @@ class Adaptive:
         if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
             self.current, self.since_probe = best, 0
         self.since_probe += 1
-        self.since_timed += 1
         if self.current and self.since_probe >= self.wait:
             self.probing = PROBE
-        elif self.timed and self.current != self.plain and self.since_timed >= RETIME:
-            self.timing, self.since_timed = 2, 0
+        elif self.times is not None and self.times.since_plain >= self.due and self.current != self.plain:
+            self.timing, self.due = 2, RETIME
 
     def _best(self) -> int:
         return max(range(len(self.ladder)), key=lambda number: (self._speed(number), -number))
@@ -178,11 +199,9 @@ class Adaptive:
         return self.ladder[number].tokens / self._cost(number)
 
     def _cost(self, number: int) -> float:
-        """Measured where both this rung and plain decoding have been timed of late; else as calibrated."""
-        rung, plain = self.ladder[number], self.ladder[-1]
-        if not self.timed or min(len(rung.recent), len(plain.recent)) < 2:
-            return rung.cost
-        return statistics.median(rung.recent) / statistics.median(plain.recent)
+        """Measured where both this rung and plain decoding have been timed; else as calibrated."""
+        rung = self.ladder[number]
+        return (self.times and self.times.overhead(len(rung.tree))) or rung.cost
 
 
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:
