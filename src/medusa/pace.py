@@ -209,10 +209,11 @@ def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]
 
     Without a calibration there is nothing between the tree and the root: who knows what a node costs here.
     """
-    if not calibration.made:
-        return [tree, CandidateTree()] if tree.max_depth else [tree]
-    sizes = itertools.takewhile(lambda size: size > 1, (len(tree) >> halvings for halvings in itertools.count()))
-    return [*(tree.most_likely(calibration.accuracies, size) for size in sizes), CandidateTree()]
+    if not tree.max_depth:
+        return [tree]
+    halved = itertools.takewhile(lambda size: size > 1, (len(tree) >> halvings for halvings in itertools.count(1)))
+    between = [tree.most_likely(calibration.accuracies, size) for size in halved] if calibration.made else []
+    return [tree, *between, CandidateTree()]
 
 
 def _tokens_within(tree: CandidateTree, smaller: CandidateTree) -> list[int]:
