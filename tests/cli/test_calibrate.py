@@ -64,6 +64,15 @@ def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
     assert MedusaModel.from_pretrained(output, all_heads=True).heads.config.num_heads == 2
 
 
+def test_figures_are_drawn(heads, prompts, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "figures"
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(folder), *QUICK])
+    assert told.exit_code == 0, told.output
+    assert {file.name for file in folder.iterdir()} == {"accuracy.png", "tree.png", "trees.png"}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.iterdir())
+
+
 def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
     command = ["calibrate", str(heads), "--data", str(prompts), "--resume", str(tmp_path / "work"), *QUICK]
     assert runner.invoke(app, command).exit_code == 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..tree import CandidateTree
 
@@ -39,6 +39,26 @@ def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
     return at
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("pictures need matplotlib: pip install 'medusa-llm[plots]'") from None
+    return Figure(figsize=(width, height), layout="tight")
+
+
+def _scale() -> Any:
+    """Colours from 0 to 1 that tell small shares apart, too."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.4, vmin=0, vmax=1)
+
+
 def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = "") -> Figure:
     """A tree whose nodes are coloured by how often they are accepted.
 
@@ -48,21 +68,16 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("pictures need matplotlib: pip install 'medusa-llm[plots]'") from None
-
     across, depths = places(tree, frequencies), tree.depth.tolist()
     leaves = 1 + max(across)
-    figure = Figure(figsize=(min(30.0, max(5.0, 0.45 * leaves + 2)), 1.1 * (tree.max_depth + 1) + 1), layout="tight")
+    figure = new_figure(min(30.0, max(5.0, 0.45 * leaves + 2)), 1.1 * (tree.max_depth + 1) + 1)
     axes = figure.add_subplot()
     for node, parent in enumerate(tree.parent.tolist()):
         if node:
             ends = [across[parent], across[node]], [depths[parent], depths[node]]
             axes.plot(*ends, color="0.7", linewidth=0.5 + 3 * frequencies[node], zorder=1)
     shown = axes.scatter(
-        across, depths, c=frequencies, cmap=COLOURS, vmin=0, vmax=1, s=320, edgecolors="0.3", linewidths=0.6, zorder=2
+        across, depths, c=frequencies, cmap=COLOURS, norm=_scale(), s=320, edgecolors="0.3", linewidths=0.6, zorder=2
     )
     for node, path in enumerate(tree.paths):
         axes.text(
@@ -72,10 +87,11 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
             ha="center",
             va="center",
             fontsize=8 if path else 6,
-            color="white" if frequencies[node] > 0.5 else "black",
+            color="white" if frequencies[node] > 0.2 else "black",
             zorder=3,
         )
     axes.invert_yaxis()
+    axes.margins(x=0.02)
     axes.set_yticks(range(tree.max_depth + 1), ["base", *(f"head {head + 1}" for head in range(tree.max_depth))])
     axes.set_xticks([])
     axes.spines[:].set_visible(False)

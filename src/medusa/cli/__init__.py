@@ -248,6 +248,10 @@ def calibrate(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Write the whole report here.", show_default=False),
     ] = None,
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Draw accuracies and trees here.", show_default=False),
+    ] = None,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -286,6 +290,7 @@ def calibrate(
             settings=Settings(max_nodes, heads, tuple(context or (100, 500)), batch_size, rounds),
             output=output,
             json_file=json,
+            figures=figures,
             resume=resume,
             base=base,
             dtype=dtype.value,

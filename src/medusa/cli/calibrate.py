@@ -15,8 +15,11 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from .. import demo, storage
+from ..calibration.drawing import draw_tree, save
+from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.prompts import encode, read_prompts
 from ..calibration.report import Prompts, Report, Settings, calibrate
+from ..calibration.search import likelihoods
 from ..pretrained import MedusaModel
 from .models import DEMO, find_heads, load
 
@@ -34,6 +37,7 @@ def run(
     settings: Settings,
     output: Path | None,
     json_file: Path | None,
+    figures: Path | None,
     resume: Path | None,
     **loading: Any,
 ) -> None:
@@ -54,8 +58,21 @@ def run(
     show(Console(), report)
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    if figures is not None:
+        draw(report, figures)
     _store(model, report, folder)
     Console(stderr=True).print(f"tree written to {folder / storage.TREE}", soft_wrap=True)
+
+
+def draw(report: Report, folder: Path) -> None:
+    """`accuracy.png`, `trees.png` (figure 4, replayed) and `tree.png` (figure 6)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = report.settings.max_nodes
+    points = replayed(report.recording, report.latency, trees(report.recording, nodes))
+    title = f"{report.made['device']}, {report.made['dtype']}, batch size {report.made['batch_size']}"
+    save(draw_accuracies(report), folder / "accuracy.png")
+    save(draw_trees(points, title), folder / "trees.png")
+    save(draw_tree(report.tree, likelihoods(report.recording, report.tree)), folder / "tree.png")
 
 
 def _folder(name: str, output: Path | None, revision: str | None) -> Path:
