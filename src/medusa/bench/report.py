@@ -66,15 +66,20 @@ def _versus(method: str) -> str:
     return f"vs {method.replace('_', ' ')}"
 
 
+def stem(folder: Path, made: dict[str, Any]) -> Path:
+    """`folder/<date>-<device>`, without an ending; the folder is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
+    return folder / f"{made['date']}-{'-'.join(filter(None, words.split('-')))}"
+
+
 def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:
     """Write `<date>-<device>.json` and the tables beside it as text; returns the JSON file's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     made = report["provenance"]
-    words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
-    stem = folder / f"{made['date']}-{'-'.join(filter(None, words.split('-')))}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    begin = stem(folder, made)
+    begin.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     console = Console(width=160, record=True, file=io.StringIO())
     for each in tables:
         console.print(each)
-    stem.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())
-    return stem.with_suffix(".json")
+    begin.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())
+    return begin.with_suffix(".json")

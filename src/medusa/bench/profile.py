@@ -1,0 +1,146 @@
+"""`python -m medusa.bench.profile`: where a step's time goes, phase by phase and inside the base model.
+
+On the embedded model and on inflated ones (the same function at the cost of a larger model).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from .. import demo
+from ..acceptance import Greedy
+from ..decoding import PLAIN, DecodingStats, Row, decode
+from ..pace import Steady
+from ..pretrained import MedusaModel
+from ..provenance import provenance
+from ..tree import CandidateTree
+from .report import stem
+
+WIDTHS: dict[str, int | None] = {"embedded": None, "30M": 6_200, "100M": 21_600, "300M": 64_800}
+"""MLP columns that make the embedded model as large as this."""
+PHASES = {
+    "draft_logits": "heads",
+    "draft": "draft selection",
+    "verify": "base model",
+    "accept": "acceptance",
+    "keep": "cache keeping",
+}
+"""The calls of a step, and what they are called in the table; the rest is bookkeeping."""
+PRODUCTS = ("mkldnn::_linear_pointwise", "aten::linear", "aten::bmm", "aten::addmm", "aten::mm")
+ATTENTION = ("aten::scaled_dot_product_attention",)
+
+
+class Clocked:
+    """Stands for an object and adds up the time of its calls."""
+
+    def __init__(self, target: Any, seconds: dict[str, float]):
+        self._target, self._seconds = target, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if name == "new_cache":
+            return lambda *arguments: Clocked(value(*arguments), self._seconds)
+        return self._clocked(name, value) if name in PHASES else value
+
+    def _clocked(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*arguments: Any) -> Any:
+            plain = [each._target if isinstance(each, Clocked) else each for each in arguments]
+            started = time.perf_counter()
+            result = call(*plain)
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+            return result
+
+        return clocked
+
+
+def phases(model: MedusaModel, prompt: list[int], tree: CandidateTree, steps: int) -> dict[str, float]:
+    """Median milliseconds a step spends in each phase, `steps` steps in all."""
+    seconds: dict[str, float] = {}
+    stats = DecodingStats()
+    row = Row(prompt, len(prompt) + (steps + 1) * (1 + tree.max_depth), lambda _: False)
+    clocked: Any = Clocked(model, seconds)
+    parts: list[dict[str, float]] = []
+    for _ in decode(clocked, [row], Clocked(Greedy(), seconds), Steady(tree), stats):  # type: ignore[arg-type]
+        parts.append({name: 1000 * seconds.get(name, 0.0) for name in PHASES})
+        seconds.clear()
+        if stats.steps == steps:
+            break
+    medians = {label: statistics.median(part[name] for part in parts[3:]) for name, label in PHASES.items()}
+    whole = 1000 * statistics.median(stats.step_seconds[2:])
+    return {**medians, "bookkeeping": whole - sum(medians.values()), "step": whole}
+
+
+def inside(model: MedusaModel, prompt: list[int], tree: CandidateTree, steps: int = 20) -> dict[str, float]:
+    """Milliseconds a step spends in products, in attention and in other operators, and in Python between them."""
+    stats = DecodingStats()
+    row = Row(prompt, len(prompt) + (steps + 4) * (1 + tree.max_depth), lambda _: False)
+    run = iter(decode(model, [row], Greedy(), Steady(tree), stats))
+    for _ in range(4):
+        next(run)
+    before = stats.decoding_seconds
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(steps):
+            next(run)
+    took = {event.key: event for event in recorded.key_averages()}
+    total = sum(event.self_cpu_time_total for event in took.values())
+
+    def of(names: tuple[str, ...]) -> float:
+        return sum(took[name].cpu_time_total for name in names if name in took)
+
+    products, attention = of(PRODUCTS[:1]) or of(PRODUCTS[1:2]), of(ATTENTION)
+    scale = 1e-3 / steps
+    return {
+        "products": products * scale,
+        "attention": attention * scale,
+        "other operators": (total - products - attention) * scale,
+        "python and profiler": 1000 * (stats.decoding_seconds - before) / steps - total * scale,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--nodes", nargs="+", type=int, default=[1, 8, 16])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[100, 1000])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=150)
+    report: dict[str, Any] = {"provenance": provenance(), "phases": {}, "inside": {}}
+    shown = Table("model", "context", "nodes", *PHASES.values(), "bookkeeping", "step ms", "besides the model")
+    within = Table("model", "context", "nodes", "products", "attention", "other operators", "python and profiler")
+    for name in options.models:
+        model, tokenizer = demo.load(inflate=WIDTHS[name])
+        text = tokenizer(" ".join(task.prompt for task in demo.calibration_tasks(60)))["input_ids"]
+        for context in options.contexts:
+            for nodes in options.nodes:
+                tree = CandidateTree.default(model.heads.config.num_heads, nodes) if nodes > 1 else PLAIN
+                key = f"{name}, context {context}, {nodes} nodes"
+                report["phases"][key] = took = phases(model, text[:context], tree, options.steps)
+                report["inside"][key] = parts = inside(model, text[:context], tree)
+                besides = 1 - (took["heads"] + took["base model"]) / took["step"]
+                labels = (name, str(context), str(nodes))
+                shown.add_row(*labels, *(f"{value:.2f}" for value in took.values()), f"{besides:.1%}")
+                within.add_row(*labels, *(f"{value:.2f}" for value in parts.values()))
+    console.print(shown)
+    console.print(within)
+    file = stem(options.output, report["provenance"]).with_suffix(".profile.json")
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()

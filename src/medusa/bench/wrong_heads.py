@@ -1,0 +1,88 @@
+"""`python -m medusa.bench.wrong_heads`: what decoding costs when the heads are never right.
+
+The embedded model's heads are replaced by noise of the same size. Answers are long; methods take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from .. import demo
+from ..decoding import PLAIN
+from ..pretrained import MedusaModel
+from ..provenance import provenance
+from .report import stem
+
+TRIES = ("plain", "adaptive", "always the tree")
+
+
+def measure(model: MedusaModel, prompts: list[torch.Tensor], tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds and steps of decoding plainly, as the library does by default, and with the tree in every step."""
+    options: dict[str, Any] = {"max_new_tokens": tokens + 1, "min_new_tokens": tokens + 1, "do_sample": False}
+    trees = {"plain": PLAIN, "adaptive": None, "always the tree": model.tree}
+    seconds: dict[str, list[float]] = {name: [] for name in TRIES}
+    steps: dict[str, int] = {}
+    texts: dict[str, list[int]] = {}
+    for repeat in range(repeats):
+        for number, prompt in enumerate(prompts):
+            for place in range(len(TRIES)):
+                name = TRIES[(place + repeat + number) % len(TRIES)]
+                session = model.steps(prompt, tree=trees[name], **options)
+                for _ in session:
+                    pass
+                seconds[name].append(session.stats.decoding_seconds)
+                steps[name] = session.stats.steps
+                texts[name] = session.rows[0].ids
+            if not texts["plain"] == texts["adaptive"] == texts["always the tree"]:
+                raise RuntimeError("texts differ")
+    paired = [own / plain for own, plain in zip(seconds["adaptive"], seconds["plain"], strict=True)]
+    return {
+        "tokens": tokens,
+        "steps": steps,
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "loss": statistics.median(paired) - 1,
+        "loss_spread": [min(paired) - 1, max(paired) - 1],
+        "loss_without_adapting": statistics.median(
+            own / plain - 1 for own, plain in zip(seconds["always the tree"], seconds["plain"], strict=True)
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, tokenizer = demo.load(all_heads=True)
+    torch.manual_seed(0)
+    for parameter in model.heads.parameters():
+        nn.init.normal_(parameter, std=1.0)
+    prompts = [
+        tokenizer(task.prompt, return_tensors="pt")["input_ids"] for task in demo.calibration_tasks(options.prompts)
+    ]
+    measure(model, prompts[:1], 50, 1)
+    report = {"provenance": provenance(), "nodes": len(model.tree)}
+    report |= measure(model, prompts, options.tokens, options.repeats)
+    file = stem(options.output, report["provenance"]).with_suffix(".wrong-heads.json")
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    Console().print(
+        f"heads that are never right: {report['loss']:+.1%} time against plain decoding over {options.tokens} tokens "
+        f"(from {report['loss_spread'][0]:+.1%} to {report['loss_spread'][1]:+.1%}); "
+        f"{report['loss_without_adapting']:+.1%} with the tree in every step\nwritten to {file}"
+    )
+
+
+if __name__ == "__main__":
+    main()
