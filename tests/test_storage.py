@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from medusa import CandidateTree, MedusaModel
-from medusa.pace import Calibration
+from medusa.pace import UNCALIBRATED, Calibration
 from medusa.provenance import device_name
 from medusa.storage import CONFIG, TREE, WEIGHTS, base_name, fetch, is_native, read_tree
 
@@ -84,8 +84,10 @@ def test_a_calibration_comes_back_and_tells_where_it_does_not_fit(base, tmp_path
     with pytest.warns(UserWarning, match="calibrated on another machine .*medusa calibrate"):
         again = MedusaModel.from_pretrained(tmp_path, base=base)
     assert again.tree == model.tree
-    assert again.calibration.accuracies == [[0.5, 0.6]]
-    assert not again.calibration.made
+    assert again.calibration == Calibration([[0.5, 0.6]], UNCALIBRATED.latency)
+    again.save_pretrained(tmp_path / "known")
+    known = MedusaModel.from_pretrained(tmp_path / "known", base=base)
+    assert known.calibration == again.calibration, "accuracies go with the heads, latencies stay on their machine"
 
 
 def test_a_calibration_that_found_nothing_decodes_plainly_and_says_so(base, tmp_path):

@@ -160,19 +160,18 @@ def read_tree(folder: Path) -> tuple[CandidateTree, Calibration] | None:
 def parse_tree(told: dict[str, Any]) -> tuple[CandidateTree, Calibration]:
     """A tree file's content: the tree, and what was measured for it."""
     tree = CandidateTree(told["paths"])
-    if "latency" not in told:
+    if "accuracies" not in told:
         return tree, UNCALIBRATED
-    latency = {int(nodes): float(ms) for nodes, ms in told["latency"].items()}
-    return tree, Calibration(told["accuracies"], latency, told["made"])
+    latency = {int(nodes): float(ms) for nodes, ms in told.get("latency", UNCALIBRATED.latency).items()}
+    return tree, Calibration(told["accuracies"], latency, told.get("made", {}))
 
 
 def write_tree(folder: Path, tree: CandidateTree, calibration: Calibration = UNCALIBRATED) -> None:
     """Write the tree file: its rank paths, the root implied, and what was measured for it."""
     told: dict[str, Any] = {"version": 1, "paths": [list(path) for path in tree.paths[1:]]}
     if calibration is not UNCALIBRATED:
-        told |= {
-            "accuracies": [list(row) for row in calibration.accuracies],
-            "latency": {str(nodes): ms for nodes, ms in calibration.latency.items()},
-            "made": dict(calibration.made),
-        }
+        told["accuracies"] = [list(row) for row in calibration.accuracies]
+    if calibration.made:
+        told["latency"] = {str(nodes): ms for nodes, ms in calibration.latency.items()}
+        told["made"] = dict(calibration.made)
     (folder / TREE).write_text(json.dumps(told) + "\n")
