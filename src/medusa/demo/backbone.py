@@ -39,6 +39,7 @@ class Mixture:
         strange: share of facts in texts made anew that are in words which say nothing about them.
         retold: share of varied extraction tasks told in other templates than their own.
         selected: how often a tables task for all columns is passed over, so that more ask for some.
+        repeated: share of varied tables tasks in which many values are the same few words.
         equations: share of rows that are equations alone.
         drill: share of rows that are the drill's.
         conversations: share of rows that hold two or three tasks, so that a chat can go on after an answer.
@@ -52,6 +53,7 @@ class Mixture:
     strange: float = 0.0
     retold: float = 0.0
     selected: float = 0.0
+    repeated: float = 0.0
     equations: float = 0.06
     drill: float = 0.0
     conversations: float = 0.06
@@ -69,7 +71,9 @@ READING = Mixture(
 INFERRING = replace(READING, anew=0.6, reworded=0.25, strange=0.2)
 """Texts that do not say of every fact which it is: it is the one that is left, and looks like one."""
 SELECTING = replace(INFERRING, anew=0.35, reworded=0.15, strange=0.15, retold=0.35, selected=0.6)
-"""Last, more ways to tell, and more tables that leave a column out."""
+"""More ways to tell, and more tables that leave a column out."""
+REPEATING = replace(SELECTING, repeated=0.4)
+"""Last, tables in which the same first name or city stands in several rows."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,13 @@ class Recipe:
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
-    mixtures: tuple[tuple[int, Mixture], ...] = ((0, FORM), (2250, READING), (2800, INFERRING), (3150, SELECTING))
+    mixtures: tuple[tuple[int, Mixture], ...] = (
+        (0, FORM),
+        (2250, READING),
+        (2800, INFERRING),
+        (3150, SELECTING),
+        (4050, REPEATING),
+    )
     """Each mixture with the step it comes in at."""
 
     def rate(self, step: int) -> float:
@@ -237,7 +247,8 @@ def task_batches(
             task = make_task(category, next(seeds), "train")
         if rng.random() > mixture.varied:
             return task.prompt, task.answer
-        prompt, answer = renamed(rng, task.prompt, task.answer, pieces)
+        repeated = category == "tables" and rng.random() < mixture.repeated
+        prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
         way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
         return prompt if way is None else way(rng, prompt, answer, mixture.strange), answer
 

@@ -43,11 +43,21 @@ def invented(rng: random.Random, like: str = "", pieces: Sequence[str] = ()) -> 
     return word.capitalize() if like[:1].isupper() else word.lower()
 
 
-def renamed(rng: random.Random, prompt: str, answer: str, pieces: Sequence[str] = ()) -> tuple[str, str]:
-    """The task with invented words (made of `pieces`) for the values that the answer copies from the prompt."""
+def renamed(
+    rng: random.Random, prompt: str, answer: str, pieces: Sequence[str] = (), repeated: bool = False
+) -> tuple[str, str]:
+    """The task with invented words for the values that the answer copies from the prompt.
+
+    Args:
+        pieces: of a vocabulary, that words are made of.
+        repeated: let many values be the same few words, so that what comes next is not told by the word before.
+    """
     there = set(re.findall(r"[A-Za-z]+", prompt))
     there |= {word.removesuffix("s") for word in there}
     new = {word: invented(rng, word, pieces) for word in sorted(KNOWN & there) if re.search(rf"\b{word}s?\b", answer)}
+    if repeated:
+        few = [invented(rng, "", pieces) for _ in range(max(2, len(new) // 2))]
+        new = {word: rng.choice(few).capitalize() if word[0].isupper() else rng.choice(few) for word in new}
     function = re.match(r"def (\w+)\(", answer)
     if function:
         new[function[1]] = "_".join(invented(rng, "", pieces) for _ in range(rng.randint(1, 3)))
