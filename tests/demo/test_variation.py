@@ -109,3 +109,16 @@ def test_invented_words_vary_and_keep_the_capital():
     rng = random.Random(0)
     assert len({invented(rng) for _ in range(500)}) > 450
     assert all(invented(rng, "Riga")[0].isupper() and invented(rng, "lamp").islower() for _ in range(50))
+
+
+def test_repeated_values_are_repeated_in_prompt_and_answer_alike():
+    rng, before, after = random.Random(0), 0, 0
+    for seed in range(40):
+        task = make_task("tables", seed, "train")
+        prompt, answer = renamed(rng, task.prompt, task.answer, repeated=True)
+        before += len(set(task.answer.split()))
+        after += len(set(answer.split()))
+        shape = [line.count("|") for line in task.answer.splitlines()]
+        assert [line.count("|") for line in answer.splitlines()] == shape
+        assert all(word in prompt for word in re.findall(r"[A-Z]\w+", answer))
+    assert after < 0.85 * before
