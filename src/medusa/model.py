@@ -103,6 +103,12 @@ class TreeModel(nn.Module):
             logits: Tensor = self.running_heads(hidden, self.lm_head, first)
         return logits.transpose(0, 1)
 
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """The base model's own logits [..., V] for hidden states [..., H]."""
+        with self.packed_layers.running():
+            logits: Tensor = self.lm_head(hidden)
+        return LogitRule.of(self.base.config.get_text_config())(logits)
+
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
         return TreeCache(self.base.config.get_text_config().num_hidden_layers, expected, longest)

@@ -93,3 +93,23 @@ def test_a_sampled_recording_predicts_what_sampling_gives():
         batch, attention_mask=torch.ones_like(batch), tree=tree, return_dict_in_generate=True, **options
     ).stats
     assert stats.acceleration_rate == pytest.approx(expected_rate(recorded, tree), rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "cohere", "granite", "gemma2"])
+def test_base_logits_are_the_base_models(architecture):
+    model = MedusaModel.from_base(tiny(architecture, attention="eager"), num_heads=1)
+    ids = varied_prompt("llama")
+    with torch.inference_mode():
+        torch.testing.assert_close(model.base_logits(model.hidden_states(ids)), model.base(ids).logits)
+
+
+def test_chunks_do_not_change_what_is_recorded(monkeypatch):
+    model, ids = model_with_heads()
+    torch.manual_seed(0)
+    model.heads = MedusaModel.from_base(model.base, num_heads=3).heads
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    whole = record(model, [ids[0].tolist()], options)
+    monkeypatch.setattr("medusa.calibration.recording.CHUNK_BYTES", 1)
+    assert torch.equal(record(model, [ids[0].tolist()], options).credit, whole.credit)

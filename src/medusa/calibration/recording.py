@@ -26,7 +26,7 @@ from ..generation import prepare
 from ..model import TreeModel
 
 CHUNK_BYTES = 2**28
-"""How much memory the heads' logits of one chunk of positions may take."""
+"""How much memory the logits of one chunk of positions may take, with all that is computed from them."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,21 @@ def _record_row(model: TreeModel, row: Row, prompt: int, sampled: bool, ranks: i
     count = len(row.ids) - prompt - 1
     places = prompt - 1 + torch.arange(count, device=text.device)
     came = _came(text, places, model.heads.config.num_heads)
-    hidden = model.hidden_states(text[None])[0, places]
-    p = _probabilities(row, model.base(text[None], use_cache=False).logits[0]) if sampled else None
-    size = max(1, CHUNK_BYTES // (4 * model.heads.config.num_heads * model.heads.config.vocab_size))
+    hidden = model.hidden_states(text[None])[0]
     credit = []
-    for at, targets, states in zip(places.split(size), came.split(size), hidden.split(size), strict=True):
-        logits = model.draft_logits(states)
-        if p is None:
-            credit.append(ranked_credit(logits, targets, ranks))
-        else:
-            q = _probabilities(row, logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
+    size = max(
+        1, CHUNK_BYTES // ((64 if sampled else 4) * model.heads.config.num_heads * model.heads.config.vocab_size)
+    )
+    for at, targets in zip(places.split(size), came.split(size), strict=True):
+        logits = model.draft_logits(hidden[at])
+        if sampled:
+            q = _probabilities(row, logits.flatten(0, 1))
             ahead = (at[:, None] + 1 + torch.arange(came.shape[1], device=at.device)).clamp_max(len(text) - 1)
-            drawn = rejection_credit(p[ahead].flatten(0, 1), q.flatten(0, 1), targets.clamp_min(0).flatten(), ranks)
+            p = _probabilities(row, model.base_logits(hidden[ahead.flatten()]))
+            drawn = rejection_credit(p, q, targets.clamp_min(0).flatten(), ranks)
             credit.append(drawn.unflatten(0, targets.shape) * targets.ge(0)[..., None])
+        else:
+            credit.append(ranked_credit(logits, targets, ranks))
     empty = torch.zeros(0, came.shape[1], ranks)
     return Recording(torch.cat([empty, *(each.float().cpu() for each in credit)]), came.ge(0).cpu(), (count,))
 
