@@ -76,12 +76,12 @@ def test_one_mixture_comes_after_the_other(tokenizer):
 
 
 def test_the_rate_rises_stays_and_falls():
-    recipe = replace(Recipe(), steps=4000, warmup=100, decay_share=0.4)
-    rates = [recipe.rate(step) for step in (0, 99, 2000, 3200, 3999)]
+    recipe = replace(Recipe(), steps=4000, warmup=100, decay_share=0.4, plateau=((1000, 1.0), (2000, 0.5)))
+    rates = [recipe.rate(step) for step in (0, 99, 1000, 1500, 2200, 3200, 3999)]
     assert rates[0] == pytest.approx(0.01)
     assert rates[1:3] == [1, 1]
-    assert rates[3] == pytest.approx(0.5)
-    assert 0 < rates[4] < 0.001
+    assert rates[3:6] == pytest.approx([0.75, 0.5, 0.25])
+    assert 0 < rates[6] < 0.001
 
 
 def test_some_steps_are_equations_alone(tokenizer):
