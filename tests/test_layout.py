@@ -38,6 +38,7 @@ SUPPORT = {
     "provenance": "heads",
     "processing": "acceptance",
     "backends": "cache",
+    "capture": "cache",
     "storage": "model",
     "pretrained": "generation",
 }

@@ -39,11 +39,15 @@ class TreeLayer(CacheLayerMixin):
         """Write new states at the slots' columns; returns all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        elif self.keys.shape[2] < self.slots.end:
-            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        self.make_room()
         self.slots.write(self.keys, key_states)
         self.slots.write(self.values, value_states)
         return self.keys.narrow(2, 0, self.slots.end), self.values.narrow(2, 0, self.slots.end)
+
+    def make_room(self) -> None:
+        """Allocate columns up to the last one in use."""
+        if self.keys.shape[2] < self.slots.end:
+            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
 
     def _grown(self, states: Tensor) -> Tensor:
         larger = states.new_zeros((*states.shape[:2], self.slots.capacity(), states.shape[-1]))
@@ -70,16 +74,23 @@ class Slots:
         begin: first column written, where all rows write the same ones.
         end: one past the last column in use by any row.
         columns: [B, n] columns of each row, where rows differ; else None.
+
+    Args:
+        expected: columns the request is expected to need.
+        static: keep shapes as they are for as long as possible: columns in use are powers of two, and always named.
     """
 
-    def __init__(self, expected: int):
+    def __init__(self, expected: int, static: bool = False):
         self.expected = expected
+        self.static = static
         self.begin = 0
         self.end = 0
         self.columns: Tensor | None = None
 
     def capacity(self) -> int:
         """Columns to allocate: half as many again as are in use, but not more than the request is expected to need."""
+        if self.static:
+            return power_of_two(self.end)
         ample = self.end + max(BLOCK, self.end // 2)
         needed = min(ample, self.expected) if self.end <= self.expected else ample
         return -(-needed // BLOCK) * BLOCK
@@ -101,11 +112,12 @@ class TreeCache(Cache):
             is really used: the cache starts not much larger than the prompt and grows as the text does.
         longest: [B] tokens each row may have in the end. Nodes past them are never delivered, and share the last
             position, so that no position is asked for that the model may not have.
+        static: keep the shapes and addresses of a step as they are for as long as possible, so that it can be captured.
     """
 
-    def __init__(self, num_layers: int, expected: int = BLOCK, longest: list[int] | None = None):
+    def __init__(self, num_layers: int, expected: int = BLOCK, longest: list[int] | None = None, static: bool = False):
         self.longest = longest
-        self.slots = Slots(expected)
+        self.slots = Slots(expected, static)
         super().__init__(layers=[TreeLayer(self.slots) for _ in range(num_layers)])
         self.start: list[int] = []
         self.length: list[int] = []
@@ -118,11 +130,28 @@ class TreeCache(Cache):
     def begin_tree(self, nodes: int, device: torch.device) -> None:
         """The next forward writes `nodes` nodes behind each row's last kept column."""
         self.slots.end = max(self.length) + nodes
-        if min(self.length) == max(self.length):
+        if self.slots.static:
+            self.slots.end = power_of_two(self.slots.end)
+        if min(self.length) == max(self.length) and not self.slots.static:
             self.slots.begin, self.slots.columns = self.length[0], None
         else:
             first = torch.tensor(self.length, device=device)[:, None]
             self.slots.columns = first + torch.arange(nodes, device=device)
+
+    def make_room(self) -> None:
+        """Grow now, where the next forward would have to."""
+        for layer in self.layers:
+            layer.make_room()
+
+    def reuse(self, other: TreeCache) -> None:
+        """Write where another cache did, which is no longer used: what was captured with it stays valid."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.keys, mine.values, mine.is_initialized = theirs.keys, theirs.values, theirs.is_initialized
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the layers' states lie; other addresses make what was captured with these invalid."""
+        return tuple(layer.keys.data_ptr() for layer in self.layers if layer.is_initialized)
 
     def keep(self, path: Tensor, count: list[int]) -> None:
         """Keep the accepted nodes of the tree just written: their states move to the front, in place.
@@ -179,6 +208,11 @@ class TreeCache(Cache):
         # eager attention computes its softmax in float32, where a float64's lowest number overflows
         lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
         return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[:, None]
+
+
+def power_of_two(columns: int) -> int:
+    """The next of `BLOCK`, 2 `BLOCK`, 4 `BLOCK`, ..."""
+    return BLOCK << max(0, (columns - 1) // BLOCK).bit_length()
 
 
 def _move(store: Tensor, source: Tensor, target: Tensor) -> None:

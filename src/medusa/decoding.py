@@ -109,27 +109,27 @@ def decode(
     generators = [row.generator for row in rows]
     input_ids, attention_mask = left_padded([row.ids for row in rows], model.device)
     needed = max(row.max_length - len(row.ids) for row in rows) + len(pace.largest)
-    cache = model.new_cache(input_ids.shape[1] + needed, [row.max_length for row in rows])
-    logits, hidden = model.prefill(input_ids, attention_mask, cache)
-    last = input_ids[:, -1:]
-    verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
-    delivered, _, _ = _deliver(rows, last, verdict)
-    stats.prefill_seconds += time.perf_counter() - started
-    yield delivered
-
-    while not all(row.finished for row in rows):
-        started, tree = time.perf_counter(), pace.tree()
-        head_logits = model.draft_logits(hidden, tree.max_depth) if tree.max_depth else None
-        draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
-        logits, hiddens = model.verify(draft.tokens, tree, cache)
-        verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
-        delivered, kept, reached = _deliver(rows, draft.tokens, verdict)
-        cache.keep(verdict.path, kept)
-        hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1].to(hiddens.device)]
-        seconds = time.perf_counter() - started
-        stats.count(delivered, len(tree), seconds)
-        pace.observe(reached, seconds)
+    with model.request_cache(input_ids.shape[1] + needed, [row.max_length for row in rows]) as cache:
+        logits, hidden = model.prefill(input_ids, attention_mask, cache)
+        last = input_ids[:, -1:]
+        verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
+        delivered, _, _ = _deliver(rows, last, verdict)
+        stats.prefill_seconds += time.perf_counter() - started
         yield delivered
+
+        while not all(row.finished for row in rows):
+            started, tree = time.perf_counter(), pace.tree()
+            head_logits = model.draft_logits(hidden, tree.max_depth) if tree.max_depth else None
+            draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
+            logits, hiddens = model.verify(draft.tokens, tree, cache)
+            verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
+            delivered, kept, reached = _deliver(rows, draft.tokens, verdict)
+            cache.keep(verdict.path, kept)
+            hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1].to(hiddens.device)]
+            seconds = time.perf_counter() - started
+            stats.count(delivered, len(tree), seconds)
+            pace.observe(reached, seconds)
+            yield delivered
 
 
 def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from .backends import PackedLayers, packed_heads, worth_packing
 from .cache import TreeCache
+from .capture import Captures
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .pace import UNCALIBRATED, Calibration, StepTimes
 from .tree import CandidateTree
@@ -34,6 +35,7 @@ class TreeModel(nn.Module):
         base: any decoder-only transformers model with an ordinary key-value cache.
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
+        capture: verify with shapes that stay as they are for long, on a GPU as a captured graph. None does so on GPUs.
         calibration: what was measured of the heads on this machine; decoding judges by it whether the tree pays.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
             False never does.
@@ -52,6 +54,7 @@ class TreeModel(nn.Module):
         prepack: bool | None = None,
         owns_base: bool = False,
         calibration: Calibration = UNCALIBRATED,
+        capture: bool | None = None,
     ):
         super().__init__()
         check_base(base)
@@ -64,6 +67,10 @@ class TreeModel(nn.Module):
         self.owns_base = owns_base
         self.calibration = calibration
         self.step_times = StepTimes()
+        self.capture = capturable(base) if capture is None else capture
+        self.captures = Captures()
+        self._weights: tuple[int, ...] = ()  # where they lie: what is captured reads them there
+        self._idle_cache: TreeCache | None = None
         self.packed_layers = PackedLayers()
         self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
 
@@ -111,13 +118,27 @@ class TreeModel(nn.Module):
 
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
-        return TreeCache(self.base.config.get_text_config().num_hidden_layers, expected, longest)
+        cache = TreeCache(self.base.config.get_text_config().num_hidden_layers, expected, longest, self.capture)
+        idle, self._idle_cache = self._idle_cache, None
+        if idle is not None and self.capture and longest is not None and len(idle.start) == len(longest):
+            cache.reuse(idle)
+        return cache
+
+    @contextmanager
+    def request_cache(self, expected: int, longest: list[int]) -> Iterator[TreeCache]:
+        """A cache for one request; captured steps of the next one write where it did."""
+        cache = self.new_cache(expected, longest)
+        try:
+            yield cache
+        finally:
+            self._idle_cache = cache if self.capture else None
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor, cache: TreeCache) -> tuple[Tensor, Tensor]:
         """Run left-padded prompts [B, P]; returns the last logits [B, V] and hidden states [B, H]."""
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
+        self._weights = tuple(weight.data_ptr() for weight in self.base.parameters()) if self.capture else ()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             input_ids=input_ids,
@@ -132,12 +153,23 @@ class TreeModel(nn.Module):
         """One forward over the nodes' tokens [B, N]; returns logits [B, N, V] and hidden states [B, N, H]."""
         device = tokens.device
         cache.begin_tree(len(tree), device)
-        return self._forward(
-            input_ids=tokens,
-            attention_mask=self._tree_masks(tree, cache, device),
-            position_ids=cache.positions(tree, device),
-            past_key_values=cache,
-        )
+        positions, masks = cache.positions(tree, device), self._tree_masks(tree, cache, device)
+
+        def forward(tokens: Tensor, positions: Tensor, columns: Tensor | None = None, **masks: Any) -> Any:
+            cache.slots.columns = columns
+            mask = masks if len(masks) > 1 else next(iter(masks.values()))
+            return self._forward(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache)
+
+        columns = cache.slots.columns
+        if not self.capture or columns is None:
+            verified: tuple[Tensor, Tensor] = forward(tokens, positions, columns, **masks)
+            return verified
+        cache.make_room()
+        state = self._weights, cache.addresses
+        key = (*tokens.shape, cache.slots.end)
+        inputs = {"tokens": tokens, "positions": positions, "columns": columns, **masks}
+        verified = self.captures.run(state, key, forward, inputs)
+        return verified
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
@@ -150,18 +182,17 @@ class TreeModel(nn.Module):
             logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 
-    def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> Any:
-        """The mask each kind of attention layer needs: one, or a dict where the model mixes kinds."""
+    def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> dict[str, Any]:
+        """The mask of each kind of attention layer that the model has."""
         config = self.base.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ())
         if not kinds:
-            return self._tree_mask(tree, cache, device, window)
-        masks = {
+            return {"all": self._tree_mask(tree, cache, device, window)}
+        return {
             kind: self._tree_mask(tree, cache, device, window if kind == "sliding_attention" else None)
-            for kind in kinds
+            for kind in sorted(kinds)
         }
-        return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _tree_mask(
         self, tree: CandidateTree, cache: TreeCache, device: torch.device, window: int | None
@@ -199,6 +230,19 @@ def check_base(base: PreTrainedModel) -> None:
             f"{name} runs {config._attn_implementation}, which takes no tree mask; load it with "
             "attn_implementation='sdpa' or call base.set_attn_implementation('sdpa')"
         )
+
+
+def capturable(base: PreTrainedModel) -> bool:
+    """Whether steps of this model can be captured, which pays on a GPU: it is on one, and no hooks move its weights.
+
+    Experts are chosen by values that only the GPU knows, which transformers asks it for.
+    """
+    config = base.config.get_text_config()
+    devices = {parameter.device for parameter in base.parameters()}
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    moved = any(hasattr(module, "_hf_hook") for module in base.modules())
+    on_gpu = len(devices) == 1 and devices.pop().type == "cuda"
+    return on_gpu and not moved and not experts and config._attn_implementation != "flex_attention"
 
 
 def check_length(base: PreTrainedModel, prompt: int, longest: int) -> None:
