@@ -73,7 +73,7 @@ def main() -> None:
         tokenizer(task.prompt, return_tensors="pt")["input_ids"] for task in demo.calibration_tasks(options.prompts)
     ]
     measure(model, prompts[:1], 50, 1)
-    report = {"provenance": provenance(), "nodes": len(model.tree)}
+    report: dict[str, Any] = {"provenance": provenance(), "nodes": len(model.tree)}
     report |= measure(model, prompts, options.tokens, options.repeats)
     file = stem(options.output, report["provenance"]).with_suffix(".wrong-heads.json")
     file.write_text(json.dumps(report, indent=1) + "\n")

@@ -117,7 +117,8 @@ class Recipe:
     def rate(self, step: int) -> float:
         """The learning rate as a share of its peak: warm-up, the plateau, and a straight line down to 0."""
         fall = (self.steps - step) / (self.decay_share * self.steps)
-        return min(1.0, (step + 1) / self.warmup, fall) * float(np.interp(step, *zip(*self.plateau, strict=True)))
+        steps, shares = zip(*self.plateau, strict=True)
+        return min(1.0, (step + 1) / self.warmup, fall) * float(np.interp(step, steps, shares))
 
 
 def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
