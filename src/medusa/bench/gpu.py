@@ -91,7 +91,7 @@ def steps(base: LlamaForCausalLM, own_lm_head: bool, context: int, rounds: int) 
 
 
 def generate(base: LlamaForCausalLM, context: int, tokens: int, **options: Any) -> float:
-    """Milliseconds a token of transformers' `generate` after the prefill: median of three runs, one to warm up before."""
+    """Milliseconds a token of transformers' `generate` after the prefill: median of three, after one to warm up."""
     ids = torch.randint(base.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
     ids = ids.to(base.device)
     took = []
