@@ -13,6 +13,7 @@ from medusa.demo.variation import (
     composed,
     equations,
     invented,
+    recombined,
     renamed,
     retold,
     reworded,
@@ -35,7 +36,7 @@ def test_values_are_renamed_in_prompt_and_answer_alike(category):
 
 
 @pytest.mark.parametrize("strange", [0.0, 0.5])
-@pytest.mark.parametrize("anew", [composed, reworded, retold])
+@pytest.mark.parametrize("anew", [composed, reworded, retold, recombined])
 def test_a_text_in_other_words_still_holds_the_facts(anew, strange):
     rng = random.Random(1)
     for seed in range(60):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .tasks import CATEGORIES, Task, check, make_task
-from .variation import asks_for_columns, composed, equations, renamed, retold, reworded
+from .variation import asks_for_columns, composed, equations, recombined, renamed, retold, reworded
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Mixture:
         reworded: share of varied extraction tasks whose text is shuffled and thinned.
         strange: share of facts in texts made anew that are in words which say nothing about them.
         retold: share of varied extraction tasks told in other templates than their own.
+        recombined: share of varied extraction tasks told in sentences of several templates.
         selected: how often a tables task for all columns is passed over, so that more ask for some.
         repeated: share of varied tables tasks in which many values are the same few words.
         equations: share of rows that are equations alone.
@@ -53,6 +54,7 @@ class Mixture:
     reworded: float = 0.35
     strange: float = 0.0
     retold: float = 0.0
+    recombined: float = 0.0
     selected: float = 0.0
     repeated: float = 0.0
     equations: float = 0.06
@@ -80,7 +82,9 @@ HARDEST = replace(
     shares={"extraction": 0.40, "tables": 0.25, "sql": 0.08, "math": 0.15, "code": 0.07, "writing": 0.05},
     varied=0.9, anew=0.4,
 )  # fmt: skip
-"""Last, mostly what is still wrong."""
+"""Mostly what is still wrong."""
+RECOMBINING = replace(HARDEST, anew=0.3, retold=0.1, reworded=0.1, recombined=0.4, strange=0.25)
+"""Last, texts made of sentences from many."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,12 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 9800
+    steps: int = 10500
     batch_tokens: int = 6144
     warmup: int = 100
     plateau: tuple[tuple[int, float], ...] = ((4080, 1.0), (4950, 0.680))
     """The learning rate between warm-up and decay, as a share of its peak: a straight line between these steps."""
-    decay_share: float = 0.35
+    decay_share: float = 0.33
     drill_steps: int = 650
     equation_steps: tuple[int, int] = (1250, 1400)
     muon_lr: float = 0.01
@@ -111,6 +115,7 @@ class Recipe:
         (3150, SELECTING),
         (4050, REPEATING),
         (4950, HARDEST),
+        (6200, RECOMBINING),
     )
     """Each mixture with the step it comes in at."""
 
@@ -247,8 +252,8 @@ def task_batches(
     names, weights = list(mixture.shares), list(mixture.shares.values())
     letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
     pieces = letters if mixture.pieces else []
-    ways = composed, reworded, retold, None
-    shares = mixture.anew, mixture.reworded, mixture.retold
+    ways = composed, reworded, retold, recombined, None
+    shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
     kinds = (mixture.equations, mixture.drill, 1 - mixture.equations - mixture.drill)
 
     def turn() -> tuple[str, str]:

@@ -107,5 +107,6 @@ def _mixture(mixture: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in mixture["shares"].items())
     rows = ", ".join(f"{mixture[name]:.0%} {name}" for name in ("equations", "drill", "conversations") if mixture[name])
     texts = f"{mixture['anew']:.0%} texts made anew ({mixture['strange']:.0%} of facts in words that say nothing)"
-    texts += f", {mixture['retold']:.0%} retold, {mixture['reworded']:.0%} thinned"
+    texts += f", {mixture['retold']:.0%} retold, {mixture['recombined']:.0%} of mixed sentences"
+    texts += f", {mixture['reworded']:.0%} thinned"
     return f"{shares}; {mixture['varied']:.0%} of tasks varied, of these {texts}; of all rows {rows}"

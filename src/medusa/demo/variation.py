@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .tasks import extraction, make_task, tables, values
-from .wordings import PHRASES, TELLINGS
+from .wordings import ANYTHING, PHRASES, TELLINGS
 
 _POOLS = (values.FIRST_NAMES, values.LAST_NAMES, values.CITIES, values.PRODUCTS, values.TOPICS, values._COMPANY_NAMES)
 KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
@@ -110,6 +110,45 @@ CLAUSES = _clauses()
 """For every field of the extraction tasks, the ways training texts say it."""
 
 
+def _sentences() -> dict[frozenset[str], list[tuple[frozenset[str], str]]]:
+    """For every kind of extraction task the sentences of its tellings and templates, with the fields of each."""
+    found: dict[frozenset[str], list[tuple[frozenset[str], str]]] = {}
+    pools = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
+    templates = [template for pool in pools for template in pool.values["train"]]
+    for text in (*templates, *(telling for tellings in TELLINGS.values() for telling in tellings)):
+        kind = next(fields for fields in TELLINGS if fields == set(re.findall(r"\{(\w+)\}", text)))
+        for sentence in re.split(r"(?<=[.!?]) (?![^[]*\])", text):
+            fields = re.findall(r"\{(\w+)\}", sentence)
+            if fields and len(fields) == len(set(fields)):
+                found.setdefault(kind, []).append((frozenset(fields), sentence))
+    return found
+
+
+SENTENCES = _sentences()
+"""Sentences to put texts together from."""
+
+
+def recombined(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
+    """An extraction task's prompt with its facts in sentences of many tellings and templates, in any order.
+
+    Args:
+        strange: share of the facts left over that are in words which do not tell which they are.
+    """
+    said = _said(answer)
+    left, parts = set(said), []
+    for fields, sentence in rng.sample(SENTENCES[frozenset(said)], len(SENTENCES[frozenset(said)])):
+        if fields <= left:
+            left -= fields
+            parts.append(_decided(rng, sentence))
+    for name in sorted(left):
+        phrase = _strange(rng) if rng.random() < strange else rng.choice((*PHRASES[name], *CLAUSES[name]))
+        parts.append(phrase[0].upper() + phrase[1:] + ("" if phrase[-1] in "!?" else "."))
+    rng.shuffle(parts)
+    lines = prompt.split("\n")
+    lines[_longest(lines)] = " ".join(parts).format(**said)
+    return "\n".join(lines)
+
+
 def retold(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
     """An extraction task's prompt with its facts in one of `TELLINGS`; a share `strange` of them with odd words too."""
     said = _said(answer)
@@ -132,6 +171,8 @@ STRANGE = _strange_words()
 
 def _strange(rng: random.Random) -> str:
     """A phrase for a fact whose words do not tell which it is: that is told by what it looks like and by the others."""
+    if rng.random() < 0.5:
+        return rng.choice(ANYTHING)
     before, behind = ([rng.choice(STRANGE) for _ in range(rng.randint(*among))] for among in ((1, 4), (0, 2)))
     return " ".join([*before, "{}", *behind])
 
@@ -153,6 +194,7 @@ def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
         phrase = _strange(rng) if rng.random() < strange else rng.choice(ways)
         joint = rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
         starts = not text or joint in (". ", "; ", "! ")
+        joint = " " if text[-1:] in ("!", "?") else joint
         text += (joint if text else "") + (phrase[0].upper() + phrase[1:] if starts else phrase).format(said[name])
     lines = prompt.split("\n")
     lines[_longest(lines)] = text + "."

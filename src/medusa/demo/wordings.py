@@ -155,3 +155,14 @@ TELLINGS: dict[frozenset[str], tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """For every kind of extraction task, by its fields, texts of other words than the templates'; [a|b] is either."""
+
+
+ANYTHING = (
+    "think of {}", "have you heard of {}?", "remember {}!", "there is {}", "see {}", "note: {}", "speaking of {}", "then {}",
+    "it is {} again", "and of course {}", "I mean {}", "what about {}?", "{} it is", "{} again", "consider {}", "{}, yes",
+    "why {}?", "that would be {}", "they said {}", "I wrote down {}", "as always {}", "this time {}", "nothing but {}",
+    "I only say {}", "it was {}, I think", "you know {}", "she mentioned {}", "please do not forget {}", "well, {}",
+    "look: {}", "{}, what else?", "here we have {}", "somebody told me {}", "is it {}?", "so {}", "we chose {}", "no doubt {}",
+    "did I say {}?", "the answer is {}", "of all things {}", "{} was the word", "let us say {}", "keep {} in mind",
+)  # fmt: skip
+"""Ways to say a fact, any fact, that do not tell which it is."""
