@@ -142,7 +142,8 @@ def recombined(rng: random.Random, prompt: str, answer: str, strange: float = 0.
             parts.append(_decided(rng, sentence))
     for name in sorted(left):
         phrase = _strange(rng) if rng.random() < strange else rng.choice((*PHRASES[name], *CLAUSES[name]))
-        parts.append(phrase[0].upper() + phrase[1:] + ("" if phrase[-1] in "!?" else "."))
+        said_so = phrase.replace("{}", f"{{{name}}}")
+        parts.append(said_so[0].upper() + said_so[1:] + ("" if said_so[-1] in "!?" else "."))
     rng.shuffle(parts)
     lines = prompt.split("\n")
     lines[_longest(lines)] = " ".join(parts).format(**said)
