@@ -46,11 +46,16 @@ class Calibration:
 
     def cost(self, nodes: int) -> float:
         """The overhead of a step of `nodes` nodes: its time in plain steps, a straight line between measured sizes."""
-        return interpolated(self.latency, nodes) / self.latency[1]
+        return overhead(self.latency, nodes)
 
 
 UNCALIBRATED = Calibration(PUBLISHED_ACCURACIES, {1: 1.0, 1001: 1.0 + 1000 * UNMEASURED_COST})
 """What is assumed of heads that nobody has calibrated."""
+
+
+def overhead(latency: Mapping[int, float], nodes: int) -> float:
+    """The time of a step of `nodes` nodes in plain steps, from a latency curve."""
+    return interpolated(latency, nodes) / latency[1]
 
 
 def interpolated(curve: Mapping[int, float], at: int) -> float:

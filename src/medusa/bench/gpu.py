@@ -30,6 +30,7 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .measure import Totals, compare
 from .prompts import held_out
+from .report import slug
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -175,8 +176,7 @@ def main() -> None:
         report["inflated"] = inflated(device, options.per_category, options.width)
         console.print(report["inflated"])
     options.output.mkdir(parents=True, exist_ok=True)
-    words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
-    file = options.output / f"gpu-{'-'.join(filter(None, words.split('-')))}.json"
+    file = options.output / f"gpu-{slug(made['device'])}.json"
     file.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"written to {file}")
 

@@ -69,8 +69,13 @@ def _versus(method: str) -> str:
 def stem(folder: Path, made: dict[str, Any]) -> Path:
     """`folder/<date>-<device>`, without an ending; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = "".join(letter if letter.isalnum() else "-" for letter in made["device"].lower())
-    return folder / f"{made['date']}-{'-'.join(filter(None, words.split('-')))}"
+    return folder / f"{made['date']}-{slug(made['device'])}"
+
+
+def slug(device: str) -> str:
+    """A device's name as part of a file's."""
+    words = "".join(letter if letter.isalnum() else "-" for letter in device.lower())
+    return "-".join(filter(None, words.split("-")))
 
 
 def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:

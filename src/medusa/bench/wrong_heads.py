@@ -43,16 +43,17 @@ def measure(model: MedusaModel, prompts: list[torch.Tensor], tokens: int, repeat
                 texts[name] = session.rows[0].ids
             if not texts["plain"] == texts["adaptive"] == texts["always the tree"]:
                 raise RuntimeError("texts differ")
-    paired = [own / plain for own, plain in zip(seconds["adaptive"], seconds["plain"], strict=True)]
+    losses = {
+        name: [own / plain - 1 for own, plain in zip(each, seconds["plain"], strict=True)]
+        for name, each in seconds.items()
+    }
     return {
         "tokens": tokens,
         "steps": steps,
         "seconds": {name: statistics.median(each) for name, each in seconds.items()},
-        "loss": statistics.median(paired) - 1,
-        "loss_spread": [min(paired) - 1, max(paired) - 1],
-        "loss_without_adapting": statistics.median(
-            own / plain - 1 for own, plain in zip(seconds["always the tree"], seconds["plain"], strict=True)
-        ),
+        "loss": statistics.median(losses["adaptive"]),
+        "loss_spread": [min(losses["adaptive"]), max(losses["adaptive"])],
+        "loss_without_adapting": statistics.median(losses["always the tree"]),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pace import interpolated
+from ..pace import overhead
 from ..tree import CandidateTree
 from .latency import Latency
 from .recording import Recording
@@ -39,7 +39,7 @@ def predictions(recording: Recording, latency: Latency, max_nodes: int) -> list[
     curve = latency.curve()
     whole = joint_tree(recording, max_nodes)
     return [
-        Prediction(tree, rate, interpolated(curve, len(tree)) / curve[1])
+        Prediction(tree, rate, overhead(curve, len(tree)))
         for tree, rate in nested(whole, likelihoods(recording, whole))
     ]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..pace import interpolated
+from ..pace import overhead
 from ..tree import CandidateTree
 from .drawing import new_figure
 from .latency import SIZES, Latency
@@ -67,7 +67,7 @@ def replayed(recording: Recording, latency: Latency, chosen: Iterable[tuple[str,
     points = []
     for kind, tree in chosen:
         tokens = rate(recording, tree)
-        points.append(Point(kind, tree, tokens, tokens * curve[1] / interpolated(curve, len(tree))))
+        points.append(Point(kind, tree, tokens, tokens / overhead(curve, len(tree))))
     return points
 
 

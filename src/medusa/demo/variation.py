@@ -22,6 +22,11 @@ KNOWN = {word for pool in _POOLS for word in pool.values["train"]}
 _WORDS = sorted(KNOWN)
 
 
+_TEXTS = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
+TEMPLATES = [template for pool in _TEXTS for template in pool.values["train"]]
+"""The training templates of all kinds of extraction tasks."""
+
+
 def invented(rng: random.Random, like: str = "", pieces: Sequence[str] = ()) -> str:
     """A word that says nothing: the head of one and the tail of another, letters, or one that means something else.
 
@@ -96,10 +101,8 @@ def _decided(rng: random.Random, telling: str) -> str:
 def _clauses() -> dict[str, list[str]]:
     """For every field the words before it in training texts; where it comes first, the words behind it."""
     rng, found = random.Random(0), dict[str, set[str]]()
-    pools = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
-    templates = [template for pool in pools for template in pool.values["train"]]
     told = [_decided(rng, telling) for tellings in TELLINGS.values() for telling in tellings for _ in range(4)]
-    for text in (*templates, *told):
+    for text in (*TEMPLATES, *told):
         for before, name, behind in re.findall(r"([^{}.!?;:]*)\{(\w+)\}(?=([^{}.,!?;:()]*))", text):
             words = before.lstrip(" ,)").removeprefix("and ")
             found.setdefault(name, set()).add(f"{words}{{}}" if words else f"{{}}{behind.rstrip()}")
@@ -113,9 +116,7 @@ CLAUSES = _clauses()
 def _sentences() -> dict[frozenset[str], list[tuple[frozenset[str], str]]]:
     """For every kind of extraction task the sentences of its tellings and templates, with the fields of each."""
     found: dict[frozenset[str], list[tuple[frozenset[str], str]]] = {}
-    pools = (extraction._PERSON, extraction._INVOICE, extraction._EVENT, extraction._PARCEL)
-    templates = [template for pool in pools for template in pool.values["train"]]
-    for text in (*templates, *(telling for tellings in TELLINGS.values() for telling in tellings)):
+    for text in (*TEMPLATES, *(telling for tellings in TELLINGS.values() for telling in tellings)):
         kind = next(fields for fields in TELLINGS if fields == set(re.findall(r"\{(\w+)\}", text)))
         for sentence in re.split(r"(?<=[.!?]) (?![^[]*\])", text):
             fields = re.findall(r"\{(\w+)\}", sentence)
@@ -145,17 +146,13 @@ def recombined(rng: random.Random, prompt: str, answer: str, strange: float = 0.
         said_so = phrase.replace("{}", f"{{{name}}}")
         parts.append(said_so[0].upper() + said_so[1:] + ("" if said_so[-1] in "!?" else "."))
     rng.shuffle(parts)
-    lines = prompt.split("\n")
-    lines[_longest(lines)] = " ".join(parts).format(**said)
-    return "\n".join(lines)
+    return _with_text(prompt, " ".join(parts).format(**said))
 
 
 def retold(rng: random.Random, prompt: str, answer: str, strange: float = 0.0) -> str:
     """An extraction task's prompt with its facts in one of `TELLINGS`; a share `strange` of them with odd words too."""
     said = _said(answer)
-    lines = prompt.split("\n")
-    lines[_longest(lines)] = _decided(rng, rng.choice(TELLINGS[frozenset(said)])).format(**said)
-    told = "\n".join(lines)
+    told = _with_text(prompt, _decided(rng, rng.choice(TELLINGS[frozenset(said)])).format(**said))
     return reworded(rng, told, answer, 0.5) if rng.random() < strange else told
 
 
@@ -197,9 +194,7 @@ def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
         starts = not text or joint in (". ", "; ", "! ")
         joint = " " if text[-1:] in ("!", "?") else joint
         text += (joint if text else "") + (phrase[0].upper() + phrase[1:] if starts else phrase).format(said[name])
-    lines = prompt.split("\n")
-    lines[_longest(lines)] = text + "."
-    return "\n".join(lines)
+    return _with_text(prompt, text + ".")
 
 
 def _said(answer: str) -> dict[str, str]:
@@ -216,6 +211,13 @@ def _listed(items: list[dict[str, Any]]) -> str:
 def asks_for_columns(prompt: str) -> bool:
     """Whether a tables task wants only some of its records' fields."""
     return any(said in prompt for said in tables._COLUMNS.values["train"])
+
+
+def _with_text(prompt: str, text: str) -> str:
+    """The prompt with another text in place of its longest line."""
+    lines = prompt.split("\n")
+    lines[_longest(lines)] = text
+    return "\n".join(lines)
 
 
 def _longest(lines: list[str]) -> int:
