@@ -276,14 +276,14 @@ def test_a_base_that_mixes_in_running_states_is_refused():
         MedusaModel.from_base(own, num_heads=2)
 
 
-@pytest.mark.parametrize("lm_head", ["cpu", "disk"])
-def test_a_base_that_is_offloaded_decodes_the_same(tmp_path, lm_head):
+@pytest.mark.parametrize(("embedding", "lm_head"), [("cpu", "cpu"), ("cpu", "disk"), ("disk", "disk")])
+def test_a_base_that_is_offloaded_decodes_the_same(tmp_path, embedding, lm_head):
     pytest.importorskip("accelerate")
     own = tiny("llama", torch.float32)
     own.save_pretrained(tmp_path / "base")
     MedusaModel.from_base(own, num_heads=2).save_pretrained(tmp_path / "heads", base="../base")
     layers = {f"model.layers.{number}": "disk" for number in range(own.config.num_hidden_layers)}
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": lm_head}
+    places = {"model.embed_tokens": embedding, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": lm_head}
     model = MedusaModel.from_pretrained(
         tmp_path / "heads", device_map={**places, **layers}, offload_folder=tmp_path / "offloaded"
     )

@@ -97,7 +97,7 @@ class TreeModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.base.device
+        return running_device(self.base)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -230,6 +230,12 @@ def check_base(base: PreTrainedModel) -> None:
             f"{name} runs {config._attn_implementation}, which takes no tree mask; load it with "
             "attn_implementation='sdpa' or call base.set_attn_implementation('sdpa')"
         )
+
+
+def running_device(base: PreTrainedModel) -> torch.device:
+    """Where a base model runs. Offloaded weights are on no device (`meta`); they come to where the others are."""
+    places = (parameter.device for parameter in base.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
 def capturable(base: PreTrainedModel) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from . import generation, storage
-from .model import TreeModel, new_heads
+from .model import TreeModel, new_heads, running_device
 from .pace import UNCALIBRATED, Calibration
 from .provenance import device_name
 from .tree import CandidateTree
@@ -163,7 +163,7 @@ def _fitting(calibration: Calibration, base: PreTrainedModel, folder: str) -> Ca
     Says so: the tree still works, another may be faster.
     """
     here = {
-        "device": device_name(base.device),
+        "device": device_name(running_device(base)),
         "dtype": str(base.dtype).removeprefix("torch."),
     }
     other = [
