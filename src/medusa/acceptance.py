@@ -68,7 +68,7 @@ class Greedy(AcceptancePolicy):
         parent = tree.parent.to(target.device)
         agrees = draft.tokens == target[:, parent]
         agrees[:, 0] = True
-        return _longest(tree, agrees, target)
+        return longest(tree, agrees, target)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Typical(AcceptancePolicy):
         passes = likelihood.exp() > threshold[:, parent]
         passes[:, 0], likelihood[:, 0] = True, 0.0
         target = p.argmax(-1) if self.root == "greedy" else _sample(p, _uniforms(generators, len(tree), p))
-        return _longest(tree, passes, target, likelihood)
+        return longest(tree, passes, target, likelihood)
 
 
 class Rejection(AcceptancePolicy):
@@ -167,7 +167,7 @@ def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> 
     return torch.cat([root[:, None], ranked[:, depth - 1, choice]], dim=1)
 
 
-def _longest(tree: CandidateTree, passes: Tensor, target: Tensor, likelihood: Tensor | None = None) -> Acceptance:
+def longest(tree: CandidateTree, passes: Tensor, target: Tensor, likelihood: Tensor | None = None) -> Acceptance:
     """The deepest node whose whole path passes [B, N]; among equals the likeliest path, else the first."""
     ancestors, depth = tree.ancestors.to(passes.device), tree.depth.to(passes.device)
     score = torch.where(passes[:, ancestors].all(-1), depth, -1)
