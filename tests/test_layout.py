@@ -39,6 +39,7 @@ SUPPORT = {
     "processing": "acceptance",
     "backends": "cache",
     "capture": "cache",
+    "programs": "cache",
     "storage": "model",
     "pretrained": "generation",
 }

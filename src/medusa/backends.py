@@ -8,11 +8,13 @@ A model that the library loaded itself need not hold its weights twice: `release
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeGuard
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +28,44 @@ PACKABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PackedWeight:
-    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to rounding."""
+    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to rounding.
+
+    Attributes:
+        handle: the number by which `medusa::packed_product` knows it.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         with torch.no_grad():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else bias.detach()
+        self.features = len(weight)
+        self.handle = next(_HANDLES)
+        _PACKED[self.handle] = self
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [..., in] -> [..., out]."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
         return product
 
+    def as_operator(self, states: Tensor) -> Tensor:
+        """The same product as an operator that tracing does not look into."""
+        product: Tensor = torch.ops.medusa.packed_product(states, self.handle, self.features)
+        return product
+
     def dense(self) -> Tensor:
         """The weight again, exactly as it was."""
         return self.packed.to_dense().clone()
+
+
+_HANDLES = itertools.count()
+_PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
+_OPERATORS = torch.library.Library("medusa", "DEF")
+_OPERATORS.define("packed_product(Tensor states, int handle, int features) -> Tensor")
+_OPERATORS.impl("packed_product", lambda states, handle, features: _PACKED[handle](states), "CPU")
+_OPERATORS.impl(
+    "packed_product", lambda states, handle, features: states.new_empty((*states.shape[:-1], features)), "Meta"
+)
+_OPERATORS.impl("packed_product", torch.library.fallthrough_kernel, "Autograd")
 
 
 class PackedLayers:
@@ -64,15 +89,20 @@ class PackedLayers:
                 self._packed[layer] = known[layer] if same else (mark, PackedWeight(layer.weight, layer.bias))
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """The layers run packed while the context lasts."""
+    def running(self, as_operators: bool = False) -> Iterator[None]:
+        """The layers run packed while the context lasts; as operators, for tracing."""
         for layer, (_, weight) in self._packed.items():
-            layer.__dict__["forward"] = weight
+            layer.__dict__["forward"] = weight.as_operator if as_operators else weight
         try:
             yield
         finally:
             for layer in self._packed:
                 layer.__dict__.pop("forward", None)
+
+    def addresses(self, module: nn.Module) -> tuple[int, ...]:
+        """Where the weights lie that a forward of the module reads, packed or not."""
+        dense = [weight.data_ptr() for each in module.modules() for weight in _held(each)]
+        return *dense, *(weight.handle for _, weight in self._packed.values())
 
     def release(self, module: nn.Module) -> None:
         """Free the dense weights that are packed as well; weights tied to others stay.

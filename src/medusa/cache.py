@@ -7,6 +7,8 @@ the N columns after that, and `keep` moves the accepted ones down to the front o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,11 +80,13 @@ class Slots:
     Args:
         expected: columns the request is expected to need.
         static: keep shapes as they are for as long as possible: columns in use are powers of two, and always named.
+        named: name the columns of a tree even where all rows write the same, and allocate more than are in use.
     """
 
-    def __init__(self, expected: int, static: bool = False):
+    def __init__(self, expected: int, static: bool = False, named: bool = False):
         self.expected = expected
         self.static = static
+        self.named = named or static
         self.begin = 0
         self.end = 0
         self.columns: Tensor | None = None
@@ -93,7 +97,7 @@ class Slots:
             return power_of_two(self.end)
         ample = self.end + max(BLOCK, self.end // 2)
         needed = min(ample, self.expected) if self.end <= self.expected else ample
-        return -(-needed // BLOCK) * BLOCK
+        return -(-(needed + self.named) // BLOCK) * BLOCK
 
     def write(self, store: Tensor, states: Tensor) -> None:
         if self.columns is None:
@@ -113,11 +117,19 @@ class TreeCache(Cache):
         longest: [B] tokens each row may have in the end. Nodes past them are never delivered, and share the last
             position, so that no position is asked for that the model may not have.
         static: keep the shapes and addresses of a step as they are for as long as possible, so that it can be captured.
+        named: name the columns a tree is written to, so that a program can be told of them.
     """
 
-    def __init__(self, num_layers: int, expected: int = BLOCK, longest: list[int] | None = None, static: bool = False):
+    def __init__(
+        self,
+        num_layers: int,
+        expected: int = BLOCK,
+        longest: list[int] | None = None,
+        static: bool = False,
+        named: bool = False,
+    ):
         self.longest = longest
-        self.slots = Slots(expected, static)
+        self.slots = Slots(expected, static, named)
         super().__init__(layers=[TreeLayer(self.slots) for _ in range(num_layers)])
         self.start: list[int] = []
         self.length: list[int] = []
@@ -132,7 +144,7 @@ class TreeCache(Cache):
         self.slots.end = max(self.length) + nodes
         if self.slots.static:
             self.slots.end = power_of_two(self.slots.end)
-        if min(self.length) == max(self.length) and not self.slots.static:
+        if min(self.length) == max(self.length) and not self.slots.named:
             self.slots.begin, self.slots.columns = self.length[0], None
         else:
             first = torch.tensor(self.length, device=device)[:, None]
@@ -147,6 +159,33 @@ class TreeCache(Cache):
         """Write where another cache did, which is no longer used: what was captured with it stays valid."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.keys, mine.values, mine.is_initialized = theirs.keys, theirs.values, theirs.is_initialized
+
+    @property
+    def states(self) -> list[Tensor]:
+        """The keys and values of all layers, [B, heads, C, width] each."""
+        return [states for layer in self.layers for states in (layer.keys, layer.values)]
+
+    @contextmanager
+    def lent(self, columns: Tensor, end: int, states: Sequence[Tensor]) -> Iterator[None]:
+        """While the context lasts, the next forward writes to other tensors than the cache's own.
+
+        Args:
+            columns: [B, N] where to write.
+            end: one past the last column in use.
+            states: as `states`.
+        """
+        own, place = self.states, (self.slots.columns, self.slots.end)
+        self._hold(states)
+        self.slots.columns, self.slots.end = columns, end
+        try:
+            yield
+        finally:
+            self._hold(own)
+            self.slots.columns, self.slots.end = place
+
+    def _hold(self, states: Sequence[Tensor]) -> None:
+        for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
+            layer.keys, layer.values = keys, values
 
     @property
     def addresses(self) -> tuple[int, ...]:

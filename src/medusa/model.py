@@ -7,8 +7,10 @@ Shapes: B rows, P prompt columns, N tree nodes, H hidden size, V vocabulary, C c
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from .cache import TreeCache
 from .capture import Captures
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .pace import UNCALIBRATED, Calibration, StepTimes
+from .programs import Argument, Program, Programs
 from .tree import CandidateTree
 
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -36,6 +39,8 @@ class TreeModel(nn.Module):
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
         capture: verify with shapes that stay as they are for long, on a GPU as a captured graph. None does so on GPUs.
+        compiled: verify by a program that is compiled at the first prefill (CPU only); that takes a C++ compiler and
+            some seconds to a minute, and frees each step of the Python between operators.
         calibration: what was measured of the heads on this machine; decoding judges by it whether the tree pays.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
             False never does.
@@ -55,10 +60,13 @@ class TreeModel(nn.Module):
         owns_base: bool = False,
         calibration: Calibration = UNCALIBRATED,
         capture: bool | None = None,
+        compiled: bool = False,
     ):
         super().__init__()
         check_base(base)
         check_heads(base, heads.config)
+        if compiled and running_device(base).type != "cpu":
+            raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
         self.base = base
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
@@ -69,6 +77,8 @@ class TreeModel(nn.Module):
         self.step_times = StepTimes()
         self.capture = capturable(base) if capture is None else capture
         self.captures = Captures()
+        self.compiled = compiled
+        self.programs = Programs()
         self._weights: tuple[int, ...] = ()  # where they lie: what is captured reads them there
         self._idle_cache: TreeCache | None = None
         self.packed_layers = PackedLayers()
@@ -118,7 +128,8 @@ class TreeModel(nn.Module):
 
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
-        cache = TreeCache(self.base.config.get_text_config().num_hidden_layers, expected, longest, self.capture)
+        layers = self.base.config.get_text_config().num_hidden_layers
+        cache = TreeCache(layers, expected, longest, static=self.capture, named=self.compiled)
         idle, self._idle_cache = self._idle_cache, None
         if idle is not None and self.capture and longest is not None and len(idle.start) == len(longest):
             cache.reuse(idle)
@@ -138,38 +149,83 @@ class TreeModel(nn.Module):
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
-        self._weights = tuple(weight.data_ptr() for weight in self.base.parameters()) if self.capture else ()
+        self._weights = self.packed_layers.addresses(self.base) if self.capture or self.compiled else ()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask if any(padding) else None,
-            position_ids=(attention_mask.cumsum(1) - 1).clamp_min(0),
-            past_key_values=cache,
-            **({"logits_to_keep": 1} if _takes(self.base, "logits_to_keep") else {}),
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask if any(padding) else None,
+                "position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0),
+                "past_key_values": cache,
+                **({"logits_to_keep": 1} if _takes(self.base, "logits_to_keep") else {}),
+            }
         )
+        for tree in (CandidateTree(), self.tree) if self.compiled else ():
+            cache.begin_tree(len(tree), logits.device)
+            self._program(input_ids[:, -1:].expand(-1, len(tree)), tree, cache)
         return logits[:, -1], hidden[:, -1]
 
     def verify(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> tuple[Tensor, Tensor]:
         """One forward over the nodes' tokens [B, N]; returns logits [B, N, V] and hidden states [B, N, H]."""
-        device = tokens.device
-        cache.begin_tree(len(tree), device)
-        positions, masks = cache.positions(tree, device), self._tree_masks(tree, cache, device)
-
-        def forward(tokens: Tensor, positions: Tensor, columns: Tensor | None = None, **masks: Any) -> Any:
-            cache.slots.columns = columns
-            mask = masks if len(masks) > 1 else next(iter(masks.values()))
-            return self._forward(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache)
-
-        columns = cache.slots.columns
-        if not self.capture or columns is None:
-            verified: tuple[Tensor, Tensor] = forward(tokens, positions, columns, **masks)
-            return verified
+        cache.begin_tree(len(tree), tokens.device)
+        compiled = self._program(tokens, tree, cache) if self.compiled else None
+        if compiled is not None:
+            program, tensors = compiled
+            logits, hidden = program(tensors)
+            return logits, hidden
+        inputs = self._tree_inputs(tokens, tree, cache)
+        if not self.capture:
+            return self._forward_tree(cache, **inputs)
         cache.make_room()
         state = self._weights, cache.addresses
         key = (*tokens.shape, cache.slots.end)
-        inputs = {"tokens": tokens, "positions": positions, "columns": columns, **masks}
-        verified = self.captures.run(state, key, forward, inputs)
+        verified: tuple[Tensor, Tensor] = self.captures.run(state, key, partial(self._forward_tree, cache), inputs)
         return verified
+
+    def _tree_inputs(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> dict[str, Any]:
+        """All that a forward over a tree is told, the masks under the names of the layers they are for."""
+        columns = {} if cache.slots.columns is None else {"columns": cache.slots.columns}
+        masks = self._tree_masks(tree, cache, tokens.device)
+        return {"tokens": tokens, "positions": cache.positions(tree, tokens.device), **columns, **masks}
+
+    def _forward_tree(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        columns: Tensor | None = None,
+        as_operators: bool = False,
+        **masks: Any,
+    ) -> tuple[Tensor, Tensor]:
+        cache.slots.columns = columns
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        return self._forward(inputs, as_operators)
+
+    def _program(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> tuple[Program, list[Tensor]] | None:
+        """The compiled forward over a tree like this one, and what to run it on; None where it cannot be compiled."""
+        cache.make_room()
+        inputs = {
+            name: each.clone(memory_format=torch.contiguous_format)  # strides are sizes that a program counts on, too
+            for name, each in self._tree_inputs(tokens, tree, cache).items()
+        }
+        names, count = list(inputs), len(inputs)
+
+        def forward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            named = dict(zip(names, tensors[:count], strict=True))
+            with cache.lent(named["columns"], tensors[count - 1].shape[-1], tensors[count:]):
+                return self._forward_tree(cache, as_operators=True, **named)
+
+        arguments = [Argument(tensor, tuple({0, 1, tensor.dim() - 2, tensor.dim() - 1})) for tensor in inputs.values()]
+        arguments += [Argument(states, (0, 2)) for states in cache.states]
+        try:
+            program = self.programs.get(self._weights, forward, arguments)
+        except Exception as error:  # a compiler raises what it likes
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"this model cannot be compiled here, and goes on as it is: {reason}", stacklevel=2)
+            self.compiled = False
+            return None
+        return program, [argument.tensor for argument in arguments]
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
@@ -177,8 +233,8 @@ class TreeModel(nn.Module):
             self.base(input_ids=input_ids, use_cache=False)
         return captured[-1]
 
-    def _forward(self, **inputs: Any) -> tuple[Tensor, Tensor]:
-        with self.packed_layers.running(), _captured_input(self.lm_head) as captured:
+    def _forward(self, inputs: dict[str, Any], as_operators: bool = False) -> tuple[Tensor, Tensor]:
+        with self.packed_layers.running(as_operators), _captured_input(self.lm_head) as captured:
             logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 

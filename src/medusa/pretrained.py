@@ -36,6 +36,7 @@ class MedusaModel(TreeModel):
         bias: bool = True,
         tree: CandidateTree | None = None,
         prepack: bool | None = None,
+        compiled: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
         """New, untrained heads on any causal language model.
@@ -48,6 +49,7 @@ class MedusaModel(TreeModel):
             bias: whether residual layers have a bias.
             tree: the candidates of a step; by default the tree for uncalibrated heads.
             prepack: packed CPU weights; by default where they help.
+            compiled: compile the base model's step at the first prefill (CPU, needs a C++ compiler).
             kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token, ...).
 
         Raises:
@@ -56,7 +58,7 @@ class MedusaModel(TreeModel):
         """
         base = _base(model_or_id, kwargs)
         heads = new_heads(base, num_heads, num_layers, own_lm_head, bias)
-        return cls(base, heads, tree, prepack, owns_base=base is not model_or_id)
+        return cls(base, heads, tree, prepack, owns_base=base is not model_or_id, compiled=compiled)
 
     @classmethod
     def from_pretrained(
@@ -67,6 +69,7 @@ class MedusaModel(TreeModel):
         base_revision: str | None = None,
         tree: CandidateTree | None = None,
         prepack: bool | None = None,
+        compiled: bool = False,
         all_heads: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
@@ -78,6 +81,7 @@ class MedusaModel(TreeModel):
             base_revision: the base model's revision; `revision` is the heads'.
             tree: replaces the folder's tree.
             prepack: packed CPU weights; by default where they help.
+            compiled: compile the base model's step at the first prefill (CPU, needs a C++ compiler).
             all_heads: load heads, too, that the tree does not use; to train, calibrate or save them, say.
             kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for the base model
                 (dtype, device_map, quantization_config, attn_implementation, ...).
@@ -103,7 +107,7 @@ class MedusaModel(TreeModel):
         tree = tree if tree is not None else stored
         used = None if tree is None or all_heads else max(1, tree.max_depth)
         heads = storage.read_heads(folder, own, used)
-        return cls(own, heads, tree, prepack, owns_base=own is not base, calibration=calibration)
+        return cls(own, heads, tree, prepack, own is not base, calibration, compiled=compiled)
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write the heads and the tree as a native folder; the base model is named, not copied.
