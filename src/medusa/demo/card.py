@@ -32,9 +32,10 @@ Rebuild it with `python -m medusa.demo.train --steps {steps}`. All data is gener
 | time | {minutes:.0f} minutes on {device}, {threads} threads, torch {torch}, transformers {transformers} |
 | weights | bfloat16; run in float32 by `medusa demo` |
 
-Of the training tasks most are varied: invented words stand for names and goods, and texts to extract from are shuffled
-or put together fact by fact. Learnt by heart, values and wordings would be of no use for those held out.
-
+Of the training tasks most are varied: invented words stand for names and goods, and texts to extract from are told in
+other words than the tasks' own (`medusa/demo/tellings.txt`), put together from the sentences of several, or fact by
+fact. Learnt by heart, values and wordings would be of no use for those held out.
+{notes}
 Greedy accuracy on {count} held-out tasks of each category, whose wordings and values never occur in training:
 
 | {categories} |
@@ -83,6 +84,7 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
         "first_step": base["losses"][0][0],
         "first_loss": base["losses"][0][1],
         "last_loss": base["losses"][-1][1],
+        "notes": "\n".join(["", *base.get("notes", ()), ""]) if "notes" in base else "",
         "count": count,
         "categories": " | ".join(accuracy),
         "dashes": "---|" * (len(accuracy) - 1) + "---",

@@ -1,0 +1,89 @@
+"""`python -m medusa.bench.precision`: whether weights of fewer bits pay on this CPU.
+
+A Llama of 100 million random parameters in a real model's proportions, in float32, in bfloat16 and with linear layers
+quantised to 8 bits (torch's dynamic quantisation, all but the lm_head); steps of several sizes, variants by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from ..calibration.latency import measure_latency
+from ..decoding import PLAIN
+from ..pretrained import MedusaModel
+from ..provenance import provenance
+from ..tree import CandidateTree
+from .replay import PROPORTIONS
+from .report import stem
+
+SIZES = (1, 4, 8, 16, 32)
+
+
+def variants() -> dict[str, MedusaModel]:
+    """The same model in every precision, with heads that share its lm_head."""
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(PROPORTIONS).eval()
+    half = copy.deepcopy(base).to(torch.bfloat16)
+    eighth = copy.deepcopy(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        eighth.model = torch.ao.quantization.quantize_dynamic(eighth.model, {nn.Linear}, dtype=torch.qint8)
+    made = {
+        "float32, dense": (base, False),
+        "float32, packed": (base, True),
+        "bfloat16, dense": (half, False),
+        "bfloat16, packed": (half, True),
+        "8 bits, lm_head packed": (eighth, True),
+    }
+    return {name: _with_heads(model, prepack) for name, (model, prepack) in made.items()}
+
+
+def _with_heads(base: Any, prepack: bool) -> MedusaModel:
+    return MedusaModel.from_base(base, num_heads=5, own_lm_head=False, prepack=prepack)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, errors = Console(width=120), Console(stderr=True)
+    text = torch.randint(PROPORTIONS.vocab_size, (options.context,)).tolist()
+    trees = [PLAIN, *(CandidateTree.default(5, nodes) for nodes in SIZES[1:])]
+    taken: dict[str, dict[int, list[float]]] = {}
+    models = variants()
+    for _ in track(range(options.rounds), "rounds", console=errors):
+        for name, model in models.items():
+            latency = measure_latency(model, text, trees, {"do_sample": False}, contexts=(options.context,), rounds=3)
+            for each in latency.rounds[options.context]:
+                for nodes, seconds in each.items():
+                    taken.setdefault(name, {}).setdefault(nodes, []).append(1000 * seconds)
+    medians = {name: {str(n): statistics.median(ms[n]) for n in SIZES} for name, ms in taken.items()}
+    shown = Table("ms a step", *(f"{nodes} nodes" for nodes in SIZES), "overhead of 8")
+    for name, ms in medians.items():
+        shown.add_row(name, *(f"{value:.1f}" for value in ms.values()), f"{ms['8'] / ms['1']:.2f}")
+    console.print(shown)
+    report = {"provenance": provenance(), "context": options.context, "ms": medians}
+    file = stem(options.output, report["provenance"]).with_suffix(".precision.json")
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()
