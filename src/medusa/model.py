@@ -65,8 +65,6 @@ class TreeModel(nn.Module):
         super().__init__()
         check_base(base)
         check_heads(base, heads.config)
-        if compiled and running_device(base).type != "cpu":
-            raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
         self.base = base
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
@@ -90,7 +88,13 @@ class TreeModel(nn.Module):
         return self._running_heads[0] if self._running_heads else self.heads
 
     def refresh(self) -> None:
-        """Pack the weights where they were not packed yet or have changed since; every prefill does."""
+        """Pack the weights where they were not packed yet or have changed since; every prefill does.
+
+        Raises:
+            ValueError: the model is to be compiled and is not on the CPU.
+        """
+        if self.compiled and self.device.type != "cpu":
+            raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
         if not self.prepack:
             self.packed_layers, self._running_heads = PackedLayers(), ()
             return

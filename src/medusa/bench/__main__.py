@@ -39,7 +39,7 @@ def measure(
     name: str, temperature: float, options: argparse.Namespace, console: Console
 ) -> tuple[list[Comparison], int]:
     """All comparisons of one model at one temperature, and the tree's node count."""
-    model, tokenizer = demo.load(inflate=MODELS[name])
+    model, tokenizer = demo.load(inflate=MODELS[name], compiled=options.compiled)
     nodes = options.nodes or NODES[name]
     model.tree = CandidateTree.from_accuracies(head_accuracies(), nodes)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -60,12 +60,13 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, help="runs of each prompt and method (default: each model's own)")
     parser.add_argument("--nodes", type=int, help="nodes of the tree (default: each model's own)")
+    parser.add_argument("--compiled", action="store_true", help="compile this library's steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console, errors = Console(), Console(stderr=True)
-    report: dict[str, Any] = {"provenance": provenance(), "results": {}}
+    report: dict[str, Any] = {"provenance": provenance(), "compiled": options.compiled, "results": {}}
     tables: list[Table] = []
     for name in options.models:
         for temperature in options.temperatures:
@@ -74,7 +75,7 @@ def main() -> None:
             report["results"][f"{name}, T={temperature:g}"] = result
             tables.append(table(f"{name}, temperature {temperature:g}, tree of {nodes} nodes", result))
             console.print(tables[-1])
-    errors.print(f"written to {write(options.output, report, tables)}")
+    errors.print(f"written to {write(options.output, report, tables, 'compiled' if options.compiled else '')}")
     print(json.dumps(report))
 
 

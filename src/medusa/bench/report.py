@@ -78,10 +78,11 @@ def slug(device: str) -> str:
     return "-".join(filter(None, words.split("-")))
 
 
-def write(folder: Path, report: dict[str, Any], tables: Sequence[Table]) -> Path:
-    """Write `<date>-<device>.json` and the tables beside it as text; returns the JSON file's path."""
+def write(folder: Path, report: dict[str, Any], tables: Sequence[Table], kind: str = "") -> Path:
+    """Write `<date>-<device>[-<kind>].json` and the tables beside it as text; returns the JSON file's path."""
     made = report["provenance"]
     begin = stem(folder, made)
+    begin = begin.with_name("-".join(filter(None, (begin.name, kind))))
     begin.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     console = Console(width=160, record=True, file=io.StringIO())
     for each in tables:

@@ -30,6 +30,7 @@ def load(
     device_map: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    compiled: bool = False,
     all_heads: bool = False,
 ) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     """The model that `name` stands for, and its base model's tokenizer.
@@ -42,6 +43,7 @@ def load(
         device_map: passed to transformers.
         revision: of `name` on the hub.
         trust_remote_code: passed to transformers.
+        compiled: compile the base model's step at the first prefill.
         all_heads: load heads, too, that the stored tree does not use.
 
     Raises:
@@ -54,7 +56,7 @@ def load(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if name == DEMO:
-        return _embedded(base, dtype, device, all_heads)
+        return _embedded(base, dtype, device, compiled=compiled, all_heads=all_heads)
     heads = find_heads(name, revision)
     if heads is None and base is not None:
         raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
@@ -73,7 +75,7 @@ def load(
     else:
         typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
         medusa = MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN)
-    medusa.owns_base = True
+    medusa.owns_base, medusa.compiled = True, compiled
     return medusa, tokenizer
 
 
@@ -119,12 +121,12 @@ def _named_base(name: str, heads: Path) -> str:
 
 
 def _embedded(
-    base: str | None, dtype: str, device: str | None, all_heads: bool
+    base: str | None, dtype: str, device: str | None, **loading: Any
 ) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     if base is not None:
         raise ValueError(f"'{DEMO}' brings its own base model: leave out --base")
     precision: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
-    model, tokenizer = demo.load(all_heads=all_heads, **precision)
+    model, tokenizer = demo.load(**loading, **precision)
     model.owns_base = True
     if device is not None:
         model.to(device)
