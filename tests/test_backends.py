@@ -196,3 +196,15 @@ def test_a_layer_that_is_replaced_counts(owned):
         changed.model.layers[0].mlp.down_proj = wrapped
     text = model.generate(prompt(), max_new_tokens=20)
     assert torch.equal(text, base.generate(prompt(), max_new_tokens=20, do_sample=False))
+
+
+def test_another_bias_is_packed_anew():
+    layer = nn.Linear(16, 16)
+    packed = PackedLayers()
+    packed.refresh(layer)
+    layer.bias.data = layer.bias.data + 100
+    packed.refresh(layer)
+    states = torch.randn(3, 16)
+    expected = layer(states)
+    with packed.running():
+        torch.testing.assert_close(layer(states), expected)

@@ -115,3 +115,11 @@ def test_graphs_give_the_models_own_text(name):
     expected = base.generate(ids, max_new_tokens=NEW, do_sample=False)
     for _ in range(2):
         assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False), expected)
+
+
+def test_a_model_in_another_dtype_starts_anew():
+    model, ids = capturing("llama"), varied_prompt("llama")
+    model.generate(ids, max_new_tokens=4, do_sample=False, tree=TREE)
+    model.float()
+    expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected)

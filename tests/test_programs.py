@@ -3,38 +3,41 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.cache import BLOCK
-from medusa.programs import Argument, Programs
+from medusa.programs import Programs
 
 
-def scaled_into(store, values):
-    store[:, : values.shape[1]] = 2 * values
-    return (store[:, : values.shape[1]].sum(1) + values.shape[1],)
+def scaled_into(values, *stores):
+    width = values.shape[1]
+    for store in stores:
+        store[0, :, :width, 0] = 2 * values
+    return (stores[1][0, :, :width, 0].sum(1) + width,)
 
 
-def arguments(columns, width):
-    return [Argument(torch.zeros(3, columns), (1,)), Argument(torch.randn(3, width), (1,))]
+def arguments(columns, width, dtype=torch.float32):
+    return [torch.randn(3, width).to(dtype)], [torch.zeros(1, 3, columns, 4, dtype=dtype) for _ in range(2)]
 
 
 def test_one_program_serves_all_sizes_and_writes_in_place():
     programs = Programs()
     for columns, width in ((20, 5), (20, 7), (300, 250)):
-        given = arguments(columns, width)
-        store, values = (argument.tensor for argument in given)
-        (found,) = programs.get("state", scaled_into, given)([store, values])
-        torch.testing.assert_close(store[:, :width], 2 * values)
+        (values,), stores = arguments(columns, width)
+        (found,) = programs.get("state", scaled_into, [values], stores)([values, *stores])
+        for store in stores:
+            torch.testing.assert_close(store[0, :, :width, 0], 2 * values)
+            assert not store[0, :, width:].any()
         torch.testing.assert_close(found, 2 * values.sum(1) + width)
-        assert not store[:, width:].any()
     assert len(programs) == 1
-    programs.get("another state", scaled_into, arguments(20, 5))
+    programs.get("another state", scaled_into, *arguments(20, 5))
     assert len(programs) == 1
 
 
-def test_a_program_does_not_run_on_sizes_that_it_does_not_hold_for():
+def test_a_program_runs_only_on_sizes_and_types_that_it_holds_for():
     programs = Programs()
-    programs.get("state", scaled_into, arguments(20, 5))
-    programs.get("state", scaled_into, arguments(20, 1))
-    assert len(programs) == 2
+    for width, dtype in ((5, torch.float32), (1, torch.float32), (5, torch.float64)):
+        (values,), stores = arguments(20, width, dtype)
+        (found,) = programs.get("state", scaled_into, [values], stores)([values, *stores])
+        torch.testing.assert_close(found, 2 * values.sum(1) + width)
+    assert len(programs) == 3
 
 
 NEW = 30
@@ -64,29 +67,47 @@ def test_a_compiled_model_writes_the_same(name):
 
 
 @pytest.mark.slow
-def test_packed_weights_rows_of_different_lengths_and_growing_caches():
-    model = compiled(dtype=torch.float32, max_position_embeddings=1024)
+def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch):
+    monkeypatch.setattr("medusa.cache.BLOCK", 16)  # caches are full, and grow, several times
+    model = compiled(dtype=torch.float32)
     assert model.prepack
-    ids = varied_prompt("llama").repeat(1, 20)[:, : BLOCK - 20]
+    ids = varied_prompt("llama")
     short = ids[:, 4:]
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :4]), short], 1)])
     mask = torch.ones_like(batch)
     mask[1, :4] = 0
     texts = scripted(model, [ids, short])
     output = model.generate(batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE)
-    assert output[0].tolist() == texts[0][: BLOCK - 20 + NEW]
-    assert output[1, 4:].tolist() == texts[1][: BLOCK - 24 + NEW]
+    assert output[0].tolist() == texts[0][: ids.shape[1] + NEW]
+    assert output[1, 4:].tolist() == texts[1][: ids.shape[1] - 4 + NEW]
     assert len(model.programs) == 2
 
 
+def negated(model):
+    model.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, output: -output)
+
+
+def another_weight(model):
+    model.layers[0].mlp.up_proj.weight.mul_(-1)
+
+
+def a_value_of_an_unpacked_weight(model):
+    model.norm.weight[:8].mul_(-1)
+
+
+def a_buffer(model):
+    model.rotary_emb.inv_freq = model.rotary_emb.inv_freq * 0.5
+
+
 @pytest.mark.slow
-def test_other_weights_make_another_program():
+@pytest.mark.parametrize("change", [negated, another_weight, a_value_of_an_unpacked_weight, a_buffer])
+def test_what_changes_in_the_base_is_seen(change):
     model, ids = compiled(dtype=torch.float32), varied_prompt("llama")
-    model.generate(ids, max_new_tokens=4, do_sample=False, tree=TREE)
+    before = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
     with torch.no_grad():
-        model.base.model.layers[0].mlp.up_proj.weight.mul_(-1)
-        model.base.model.norm.weight.mul_(0.5)
+        change(model.base.model)
     expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)
+    assert not torch.equal(before, expected)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected)
 
 
@@ -98,7 +119,10 @@ def test_a_model_that_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
 
     monkeypatch.setattr("medusa.programs.Program.__init__", no_compiler)
     (text,) = scripted(model, [ids])
-    with pytest.warns(UserWarning, match="cannot be compiled here, and goes on as it is: no C\\+\\+ compiler$"):
+    with pytest.warns(UserWarning, match="cannot be compiled here") as warned:
         output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
+    assert [str(each.message) for each in warned if "compiled" in str(each.message)] == [
+        "this model cannot be compiled here, and goes on as it is: no C++ compiler"
+    ]
     assert output.tolist()[0] == text[: ids.shape[1] + NEW]
     assert not model.compiled

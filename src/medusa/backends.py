@@ -89,20 +89,31 @@ class PackedLayers:
                 self._packed[layer] = known[layer] if same else (mark, PackedWeight(layer.weight, layer.bias))
 
     @contextmanager
-    def running(self, as_operators: bool = False) -> Iterator[None]:
-        """The layers run packed while the context lasts; as operators, for tracing."""
-        for layer, (_, weight) in self._packed.items():
+    def running(self, only: nn.Module | None = None, as_operators: bool = False) -> Iterator[None]:
+        """The layers run packed while the context lasts.
+
+        Args:
+            only: this layer alone, if it is packed.
+            as_operators: for tracing.
+        """
+        layers = [layer for layer in self._packed if only is None or layer is only]
+        for layer in layers:
+            _, weight = self._packed[layer]
             layer.__dict__["forward"] = weight.as_operator if as_operators else weight
         try:
             yield
         finally:
-            for layer in self._packed:
+            for layer in layers:
                 layer.__dict__.pop("forward", None)
 
-    def addresses(self, module: nn.Module) -> tuple[int, ...]:
-        """Where the weights lie that a forward of the module reads, packed or not."""
-        dense = [weight.data_ptr() for each in module.modules() for weight in _held(each)]
-        return *dense, *(weight.handle for _, weight in self._packed.values())
+    def state(self, module: nn.Module) -> tuple[Any, ...]:
+        """All that decides what a forward of the module does to its inputs; what is recorded of it holds only for this.
+
+        Where weights and buffers lie (their values may change), settings, hooks, and how torch runs just now.
+        """
+        running = torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        packed = tuple(weight.handle for _, weight in self._packed.values())
+        return running, packed, tuple(map(_setup, module.modules()))
 
     def release(self, module: nn.Module) -> None:
         """Free the dense weights that are packed as well; weights tied to others stay.
@@ -254,7 +265,28 @@ def _held(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module._parameters.values() if parameter is not None]
 
 
+def _setup(module: nn.Module) -> tuple[Any, ...]:
+    """A module's own part of `PackedLayers.state`."""
+    tensors = [*_held(module), *(each for each in module._buffers.values() if each is not None)]
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = [
+        (name, value) for name, value in module.__dict__.items() if name not in ("_parameters", "_buffers", "_modules")
+    ]
+    settings = [(name, repr(value)) for name, value in own if _is_setting(value)]
+    return id(module), tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), tuple(settings)
+
+
+def _is_setting(value: Any) -> bool:
+    """Plain values, and lists and dictionaries of them: training mode, scalings, which adapters are active."""
+    if isinstance(value, dict):
+        return all(map(_is_setting, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def _mark(weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
     """What changes when a weight is replaced or written to; some values too, for writes that leave no other trace."""
     some = weight.detach().flatten()[:: max(1, weight.numel() // 7)].tolist() if weight.is_contiguous() else None
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version, some, id(bias)
+    lies = weight.data_ptr(), None if bias is None else bias.data_ptr()
+    return *lies, -1 if weight.is_inference() else weight._version, some

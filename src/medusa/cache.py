@@ -48,7 +48,7 @@ class TreeLayer(CacheLayerMixin):
 
     def make_room(self) -> None:
         """Allocate columns up to the last one in use."""
-        if self.keys.shape[2] < self.slots.end:
+        if self.keys.shape[2] < self.slots.end + self.slots.spare:
             self.keys, self.values = self._grown(self.keys), self._grown(self.values)
 
     def _grown(self, states: Tensor) -> Tensor:
@@ -87,6 +87,7 @@ class Slots:
         self.expected = expected
         self.static = static
         self.named = named or static
+        self.spare = int(named and not static)
         self.begin = 0
         self.end = 0
         self.columns: Tensor | None = None
@@ -97,7 +98,7 @@ class Slots:
             return power_of_two(self.end)
         ample = self.end + max(BLOCK, self.end // 2)
         needed = min(ample, self.expected) if self.end <= self.expected else ample
-        return -(-(needed + self.named) // BLOCK) * BLOCK
+        return -(-(needed + self.spare) // BLOCK) * BLOCK
 
     def write(self, store: Tensor, states: Tensor) -> None:
         if self.columns is None:
@@ -155,6 +156,12 @@ class TreeCache(Cache):
         for layer in self.layers:
             layer.make_room()
 
+    def fits(self, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether a request of so many rows could write where this cache does."""
+        return len(self.start) == rows and all(
+            each.keys.dtype == dtype and each.keys.device == device for each in self.layers if each.is_initialized
+        )
+
     def reuse(self, other: TreeCache) -> None:
         """Write where another cache did, which is no longer used: what was captured with it stays valid."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
@@ -199,7 +206,8 @@ class TreeCache(Cache):
             path: [B, D + 1] accepted nodes from the root down; what stands after a row's count is ignored.
             count: [B] nodes kept of each row; 0 leaves the row as it was.
         """
-        width = path.shape[1]
+        width = max(count)
+        path = path[:, :width]
         first = torch.tensor(self.length, device=path.device)[:, None]
         source, target = first + path, first + torch.arange(width, device=path.device)
         for layer in self.layers if width > 1 else ():
@@ -222,9 +230,10 @@ class TreeCache(Cache):
         Args:
             window: how many positions back a node sees, itself counted, in sliding-window layers.
         """
-        if window is None and self.slots.columns is None and not any(self.start):
-            seen = torch.ones(1, len(tree), self.slots.end, dtype=torch.bool, device=device)
-            seen[..., self.slots.begin :] = tree.mask.to(device)
+        if window is None and min(self.length) == max(self.length) and not any(self.start):
+            begin, end = self.length[0], self.length[0] + len(tree)
+            seen = torch.zeros(1, len(tree), self.slots.end, dtype=torch.bool, device=device)
+            seen[..., :begin], seen[..., begin:end] = True, tree.mask.to(device)
             return seen.expand(len(self.start), -1, -1)
         columns = torch.arange(self.slots.end, device=device)
         start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))

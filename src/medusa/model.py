@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from .cache import TreeCache
 from .capture import Captures
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .pace import UNCALIBRATED, Calibration, StepTimes
-from .programs import Argument, Program, Programs
+from .programs import Programs
 from .tree import CandidateTree
 
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -39,8 +39,9 @@ class TreeModel(nn.Module):
         heads: heads made for it.
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
         capture: verify with shapes that stay as they are for long, on a GPU as a captured graph. None does so on GPUs.
-        compiled: verify by a program that is compiled at the first prefill (CPU only); that takes a C++ compiler and
-            some seconds to a minute, and frees each step of the Python between operators.
+        compiled: verify by programs that are compiled at the first prefill (CPU only), one for plain decoding and one
+            for trees; again for batches. That takes a C++ compiler and some seconds to a minute, and frees each step of
+            the Python between operators. Where it fails, a warning says so and this is False from then on.
         calibration: what was measured of the heads on this machine; decoding judges by it whether the tree pays.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
             False never does.
@@ -77,7 +78,7 @@ class TreeModel(nn.Module):
         self.captures = Captures()
         self.compiled = compiled
         self.programs = Programs()
-        self._weights: tuple[int, ...] = ()  # where they lie: what is captured reads them there
+        self._state: tuple[Any, ...] = ()  # of the base model: what is captured or compiled was so for this one
         self._idle_cache: TreeCache | None = None
         self.packed_layers = PackedLayers()
         self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
@@ -91,10 +92,12 @@ class TreeModel(nn.Module):
         """Pack the weights where they were not packed yet or have changed since; every prefill does.
 
         Raises:
-            ValueError: the model is to be compiled and is not on the CPU.
+            ValueError: the model is to be compiled, and is not on the CPU or runs flex attention.
         """
         if self.compiled and self.device.type != "cpu":
             raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
+        if self.compiled and self.base.config.get_text_config()._attn_implementation == "flex_attention":
+            raise ValueError("compiled=True is for eager and sdpa attention: base.set_attn_implementation('sdpa')")
         if not self.prepack:
             self.packed_layers, self._running_heads = PackedLayers(), ()
             return
@@ -120,13 +123,13 @@ class TreeModel(nn.Module):
     def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """The logits [B, K, V] of all heads, or of the `first`, for one hidden state a row [B, H]."""
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        with self.packed_layers.running():
+        with self.packed_layers.running(only=self.lm_head):
             logits: Tensor = self.running_heads(hidden, self.lm_head, first)
         return logits.transpose(0, 1)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The base model's own logits [..., V] for hidden states [..., H]."""
-        with self.packed_layers.running():
+        with self.packed_layers.running(only=self.lm_head):
             logits: Tensor = self.lm_head(hidden)
         return LogitRule.of(self.base.config.get_text_config())(logits)
 
@@ -135,7 +138,7 @@ class TreeModel(nn.Module):
         layers = self.base.config.get_text_config().num_hidden_layers
         cache = TreeCache(layers, expected, longest, static=self.capture, named=self.compiled)
         idle, self._idle_cache = self._idle_cache, None
-        if idle is not None and self.capture and longest is not None and len(idle.start) == len(longest):
+        if idle is not None and self.capture and longest and idle.fits(len(longest), self.dtype, self.device):
             cache.reuse(idle)
         return cache
 
@@ -153,7 +156,7 @@ class TreeModel(nn.Module):
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
-        self._weights = self.packed_layers.addresses(self.base) if self.capture or self.compiled else ()
+        self._state = self.packed_layers.state(self.base) if self.capture or self.compiled else ()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             {
@@ -164,24 +167,24 @@ class TreeModel(nn.Module):
                 **({"logits_to_keep": 1} if _takes(self.base, "logits_to_keep") else {}),
             }
         )
-        for tree in (CandidateTree(), self.tree) if self.compiled else ():
-            cache.begin_tree(len(tree), logits.device)
-            self._program(input_ids[:, -1:].expand(-1, len(tree)), tree, cache)
+        for tree in (CandidateTree(), self.tree):
+            if self.compiled:
+                cache.begin_tree(len(tree), logits.device)
+                self._compiled(input_ids[:, -1:].expand(-1, len(tree)), tree, cache)
         return logits[:, -1], hidden[:, -1]
 
     def verify(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> tuple[Tensor, Tensor]:
         """One forward over the nodes' tokens [B, N]; returns logits [B, N, V] and hidden states [B, N, H]."""
         cache.begin_tree(len(tree), tokens.device)
-        compiled = self._program(tokens, tree, cache) if self.compiled else None
-        if compiled is not None:
-            program, tensors = compiled
-            logits, hidden = program(tensors)
+        ready = self._compiled(tokens, tree, cache) if self.compiled else None
+        if ready is not None:
+            logits, hidden = ready()
             return logits, hidden
         inputs = self._tree_inputs(tokens, tree, cache)
         if not self.capture:
             return self._forward_tree(cache, **inputs)
         cache.make_room()
-        state = self._weights, cache.addresses
+        state = self._state, cache.addresses
         key = (*tokens.shape, cache.slots.end)
         verified: tuple[Tensor, Tensor] = self.captures.run(state, key, partial(self._forward_tree, cache), inputs)
         return verified
@@ -206,8 +209,10 @@ class TreeModel(nn.Module):
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         return self._forward(inputs, as_operators)
 
-    def _program(self, tokens: Tensor, tree: CandidateTree, cache: TreeCache) -> tuple[Program, list[Tensor]] | None:
-        """The compiled forward over a tree like this one, and what to run it on; None where it cannot be compiled."""
+    def _compiled(
+        self, tokens: Tensor, tree: CandidateTree, cache: TreeCache
+    ) -> Callable[[], tuple[Tensor, ...]] | None:
+        """The forward over a tree as a program; compiled if there is none yet, None where that cannot be done."""
         cache.make_room()
         inputs = {
             name: each.clone(memory_format=torch.contiguous_format)  # strides are sizes that a program counts on, too
@@ -220,16 +225,15 @@ class TreeModel(nn.Module):
             with cache.lent(named["columns"], tensors[count - 1].shape[-1], tensors[count:]):
                 return self._forward_tree(cache, as_operators=True, **named)
 
-        arguments = [Argument(tensor, tuple({0, 1, tensor.dim() - 2, tensor.dim() - 1})) for tensor in inputs.values()]
-        arguments += [Argument(states, (0, 2)) for states in cache.states]
+        tensors = [*inputs.values(), *cache.states]
         try:
-            program = self.programs.get(self._weights, forward, arguments)
+            program = self.programs.get(self._state, forward, tensors[:count], tensors[count:])
         except Exception as error:  # a compiler raises what it likes
             reason = str(error).strip().split("\n")[0]
             warnings.warn(f"this model cannot be compiled here, and goes on as it is: {reason}", stacklevel=2)
-            self.compiled = False
+            self.compiled, self.programs = False, Programs()
             return None
-        return program, [argument.tensor for argument in arguments]
+        return partial(program, tensors)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
@@ -238,7 +242,7 @@ class TreeModel(nn.Module):
         return captured[-1]
 
     def _forward(self, inputs: dict[str, Any], as_operators: bool = False) -> tuple[Tensor, Tensor]:
-        with self.packed_layers.running(as_operators), _captured_input(self.lm_head) as captured:
+        with self.packed_layers.running(as_operators=as_operators), _captured_input(self.lm_head) as captured:
             logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 

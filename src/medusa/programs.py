@@ -7,8 +7,7 @@ before each run; where it does not hold, another program is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,29 +19,22 @@ if TYPE_CHECKING:
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-@dataclass(frozen=True)
-class Argument:
-    """A tensor to run a program on.
-
-    Attributes:
-        tensor: what a program reads or writes.
-        varies: its dimensions that other runs may have in another size.
-    """
-
-    tensor: Tensor
-    varies: tuple[int, ...]
-
-
 class Program:
     """`function` compiled for arguments like these; what it writes to its arguments, the program does too.
 
     Tensors that the function reaches by other ways (weights, say) are read where they lie.
 
+    Args:
+        function: of tensors; it is given the inputs and the stores.
+        inputs: tensors of which all sizes may vary.
+        stores: tensors [B, heads, C, width] to read and write, of which B and C may vary. Those that have equal sizes
+            now have so in every run.
+
     Raises:
         Exception: whatever tracing and compiling raise: values decide what is computed, or no C++ compiler is there.
     """
 
-    def __init__(self, function: Function, arguments: Sequence[Argument]):
+    def __init__(self, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]):
         # the compiler takes a second to import, which only those who compile should wait for
         from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -51,16 +43,25 @@ class Program:
         sizes = ShapeEnv(duck_shape=False)  # two sizes that happen to be equal need not stay so
         fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
         with torch.inference_mode(False), torch.no_grad():
-            inputs = [_symbolic(fake, argument, number) for number, argument in enumerate(arguments)]
-            traced = make_fx(function, _allow_non_fake_inputs=True)(*inputs)
-            self._run: Any = torch._inductor.compile(traced, list[Any](inputs))
-        assumed = sizes.produce_guards_expression(inputs, ignore_static=False) or "True"
-        self._assumed = compile(assumed, "<sizes>", "eval")
+            symbolic = [_symbolic(fake, each, range(each.dim())) for each in inputs]
+            first: dict[Any, int] = {}  # of the stores of equal sizes
+            for store in stores:
+                like = first.setdefault((store.shape, store.dtype), len(symbolic))
+                symbolic.append(_alike(symbolic[like]) if like < len(symbolic) else _symbolic(fake, store, (0, 2)))
+            traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
+            self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
+        self._asked = [*range(len(inputs)), *first.values()]
+        self._dtypes = [symbolic[place].dtype for place in self._asked]
+        assumed = sizes.produce_guards_expression([symbolic[place] for place in self._asked], ignore_static=False)
+        self._assumed = compile(assumed or "True", "<sizes>", "eval")
         self._names = SYMPY_INTERP
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the program holds for tensors of these sizes."""
-        named = {f"t{number}": tensor for number, tensor in enumerate(tensors)}
+        """Whether the program holds for such inputs and stores."""
+        asked = [tensors[place] for place in self._asked]
+        if [tensor.dtype for tensor in asked] != self._dtypes:
+            return False
+        named = {f"t{number}": tensor for number, tensor in enumerate(asked)}
         return bool(eval(self._assumed, self._names, {"L": named}))  # torch wrote it, from sizes
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -72,7 +73,7 @@ class Programs:
     """The programs of one function; another state of the world forgets them.
 
     Attributes:
-        state: what else they were compiled with: addresses of weights, say.
+        state: what else they were compiled with: weights and settings, say.
     """
 
     def __init__(self) -> None:
@@ -82,28 +83,31 @@ class Programs:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, state: Any, function: Function, arguments: Sequence[Argument]) -> Program:
+    def get(self, state: Any, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]) -> Program:
         """A program for these arguments; compiled if there is none."""
         if state != self.state:
             self.state, self._known = state, []
-        tensors = [argument.tensor for argument in arguments]
         for program in self._known:
-            if program.fits(tensors):
+            if program.fits([*inputs, *stores]):
                 return program
-        self._known.append(Program(function, arguments))
+        self._known.append(Program(function, inputs, stores))
         return self._known[-1]
 
 
-def _symbolic(fake: FakeTensorMode, argument: Argument, number: int) -> FakeTensor:
-    """A stand-in without memory, with symbols for the sizes that vary."""
-    from torch._dynamo.source import LocalSource
+def _symbolic(fake: FakeTensorMode, like: Tensor, varies: Iterable[int]) -> FakeTensor:
+    """A stand-in with symbols for the sizes that vary; besides that, one of size 1 is always of size 1."""
+    from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-    like = argument.tensor
-    sizes = [DimDynamic.DYNAMIC if place in argument.varies else DimDynamic.STATIC for place in range(like.dim())]
+    sizes = [DimDynamic.DYNAMIC if place in varies else DimDynamic.STATIC for place in range(like.dim())]
     ordinary = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
     return fake.from_tensor(
-        ordinary,
-        source=LocalSource(f"argument_{number}"),
+        ordinary,  # inference tensors have no version, which stand-ins are asked for
+        source=ConstantSource(f"argument_{id(ordinary)}"),
         symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
     )
+
+
+def _alike(stand_in: FakeTensor) -> FakeTensor:
+    """Another one of the same sizes."""
+    return torch.empty_like(stand_in)  # type: ignore[return-value]
