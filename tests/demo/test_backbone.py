@@ -76,13 +76,10 @@ def test_one_mixture_comes_after_the_other(tokenizer):
     assert 0 < sum("Answer:" in text for text in later) < len(later), "half of the rows are the drill's"
 
 
-def test_the_rate_rises_stays_and_falls():
-    recipe = replace(Recipe(), steps=4000, warmup=100, decay_share=0.4, plateau=((1000, 1.0), (2000, 0.5)))
-    rates = [recipe.rate(step) for step in (0, 99, 1000, 1500, 2200, 3200, 3999)]
-    assert rates[0] == pytest.approx(0.01)
-    assert rates[1:3] == [1, 1]
-    assert rates[3:6] == pytest.approx([0.75, 0.5, 0.25])
-    assert 0 < rates[6] < 0.001
+def test_the_rate_is_a_straight_line_between_its_points():
+    recipe = replace(Recipe(), rates=((0, 0.1), (100, 1.0), (300, 0.5), (400, 0.0)))
+    assert recipe.steps == 400
+    assert [recipe.rate(step) for step in (0, 50, 100, 200, 350)] == pytest.approx([0.1, 0.55, 1.0, 0.75, 0.25])
 
 
 def test_some_steps_are_equations_alone(tokenizer):

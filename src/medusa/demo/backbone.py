@@ -90,7 +90,12 @@ RETELLING = replace(
     shares={"extraction": 0.42, "tables": 0.28, "sql": 0.07, "math": 0.13, "code": 0.06, "writing": 0.04},
     anew=0.12, retold=0.48, reworded=0.05, recombined=0.25, strange=0.2,
 )  # fmt: skip
-"""Last, mostly the hundred ways to tell of each kind."""
+"""Mostly the tellings, a hundred of each kind."""
+LAST = replace(
+    RETELLING,
+    shares={"extraction": 0.42, "tables": 0.20, "sql": 0.08, "math": 0.14, "code": 0.10, "writing": 0.06},
+)
+"""Three hundred of each, and again more of the other tasks."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,20 @@ class Recipe:
     layers: int = 6
     intermediate_size: int = 704
     context: int = 2048
-    steps: int = 10900
     batch_tokens: int = 6144
-    warmup: int = 100
-    plateau: tuple[tuple[int, float], ...] = ((4080, 1.0), (4950, 0.680), (7035, 0.680), (7250, 0.638))
-    """The learning rate between warm-up and decay, as a share of its peak: a straight line between these steps."""
-    decay_share: float = 0.33
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.01),
+        (100, 1.0),
+        (4080, 1.0),
+        (4950, 0.680),
+        (7035, 0.680),
+        (7250, 0.638),
+        (7303, 0.638),
+        (10900, 0.0),
+        (11000, 0.35),
+        (13900, 0.0),
+    )
+    """Learning rates as shares of the peak, each with its step, straight lines between; the last step is the end."""
     drill_steps: int = 650
     equation_steps: tuple[int, int] = (1250, 1400)
     muon_lr: float = 0.01
@@ -123,14 +136,18 @@ class Recipe:
         (4950, HARDEST),
         (6200, RECOMBINING),
         (7250, RETELLING),
+        (10900, LAST),
     )
     """Each mixture with the step it comes in at."""
 
+    @property
+    def steps(self) -> int:
+        return self.rates[-1][0]
+
     def rate(self, step: int) -> float:
-        """The learning rate as a share of its peak: warm-up, the plateau, and a straight line down to 0."""
-        fall = (self.steps - step) / (self.decay_share * self.steps)
-        steps, shares = zip(*self.plateau, strict=True)
-        return min(1.0, (step + 1) / self.warmup, fall) * float(np.interp(step, steps, shares))
+        """The learning rate as a share of its peak."""
+        steps, shares = zip(*self.rates, strict=True)
+        return float(np.interp(step, steps, shares))
 
 
 def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

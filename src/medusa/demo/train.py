@@ -99,10 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write (default: the embedded one)")
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and answers")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps of the backbone")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only these stages (default: all)")
     options = parser.parse_args()
-    recipe = dataclasses.replace(Recipe(), steps=options.steps)
+    recipe = Recipe()
     base, heads, work = options.output / "base", options.output / "heads", options.work
     work.mkdir(parents=True, exist_ok=True)
     make = {
