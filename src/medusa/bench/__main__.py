@@ -39,7 +39,7 @@ def measure(
     name: str, temperature: float, options: argparse.Namespace, console: Console
 ) -> tuple[list[Comparison], int]:
     """All comparisons of one model at one temperature, and the tree's node count."""
-    model, tokenizer = demo.load(inflate=MODELS[name], compiled=options.compiled)
+    model, tokenizer = demo.load(inflate=MODELS[name], compiled=options.compiled, all_heads=True)
     nodes = options.nodes or NODES[name]
     model.tree = CandidateTree.from_accuracies(head_accuracies(), nodes)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

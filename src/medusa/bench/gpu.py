@@ -113,7 +113,7 @@ def generate(base: LlamaForCausalLM, context: int, tokens: int, **options: Any) 
 
 def inflated(device: torch.device, per_category: int, width: int) -> dict[str, Any]:
     """The embedded model at the cost of a larger one: Medusa against plain decoding and `generate`, greedy."""
-    model, tokenizer = demo.load(inflate=width, dtype=torch.bfloat16)
+    model, tokenizer = demo.load(inflate=width, dtype=torch.bfloat16, all_heads=True)
     model.to(device)
     prompts = [_moved(prompt, device) for prompt in held_out(tokenizer, per_category)]
     results = {}

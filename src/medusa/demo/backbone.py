@@ -96,6 +96,8 @@ LAST = replace(
     shares={"extraction": 0.42, "tables": 0.20, "sql": 0.08, "math": 0.14, "code": 0.10, "writing": 0.06},
 )
 """Three hundred of each, and again more of the other tasks."""
+EVEN = replace(LAST, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), varied=0.6)
+"""For the heads: as many tasks of each category, with words that they have not learnt by heart."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,30 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
             yield next(parts[sum(step >= begin for begin, _ in recipe.mixtures) - 1])
 
 
+def varied_tasks(
+    mixture: Mixture, tokenizer: PreTrainedTokenizerBase, rng: random.Random, first_seed: int
+) -> Iterator[Task]:
+    """Training tasks without end, every one new; most are varied."""
+    seeds = itertools.count(first_seed)
+    names, weights = list(mixture.shares), list(mixture.shares.values())
+    letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
+    pieces = letters if mixture.pieces else []
+    ways = composed, reworded, retold, recombined, None
+    shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
+    while True:
+        category = rng.choices(names, weights)[0]
+        task = make_task(category, next(seeds), "train")
+        while category == "tables" and not asks_for_columns(task.prompt) and rng.random() < mixture.selected:
+            task = make_task(category, next(seeds), "train")
+        if rng.random() <= mixture.varied:
+            repeated = category == "tables" and rng.random() < mixture.repeated
+            prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
+            way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
+            prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
+            task = Task(category, prompt, answer, {})
+        yield task
+
+
 def task_batches(
     recipe: Recipe,
     mixture: Mixture,
@@ -271,26 +297,9 @@ def task_batches(
     pool: int,
     first_seed: int,
 ) -> Iterator[list[Row]]:
-    """Batches of rows of similar length; every task is new, and most are varied."""
-    seeds = itertools.count(first_seed)
-    names, weights = list(mixture.shares), list(mixture.shares.values())
-    letters = sorted(piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha())
-    pieces = letters if mixture.pieces else []
-    ways = composed, reworded, retold, recombined, None
-    shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
+    """Batches of rows of similar length."""
+    tasks = varied_tasks(mixture, tokenizer, rng, first_seed)
     kinds = (mixture.equations, mixture.drill, 1 - mixture.equations - mixture.drill)
-
-    def turn() -> tuple[str, str]:
-        category = rng.choices(names, weights)[0]
-        task = make_task(category, next(seeds), "train")
-        while category == "tables" and not asks_for_columns(task.prompt) and rng.random() < mixture.selected:
-            task = make_task(category, next(seeds), "train")
-        if rng.random() > mixture.varied:
-            return task.prompt, task.answer
-        repeated = category == "tables" and rng.random() < mixture.repeated
-        prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
-        way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
-        return prompt if way is None else way(rng, prompt, answer, mixture.strange), answer
 
     def row() -> Row:
         kind = rng.choices(("equations", "drill", "tasks"), kinds)[0]
@@ -299,7 +308,7 @@ def task_batches(
         if kind == "drill":
             return drill_row(tokenizer, rng, rng.randint(0, 32), rng.randint(8, 48), rng.randint(0, 32), 2)
         turns = rng.choice((2, 3)) if rng.random() < mixture.conversations else 1
-        return encode(tokenizer, [turn() for _ in range(turns)])
+        return encode(tokenizer, [(task.prompt, task.answer) for task in itertools.islice(tasks, turns)])
 
     while True:
         rows = sorted((row() for _ in range(pool)), key=lambda row: len(row.ids))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,22 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from ..pace import UNCALIBRATED
 from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..training import Example, TrainingConfig, evaluate_heads, train_heads
+from ..tree import CandidateTree
 from . import FOLDER
-from .backbone import Recipe, accuracy, answers, train
+from .backbone import EVEN, Recipe, accuracy, answers, train, varied_tasks
 from .card import write_card
 from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
 ANSWERS = {"train": 800, "test": 40}
-"""Tasks of each category whose answers the heads are trained and judged on."""
+"""Answers for each category that the heads are trained and judged on, the first to varied tasks."""
+NODES = 16
+"""Of the tree that is stored; what nodes cost is each machine's own."""
 HEADS = TrainingConfig(epochs=5, batch_size=512, lr=2e-3)
 
 
@@ -46,8 +52,12 @@ def make_backbone(recipe: Recipe, folder: Path, work: Path) -> None:
 def make_answers(folder: Path, work: Path) -> None:
     """The backbone's own greedy answers to tasks it was not trained on: new seeds, both splits."""
     model, tokenizer = _backbone(folder)
-    for split, count in ANSWERS.items():
-        tasks = [make_task(name, 10_000_000 + seed, split) for name in CATEGORIES for seed in range(count)]  # type: ignore[arg-type]
+    varied = varied_tasks(EVEN, tokenizer, random.Random(1), 20_000_000)
+    asked = {
+        "train": list(itertools.islice(varied, ANSWERS["train"] * len(CATEGORIES))),
+        "test": [make_task(name, 10_000_000 + seed) for name in CATEGORIES for seed in range(ANSWERS["test"])],
+    }
+    for split, tasks in asked.items():
         lines = [
             json.dumps({"category": task.category, "prompt": task.prompt, "answer": text})
             for task, text in zip(tasks, answers(model, tokenizer, tasks), strict=True)
@@ -65,6 +75,8 @@ def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None
     seconds = time.perf_counter() - started
     metrics = evaluate_heads(model, _examples(tokenizer, work / "answers-test.jsonl"))
     model.heads.to(torch.bfloat16)
+    model.tree = CandidateTree.from_accuracies(metrics.accuracy, NODES)
+    model.calibration = dataclasses.replace(UNCALIBRATED, accuracies=metrics.accuracy)
     model.save_pretrained(folder, base=f"../{base.name}")
     report = {"config": dataclasses.asdict(HEADS), "seconds": seconds, "loss": sum(losses[-50:]) / len(losses[-50:])}
     report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **provenance()}
