@@ -55,7 +55,7 @@ def scripted(model, prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2", "olmo2", "cohere"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "cohere"])
 def test_a_compiled_model_writes_the_same(name):
     model, ids = compiled(name), varied_prompt(name)
     (text,) = scripted(model, [ids])
