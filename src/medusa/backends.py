@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional
 
 from .heads import MedusaHeads, Projection
@@ -59,13 +59,13 @@ class PackedWeight:
 
 _HANDLES = itertools.count()
 _PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
-_OPERATORS = torch.library.Library("medusa", "DEF")
+_OPERATORS = library.Library("medusa", "DEF")
 _OPERATORS.define("packed_product(Tensor states, int handle, int features) -> Tensor")
 _OPERATORS.impl("packed_product", lambda states, handle, features: _PACKED[handle](states), "CPU")
 _OPERATORS.impl(
     "packed_product", lambda states, handle, features: states.new_empty((*states.shape[:-1], features)), "Meta"
 )
-_OPERATORS.impl("packed_product", torch.library.fallthrough_kernel, "Autograd")
+_OPERATORS.impl("packed_product", library.fallthrough_kernel, "Autograd")
 
 
 class PackedLayers:
