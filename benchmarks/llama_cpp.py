@@ -28,7 +28,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import CandidateTree, MedusaModel
 from medusa.bench.report import stem
-from medusa.decoding import PLAIN
 from medusa.provenance import provenance
 
 CONFIG = LlamaConfig(
@@ -127,27 +126,19 @@ class Medusa:
     @torch.inference_mode()
     def decode(self, tokens: list[int]) -> np.ndarray:
         """The logits [n, V] of tokens behind the prompt, one after the other."""
-        logits, _ = self.model.verify(torch.tensor([tokens]), chain(len(tokens)), self.cache)
+        logits, _ = self.model.verify(torch.tensor([tokens]), CandidateTree.chain(len(tokens) - 1), self.cache)
         return logits[0].numpy()
 
     @torch.inference_mode()
     def verify(self, tokens: list[int]) -> None:
         """A tree of as many nodes."""
-        self.model.verify(torch.tensor([tokens]), tree(len(tokens)), self.cache)
+        self.model.verify(torch.tensor([tokens]), CandidateTree.default(5, len(tokens)), self.cache)
 
     @torch.inference_mode()
     def draft(self, tokens: list[int]) -> None:
         """What a step asks of the heads besides; nothing where it decodes plainly."""
         if len(tokens) > 1:
-            self.model.draft_logits(self.hidden, tree(len(tokens)).max_depth)
-
-
-def chain(nodes: int) -> CandidateTree:
-    return CandidateTree([(0,) * depth for depth in range(1, nodes)])
-
-
-def tree(nodes: int) -> CandidateTree:
-    return CandidateTree.default(5, nodes) if nodes > 1 else PLAIN
+            self.model.draft_logits(self.hidden, CandidateTree.default(5, len(tokens)).max_depth)
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -26,7 +25,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from ..calibration.report import Settings, calibrate
 from ..pretrained import MedusaModel
 from ..provenance import provenance
-from .report import stem
+from .report import write_json
 
 SIZES: dict[str, dict[str, int]] = {
     "1B": {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
@@ -115,9 +114,7 @@ def main() -> None:
         for stage, each in stages.items():
             shown.add_row(variant, stage, f"{each['seconds']:.1f}", f"{each['peak_bytes'] / 1e9:.2f}")
     console.print(size, shown)
-    file = stem(options.output, report["provenance"]).with_suffix(".memory.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"written to {write_json(options.output, report, 'memory')}")
 
 
 def _alone(call: Any, *arguments: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import warnings
 from pathlib import Path
@@ -22,12 +21,11 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from ..calibration.latency import measure_latency
-from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .replay import PROPORTIONS
-from .report import stem
+from .report import write_json
 
 SIZES = (1, 4, 8, 16, 32)
 
@@ -65,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console, errors = Console(width=120), Console(stderr=True)
     text = torch.randint(PROPORTIONS.vocab_size, (options.context,)).tolist()
-    trees = [PLAIN, *(CandidateTree.default(5, nodes) for nodes in SIZES[1:])]
+    trees = [CandidateTree.default(5, nodes) for nodes in SIZES]
     taken: dict[str, dict[int, list[float]]] = {}
     models = variants()
     for _ in track(range(options.rounds), "rounds", console=errors):
@@ -80,9 +78,7 @@ def main() -> None:
         shown.add_row(name, *(f"{value:.1f}" for value in ms.values()), f"{ms['8'] / ms['1']:.2f}")
     console.print(shown)
     report = {"provenance": provenance(), "context": options.context, "ms": medians}
-    file = stem(options.output, report["provenance"]).with_suffix(".precision.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"written to {write_json(options.output, report, 'precision')}")
 
 
 if __name__ == "__main__":

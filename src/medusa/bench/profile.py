@@ -6,7 +6,6 @@ On the embedded model and on inflated ones (the same function at the cost of a l
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
-from .report import stem
+from .report import write_json
 
 WIDTHS: dict[str, int | None] = {"embedded": None, "30M": 6_200, "100M": INFLATED_WIDTH, "300M": 64_800}
 """MLP columns that make the embedded model as large as this."""
@@ -142,9 +141,7 @@ def main() -> None:
                 within.add_row(*labels, *(f"{value:.2f}" for value in parts.values()))
     console.print(shown)
     console.print(within)
-    file = stem(options.output, report["provenance"]).with_suffix(".profile.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"written to {write_json(options.output, report, 'profile')}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ many tokens, and at every position as many candidates are accepted as the embedd
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
-from .report import stem
+from .report import write_json
 
 PROPORTIONS = LlamaConfig(
     vocab_size=32_000,
@@ -147,9 +146,7 @@ def main() -> None:
                 f"{each['step_ms']:.1f}", f"{each['speedup']:.2f} ({low:.2f} to {high:.2f})",
             )  # fmt: skip
     console.print(shown)
-    file = stem(options.output, report["provenance"]).with_suffix(".replay.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"written to {write_json(options.output, report, 'replay')}")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,13 @@ def stem(folder: Path, made: dict[str, Any]) -> Path:
     return folder / f"{made['date']}-{slug(made['device'])}"
 
 
+def write_json(folder: Path, report: dict[str, Any], kind: str) -> Path:
+    """Write `<date>-<device>.<kind>.json`; returns its path."""
+    file = stem(folder, report["provenance"]).with_suffix(f".{kind}.json")
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    return file
+
+
 def slug(device: str) -> str:
     """A device's name as part of a file's."""
     words = "".join(letter if letter.isalnum() else "-" for letter in device.lower())

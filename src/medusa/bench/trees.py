@@ -7,7 +7,6 @@ Predictions and outcomes stand side by side in the results.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..calibration.report import measure
 from ..calibration.search import joint_tree
 from ..provenance import provenance
 from .__main__ import INFLATED_WIDTH
-from .report import stem
+from .report import write_json
 
 BUDGETS = {"embedded": (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64), "inflated": (2, 4, 6, 8, 12, 16, 24, 32)}
 """Sizes of joint trees that are decoded."""
@@ -112,9 +111,7 @@ def main() -> None:
             rates = (f"{each[key]:.2f}" for key in ("predicted_rate", "rate", "predicted_speedup", "speedup"))
             shown.add_row(each["kind"], str(each["nodes"]), *rates)
         console.print(shown, report["results"][name]["claims"])
-    file = stem(options.output, made).with_suffix(".trees.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"written to {write_json(options.output, report, 'trees')}")
 
 
 if __name__ == "__main__":
