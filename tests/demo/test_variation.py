@@ -13,6 +13,7 @@ from medusa.demo.variation import (
     composed,
     equations,
     invented,
+    reasked,
     recombined,
     renamed,
     retold,
@@ -123,3 +124,18 @@ def test_repeated_values_are_repeated_in_prompt_and_answer_alike():
         assert [line.count("|") for line in answer.splitlines()] == shape
         assert all(word in prompt for word in re.findall(r"[A-Z]\w+", answer))
     assert after < 0.85 * before
+
+
+@pytest.mark.parametrize("category", ["extraction", "tables"])
+def test_a_question_in_other_words_leaves_records_text_and_column_names(category):
+    rng, changed = random.Random(0), 0
+    for seed in range(60):
+        task = make_task(category, seed, "train")
+        prompt = reasked(rng, task.prompt, task.answer)
+        for before, after in zip(task.prompt.split("\n"), prompt.split("\n"), strict=True):
+            if re.search(r"\d", before):
+                assert after == before
+            kept = [word for word in re.findall(r"[A-Za-z]{2,}", before) if word in task.answer]
+            assert all(word in after for word in kept)
+            changed += after != before
+    assert changed > 40

@@ -24,7 +24,10 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .tasks import CATEGORIES, Task, check, make_task
-from .variation import asks_for_columns, composed, equations, recombined, renamed, retold, reworded
+from .variation import asks_for_columns, composed, equations, reasked, recombined, renamed, retold, reworded
+
+COPYING = ("extraction", "tables")
+"""Categories whose answers copy most of the prompt, and nothing of the question."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Mixture:
         strange: share of facts in texts made anew that are in words which say nothing about them.
         retold: share of varied extraction tasks told in other templates than their own.
         recombined: share of varied extraction tasks told in sentences of several templates.
+        reasked: share of varied `COPYING` tasks in which some words of the question are others.
         selected: how often a tables task for all columns is passed over, so that more ask for some.
         repeated: share of varied tables tasks in which many values are the same few words.
         equations: share of rows that are equations alone.
@@ -55,6 +59,7 @@ class Mixture:
     strange: float = 0.0
     retold: float = 0.0
     recombined: float = 0.0
+    reasked: float = 0.0
     selected: float = 0.0
     repeated: float = 0.0
     equations: float = 0.06
@@ -96,7 +101,13 @@ LAST = replace(
     shares={"extraction": 0.42, "tables": 0.20, "sql": 0.08, "math": 0.14, "code": 0.10, "writing": 0.06},
 )
 """Three hundred of each, and again more of the other tasks."""
-EVEN = replace(LAST, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), varied=0.6)
+REASKING = replace(
+    LAST,
+    shares={"extraction": 0.42, "tables": 0.22, "sql": 0.08, "math": 0.12, "code": 0.10, "writing": 0.06},
+    reasked=0.5,
+)
+"""Words of the question are not words of the text."""
+EVEN = replace(REASKING, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), varied=0.6)
 """For the heads: as many tasks of each category, with words that they have not learnt by heart."""
 
 
@@ -122,6 +133,8 @@ class Recipe:
         (10900, 0.0),
         (11000, 0.35),
         (13900, 0.0),
+        (13950, 0.3),
+        (14950, 0.0),
     )
     """Learning rates as shares of the peak, each with its step, straight lines between; the last step is the end."""
     drill_steps: int = 650
@@ -139,6 +152,7 @@ class Recipe:
         (6200, RECOMBINING),
         (7250, RETELLING),
         (10900, LAST),
+        (13900, REASKING),
     )
     """Each mixture with the step it comes in at."""
 
@@ -285,6 +299,8 @@ def varied_tasks(
             prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
             way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
             prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
+            if category in COPYING and mixture.reasked and rng.random() < mixture.reasked:
+                prompt = reasked(rng, prompt, answer)
             task = Task(category, prompt, answer, {})
         yield task
 

@@ -114,4 +114,6 @@ def _mixture(mixture: dict[str, Any]) -> str:
     texts = f"{mixture['anew']:.0%} texts made anew ({mixture['strange']:.0%} of facts in words that say nothing)"
     texts += f", {mixture['retold']:.0%} retold, {mixture['recombined']:.0%} of mixed sentences"
     texts += f", {mixture['reworded']:.0%} thinned"
-    return f"{shares}; {mixture['varied']:.0%} of tasks varied, of these {texts}; of all rows {rows}"
+    asked = f" ({mixture['reasked']:.0%} of those to copy from asked in other words)" if mixture["reasked"] else ""
+    varied = f"{mixture['varied']:.0%} of tasks varied{asked}, of the extraction tasks among them {texts}"
+    return f"{shares}; {varied}; of all rows {rows}"

@@ -30,11 +30,11 @@ from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
-ANSWERS = {"train": 800, "test": 40}
+ANSWERS = {"train": 1600, "test": 40}
 """Answers for each category that the heads are trained and judged on, the first to varied tasks."""
 NODES = 16
 """Of the tree that is stored; what nodes cost is each machine's own."""
-HEADS = TrainingConfig(epochs=5, batch_size=512, lr=2e-3)
+HEADS = TrainingConfig(epochs=3, batch_size=512, lr=2e-3)
 
 
 def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> None:

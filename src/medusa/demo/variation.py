@@ -220,6 +220,26 @@ def _with_text(prompt: str, text: str) -> str:
     return "\n".join(lines)
 
 
+def reasked(rng: random.Random, prompt: str, answer: str) -> str:
+    """The prompt with some words of the question, which the answer lacks, replaced by others that say nothing.
+
+    However unknown its words are, a question is never copied into the answer. It stands on the lines without a figure.
+    """
+    lines = prompt.split("\n")
+    for place, line in enumerate(lines):
+        if not re.search(r"\d", line):
+            lines[place] = re.sub(r"[A-Za-z]{2,}", lambda found: _other(rng, found[0], answer), line)
+    return "\n".join(lines)
+
+
+def _other(rng: random.Random, word: str, answer: str) -> str:
+    """The word, or if the answer lacks it three times in ten another."""
+    if word == "JSON" or word in answer or rng.random() >= 0.3:
+        return word
+    other = rng.choice(STRANGE)
+    return other.capitalize() if word[0].isupper() else other
+
+
 def _longest(lines: list[str]) -> int:
     return max(range(len(lines)), key=lambda index: len(lines[index]))
 
