@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from medusa import demo
-
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -16,7 +14,6 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
 @pytest.mark.usefixtures("in_the_repository")
 def test_the_python_lines_run(capsys):
     block = re.search(r"```python\n(from medusa import MedusaModel.*?)```", README, re.S)

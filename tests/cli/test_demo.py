@@ -4,11 +4,8 @@ import sys
 
 import pytest
 
-from medusa import demo
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
 def test_the_demo_prints_a_table_and_writes_the_figures(tmp_path):
     file = tmp_path / "demo.json"
     command = [sys.executable, "-m", "medusa.cli", "demo", "--json", str(file), "--max-new-tokens", "200"]

@@ -12,8 +12,6 @@ from medusa.demo.inflation import inflated
 from medusa.demo.tasks import CHECKED
 from medusa.training import Example, evaluate_heads
 
-pytestmark = pytest.mark.skipif(not (demo.FOLDER / "heads").is_dir(), reason="the embedded model is not there yet")
-
 
 @pytest.fixture(scope="module")
 def loaded():
