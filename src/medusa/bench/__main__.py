@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .measure import Comparison, compare
 from .prompts import held_out
-from .report import figures, table, write
+from .report import WIDTH, figures, table, write
 
 INFLATED_WIDTH = 21_600
 """MLP columns of the inflated model: about 100 million parameters at the embedded model's size."""
 MODELS: dict[str, int | None] = {"embedded": None, "inflated": INFLATED_WIDTH}
-NODES = {"embedded": 16, "inflated": 8}
+NODES = {"embedded": 12, "inflated": 8}
 """Nodes of each model's tree; on a CPU a larger model leaves less room."""
 
 REPEATS = {"embedded": 3, "inflated": 1}
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Console(width=None if sys.stdout.isatty() else WIDTH), Console(stderr=True)
     report: dict[str, Any] = {"provenance": provenance(), "compiled": options.compiled, "results": {}}
     tables: list[Table] = []
     for name in options.models:

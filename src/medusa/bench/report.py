@@ -16,6 +16,8 @@ from .methods import METHODS
 
 COLUMNS = ("tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s")
 """What every table of figures starts with."""
+WIDTH = 160
+"""Columns of a table that no terminal limits."""
 BASELINES = [name for name in METHODS if name != "medusa"]
 
 
@@ -91,7 +93,7 @@ def write(folder: Path, report: dict[str, Any], tables: Sequence[Table], kind: s
     begin = stem(folder, made)
     begin = begin.with_name("-".join(filter(None, (begin.name, kind))))
     begin.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
     for each in tables:
         console.print(each)
     begin.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())

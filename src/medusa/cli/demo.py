@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -132,7 +133,7 @@ def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
 
 def table(comparisons: list[Comparison]) -> Table:
     """A row for each answer and one for all."""
-    shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left")
+    shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left", box=box.SIMPLE_HEAD)
     shown.add_column("request")
     for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
         shown.add_column(column, justify="right")

@@ -47,9 +47,9 @@ Writing has no exact checker.
 
 ## Heads (`heads/`)
 
-{num_heads} Medusa-1 heads, one residual layer and an own lm_head each, trained on {answers} of the model's own greedy
-answers for {epochs} epochs (AdamW {lr}, cosine schedule with warm-up, lambda_k = {decay}^k) in {head_minutes:.1f}
-minutes.
+{num_heads} Medusa-1 heads, three residual layers each, which share the backbone's lm_head, trained on {answers} of the
+model's own greedy answers to varied tasks for {epochs} epochs (AdamW {lr}, cosine schedule with warm-up, lambda_k =
+{decay}^k) in {head_minutes:.1f} minutes.
 Accuracy on the model's answers to held-out tasks ({positions} positions):
 
 | head | top-1 | top-2 | top-3 | top-4 | top-5 |
