@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import CandidateTree, MedusaModel
-from medusa.bench.report import stem
+from medusa.bench.report import write_json
 from medusa.provenance import provenance
 
 CONFIG = LlamaConfig(
@@ -212,9 +211,8 @@ def main() -> None:
     console = Console(width=120)
     console.print(shown)
     report = {"provenance": made, "context": options.context, "largest_difference": difference}
-    file = stem(options.output, made).with_suffix(".llama-cpp.json")
-    file.write_text(json.dumps(report | {"ms": medians, "ratios": ratios, "rounds": rounds}, indent=1) + "\n")
-    console.print(f"written to {file}")
+    report |= {"ms": medians, "ratios": ratios, "rounds": rounds}
+    console.print(f"written to {write_json(options.output, report, 'llama-cpp')}")
 
 
 if __name__ == "__main__":

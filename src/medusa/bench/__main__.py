@@ -30,19 +30,13 @@ REPEATS = {"embedded": 3, "inflated": 1}
 """Interleaved runs of each prompt and method; the inflated model's steps are long enough to say the same each time."""
 
 
-def head_accuracies() -> list[list[float]]:
-    """Top-1 to top-5 accuracies of the embedded heads, as their training measured them."""
-    report = json.loads((demo.FOLDER / "heads" / "training.json").read_text())
-    return [list(row) for row in report["accuracy"]]
-
-
 def measure(
     name: str, temperature: float, options: argparse.Namespace, console: Console
 ) -> tuple[list[Comparison], int]:
     """All comparisons of one model at one temperature, and the tree's node count."""
     model, tokenizer = demo.load(inflate=MODELS[name], compiled=options.compiled, all_heads=True)
     nodes = options.nodes or NODES[name]
-    model.tree = CandidateTree.from_accuracies(head_accuracies(), nodes)
+    model.tree = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     arguments = {"max_new_tokens": options.max_new_tokens, **sampling}
     prompts = held_out(tokenizer, options.per_category)

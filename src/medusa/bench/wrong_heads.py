@@ -6,7 +6,6 @@ The embedded model's heads are replaced by noise of the same size. Answers are l
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from .. import demo
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 from ..provenance import provenance
-from .report import stem
+from .report import write_json
 
 TRIES = ("plain", "adaptive", "always the tree")
 
@@ -76,8 +75,7 @@ def main() -> None:
     measure(model, prompts[:1], 50, 1)
     report: dict[str, Any] = {"provenance": provenance(), "nodes": len(model.tree)}
     report |= measure(model, prompts, options.tokens, options.repeats)
-    file = stem(options.output, report["provenance"]).with_suffix(".wrong-heads.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    file = write_json(options.output, report, "wrong-heads")
     Console().print(
         f"heads that are never right: {report['loss']:+.1%} time against plain decoding over {options.tokens} tokens "
         f"(from {report['loss_spread'][0]:+.1%} to {report['loss_spread'][1]:+.1%}); "

@@ -299,6 +299,7 @@ def varied_tasks(
             prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
             way = rng.choices(ways, (*shares, 1 - sum(shares)))[0] if category == "extraction" else None
             prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
+            # a mixture that reasks nothing draws nothing, so that its tasks stay those it was run with
             if category in COPYING and mixture.reasked and rng.random() < mixture.reasked:
                 prompt = reasked(rng, prompt, answer)
             task = Task(category, prompt, answer, {})

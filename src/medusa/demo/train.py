@@ -68,7 +68,7 @@ def make_answers(folder: Path, work: Path) -> None:
 def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None:
     """Medusa-1 heads on the backbone's own answers.
 
-    Three layers that share the lm_head are right as often as one with an lm_head of its own, and half as large.
+    Three layers that share the lm_head are right as often as one with an lm_head of its own, and a third of the size.
     """
     torch.manual_seed(0)
     backbone, tokenizer = _backbone(base)
