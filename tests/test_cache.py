@@ -28,7 +28,13 @@ def states(cache, row):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("lengths", "paths"),
-    [((11,), [[0, 1, 4, 6]]), ((11,), [[0, 2]]), ((5, 12, 9), [[0, 1, 4, 6], [0], [0, 2, 5]]), ((4, 7), [[], [0, 1]])],
+    [
+        ((11,), [[0, 1, 3, 4]]),
+        ((11,), [[0, 5]]),
+        ((11,), [[0, 1, 2]]),
+        ((5, 12, 9), [[0, 1, 3, 4], [0], [0, 5, 6]]),
+        ((4, 7), [[], [0, 1]]),
+    ],
 )
 @torch.inference_mode()
 def test_keeping_nodes_equals_a_fresh_cache_of_the_accepted_tokens(name, lengths, paths):
@@ -39,8 +45,7 @@ def test_keeping_nodes_equals_a_fresh_cache_of_the_accepted_tokens(name, lengths
     for step in range(3):
         tokens = torch.cat([prompt(len(TREE), seed=50 + step + row) for row in range(len(texts))])
         model.verify(tokens, TREE, cache)
-        padded = torch.tensor([[*path, *[(path or [0])[-1]] * (4 - len(path))] for path in paths])
-        cache.keep(padded, list(map(len, paths)))
+        cache.keep(paths)
         texts = [text + tokens[row, path].tolist() for row, (text, path) in enumerate(zip(texts, paths, strict=True))]
 
     probe = torch.cat([prompt(len(TREE), seed=90 + row) for row in range(len(texts))])
@@ -80,7 +85,7 @@ def test_a_cache_that_grows_keeps_what_it_held():
         model.prefill(text, torch.ones_like(text), cache)
         for step in range(12):
             model.verify(prompt(len(TREE), seed=step), TREE, cache)
-            cache.keep(torch.tensor([[0, 1, 4, 6]]), [4])
+            cache.keep([[0, 1, 3, 4]])
     assert short.length == ample.length == [248]
     for grown, expected in zip(states(short, 0), states(ample, 0), strict=True):
         assert torch.equal(grown, expected)
@@ -104,7 +109,7 @@ def test_a_cache_grows_by_at_most_half():
     model.prefill(prompt(240), torch.ones(1, 240, dtype=torch.long), cache)
     for _ in range(2 * BLOCK):
         model.verify(torch.ones(1, 1, dtype=torch.long), CandidateTree(), cache)
-        cache.keep(torch.zeros(1, 1, dtype=torch.long), [1])
+        cache.keep([[0]])
     assert cache.layers[0].keys.shape[2] <= 1.5 * cache.slots.end + BLOCK
 
 
@@ -126,42 +131,42 @@ def standing(starts, lengths):
 
 
 def test_the_mask_of_one_row():
-    assert drawn(standing([0], [3]), SMALL) == ["1111000", "1111100", "1111010", "1111101"]
+    assert drawn(standing([0], [3]), SMALL) == ["1111000", "1111100", "1111110", "1111001"]
 
 
 def test_the_mask_with_padding_and_rows_of_different_lengths():
     assert drawn(standing([2, 0], [4, 3]), SMALL) == [
         "00111000",
         "00111100",
-        "00111010",
-        "00111101",
+        "00111110",
+        "00111001",
         "11110000",
         "11111000",
-        "11110100",
-        "11111010",
+        "11111100",
+        "11110010",
     ]
 
 
 def test_the_mask_within_a_window_counts_positions_not_columns():
-    assert drawn(standing([0], [3]), SMALL, window=3) == ["0111000", "0011100", "0011010", "0001101"]
+    assert drawn(standing([0], [3]), SMALL, window=3) == ["0111000", "0011100", "0001110", "0011001"]
 
 
 def test_the_mask_with_padding_and_a_window():
     assert drawn(standing([2, 0], [4, 3]), SMALL, window=3) == [
         "00111000",
         "00011100",
-        "00011010",
-        "00001101",
+        "00001110",
+        "00011001",
         "01110000",
         "00111000",
-        "00110100",
-        "00011010",
+        "00011100",
+        "00110010",
     ]
 
 
 def test_positions_are_a_rows_own_length_plus_the_depth():
     cache = standing([2, 0], [4, 3])
-    assert cache.positions(SMALL, torch.device("cpu")).tolist() == [[2, 3, 3, 4], [3, 4, 4, 5]]
+    assert cache.positions(SMALL, torch.device("cpu")).tolist() == [[2, 3, 4, 3], [3, 4, 5, 4]]
 
 
 @torch.inference_mode()
@@ -172,6 +177,6 @@ def test_keeping_nothing_leaves_a_row_as_it_was():
     model.prefill(text.expand(2, -1), torch.ones(2, 6, dtype=torch.long), cache)
     before = [each.clone() for each in states(cache, 0)]
     model.verify(prompt(len(TREE)).expand(2, -1), TREE, cache)
-    cache.keep(torch.tensor([[0, 1, 3, 3], [0, 1, 3, 3]]), [0, 3])
+    cache.keep([[], [0, 1, 2]])
     assert cache.length == [6, 9]
     assert all(torch.equal(a, b) for a, b in zip(before, states(cache, 0), strict=True))

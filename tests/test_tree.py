@@ -19,20 +19,20 @@ def trees(draw):
 
 def test_a_small_tree_as_matrices():
     tree = CandidateTree([(1,), (0,), (0, 0), (0, 2)])
-    assert tree.paths == ((), (0,), (1,), (0, 0), (0, 2))
-    assert tree.parent.tolist() == [0, 0, 0, 1, 1]
-    assert tree.depth.tolist() == [0, 1, 1, 2, 2]
-    assert tree.rank.tolist() == [0, 0, 1, 0, 2]
-    assert tree.order.tolist() == [0, 0, 1, 0, 1]
+    assert tree.paths == ((), (0,), (0, 0), (0, 2), (1,))
+    assert tree.parent.tolist() == [0, 0, 1, 1, 0]
+    assert tree.depth.tolist() == [0, 1, 2, 2, 1]
+    assert tree.rank.tolist() == [0, 0, 0, 2, 1]
+    assert tree.order.tolist() == [0, 0, 0, 1, 1]
     assert tree.mask.int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
-        [1, 0, 1, 0, 0],
+        [1, 1, 1, 0, 0],
         [1, 1, 0, 1, 0],
-        [1, 1, 0, 0, 1],
+        [1, 0, 0, 0, 1],
     ]
-    assert tree.ancestors.tolist() == [[0, 0, 0], [0, 1, 1], [0, 2, 2], [0, 1, 3], [0, 1, 4]]
-    assert tree.children == ((1, 2), (3, 4), (), (), ())
+    assert tree.ancestors.tolist() == [[0, 0, 0], [0, 1, 1], [0, 1, 2], [0, 1, 3], [0, 4, 4]]
+    assert tree.children == ((1, 4), (2, 3), (), (), ())
     assert (tree.max_depth, tree.max_rank, len(tree)) == (2, 3, 5)
 
 

@@ -199,22 +199,22 @@ class TreeCache(Cache):
         """Where the layers' states lie; other addresses make what was captured with these invalid."""
         return tuple(layer.keys.data_ptr() for layer in self.layers if layer.is_initialized)
 
-    def keep(self, path: Tensor, count: list[int]) -> None:
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the accepted nodes of the tree just written: their states move to the front, in place.
 
         Args:
-            path: [B, D + 1] accepted nodes from the root down; what stands after a row's count is ignored.
-            count: [B] nodes kept of each row; 0 leaves the row as it was.
+            paths: of each row, the accepted nodes from the root down; none leaves the row as it was.
         """
-        width = max(count)
-        path = path[:, :width]
-        first = torch.tensor(self.length, device=path.device)[:, None]
-        source, target = first + path, first + torch.arange(width, device=path.device)
-        for layer in self.layers if width > 1 else ():
-            if layer.is_initialized:
-                _move(layer.keys, source, target)
-                _move(layer.values, source, target)
-        self.length = [length + kept for length, kept in zip(self.length, count, strict=True)]
+        width = max(map(len, paths))
+        padded = [[*path, *range(len(path), width)] for path in paths]
+        if any(path != list(range(width)) for path in padded):
+            first = torch.tensor(self.length)[:, None]
+            source, target = first + torch.tensor(padded), first + torch.arange(width)
+            for layer in self.layers:
+                if layer.is_initialized:
+                    _move(layer.keys, source, target)
+                    _move(layer.values, source, target)
+        self.length = [length + len(path) for length, path in zip(self.length, paths, strict=True)]
 
     def positions(self, tree: CandidateTree, device: torch.device) -> Tensor:
         """[B, N] position ids of the nodes: a row's own length plus each node's depth."""

@@ -113,7 +113,7 @@ def decode(
         logits, hidden = model.prefill(input_ids, attention_mask, cache)
         last = input_ids[:, -1:]
         verdict = policy.accept(PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators)
-        delivered, _, _ = _deliver(rows, last, verdict)
+        delivered, _ = _deliver(rows, last, verdict)
         stats.prefill_seconds += time.perf_counter() - started
         yield delivered
 
@@ -123,12 +123,11 @@ def decode(
             draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
             logits, hiddens = model.verify(draft.tokens, tree, cache)
             verdict = policy.accept(tree, draft, _process(rows, tree, draft.tokens, logits), generators)
-            delivered, kept, reached = _deliver(rows, draft.tokens, verdict)
-            cache.keep(verdict.path, kept)
+            delivered, accepted = _deliver(rows, draft.tokens, verdict)
+            cache.keep(accepted)
             hidden = hiddens[torch.arange(len(rows), device=hiddens.device), verdict.path[:, -1].to(hiddens.device)]
-            seconds = time.perf_counter() - started
-            stats.count(delivered, len(tree), seconds)
-            pace.observe(reached, seconds)
+            pace.observe([path[-1] for path in accepted if path], time.perf_counter() - started)
+            stats.count(delivered, len(tree), time.perf_counter() - started)
             yield delivered
 
 
@@ -170,21 +169,19 @@ def _process(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: T
     )
 
 
-def _deliver(rows: Sequence[Row], tokens: Tensor, verdict: Acceptance) -> tuple[list[list[int]], list[int], list[int]]:
+def _deliver(rows: Sequence[Row], tokens: Tensor, verdict: Acceptance) -> tuple[list[list[int]], list[list[int]]]:
     """Hand each row its accepted candidates and its next root.
 
-    Returns what each row took, how many nodes it keeps, and the last accepted node of those that took part.
+    Returns what each row took, and its accepted nodes from the root down; none of a row that had ended before.
 
     The one place a step waits for the device.
     """
     text = torch.cat([tokens.gather(1, verdict.path), verdict.path, verdict.root[:, None], verdict.count[:, None]], 1)
-    delivered, kept, reached = [], [], []
-    for row, numbers in zip(rows, text.tolist(), strict=True):
-        *numbers, root, count = numbers
+    delivered, accepted = [], []
+    for row, (*numbers, root, count) in zip(rows, text.tolist(), strict=True):
         width = len(numbers) // 2
-        kept.append(0 if row.finished else count)
+        accepted.append([] if row.finished else numbers[width : width + count])
         if not row.finished:
-            reached.append(numbers[width + count - 1])
-            row.processors.advance(reached[-1])
+            row.processors.advance(accepted[-1][-1])
         delivered.append(row.deliver([*numbers[1:count], root]))
-    return delivered, kept, reached
+    return delivered, accepted
