@@ -115,36 +115,32 @@ class Rejection(AcceptancePolicy):
     """Lossless sampling: the text follows the base model's distribution whatever the heads propose.
 
     Recursive rejection sampling without replacement. The children of a node are drawn from the head's distribution
-    q as the top k of its logits + Gumbel noise: its i-th child in order of rank is the i-th draw. With p_0 = p and
+    q: its i-th child in order of rank is the i-th draw. With p_0 = p and
     q_0 = q the i-th child x_i ~ q_{i-1} is accepted with probability min(1, p_{i-1}(x_i) / q_{i-1}(x_i)); on
     rejection p_i = norm((p_{i-1} - q_{i-1})+) and q_i = norm(q_{i-1} with x_i zeroed). If none is accepted the next
     token is drawn from what is left of p.
     """
 
     def draft(self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators) -> Draft:
-        log_q = head_logits.float().log_softmax(-1)
-        noise = _uniforms(generators, log_q[0].numel(), log_q).view_as(log_q)
-        drawn = (log_q + gumbel(noise)).topk(max(tree.widths, default=0), dim=-1).indices
-        return Draft(_fill(root, drawn, tree, tree.order), log_q.exp())
+        q = head_logits.float().softmax(-1)
+        drawn = draws(q, max(tree.widths, default=0), generators)
+        return Draft(_fill(root, drawn, tree, tree.order), q)
 
     def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
         drawn_from = draft.probs if draft.probs is not None else logits.new_empty(len(logits), 0, 0)
         if drawn_from.shape[1] < tree.max_depth:
             raise ValueError("Rejection judges only what its own `draft` drew: the draft has no probabilities")
         rows = torch.arange(len(logits), device=logits.device)
-        target = _precise(logits).softmax(-1)
         widths = tree.widths
-        uniforms = _uniforms(generators, sum(widths) + 1, target)
         node = torch.zeros_like(rows)
         path, count = [node], torch.ones_like(rows)
-        left, first_draw = target[rows, node], 0
+        left, first_draw = _precise(logits[rows, node]).softmax(-1), 0
+        uniforms = _uniforms(generators, sum(widths) + 1, left)
         children = tree.child_table.to(logits.device)
         for depth, width in enumerate(widths):
             p, q = left, drawn_from[:, depth].to(left.dtype)
             here, alive = node, count == depth + 1
-            for rank in range(width):
-                if logits.device.type == "cpu" and not alive.any():  # elsewhere asking would cost a wait
-                    break
+            for rank in range(width if _any(alive) else 0):
                 child = children[here, rank]
                 token = draft.tokens[rows, child]
                 offered = alive & (child > 0) & (q[rows, token] > 0)
@@ -152,11 +148,16 @@ class Rejection(AcceptancePolicy):
                 node = torch.where(accepted, child, node)
                 count = count + accepted
                 alive &= ~accepted
+                if not _any(alive):
+                    break
                 refused = (offered & ~accepted)[:, None]
                 p = torch.where(refused, normalised((p - q).clamp_min(0)), p)
                 q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
             first_draw += width
-            left = torch.where((count == depth + 2)[:, None], target[rows, node], p)
+            reached = count == depth + 2
+            if _any(reached):
+                p = torch.where(reached[:, None], _precise(logits[rows, node]).softmax(-1), p)
+            left = p
             path.append(node)
         return Acceptance(torch.stack(path, 1), count, _sample(left, uniforms[:, -1]))
 
@@ -189,10 +190,9 @@ def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
 def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
     """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability 0."""
     cumulative = _precise(probs).cumsum(-1)
-    threshold = (uniform.to(cumulative.dtype) * cumulative[..., -1])[..., None]
-    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last = probs.shape[-1] - 1 - probs.flip(-1).gt(0).int().argmax(-1)
-    return torch.minimum(drawn, last)
+    total = cumulative[..., -1:]
+    threshold = (uniform.to(cumulative.dtype)[..., None] * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
 
 
 def _precise(numbers: Tensor) -> Tensor:
@@ -200,9 +200,20 @@ def _precise(numbers: Tensor) -> Tensor:
     return numbers.float() if numbers.device.type == "mps" else numbers.double()
 
 
-def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel noise from uniform numbers: the top k of log-probabilities with it are k draws without replacement."""
-    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+def draws(weights: Tensor, count: int, generators: Generators) -> Tensor:
+    """weights [B, ..., V] -> [B, ..., count] tokens drawn one after the other without replacement.
+
+    A race: token i comes in after a time drawn from Exp(1), divided by its weight.
+    """
+    times = torch.empty_like(weights)
+    for row, generator in zip(times, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (weights / times.clamp_min_(torch.finfo(times.dtype).tiny)).topk(count, dim=-1).indices
+
+
+def _any(rows: Tensor) -> bool:
+    """Whether it holds for any row; assumed so where asking the device would cost a wait."""
+    return rows.device.type != "cpu" or bool(rows.any())
 
 
 def normalised(weights: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, library, nn
-from torch.nn import functional
 
 from .heads import MedusaHeads, Projection
 
@@ -183,47 +182,28 @@ class _Released(dict[str, Any]):
 
 
 class PackedHeads(nn.Module):
-    """`MedusaHeads` on packed weights. The first layer of all heads reads the same states and is one product."""
+    """`MedusaHeads` whose own lm_heads are packed. The residual layers stay batched products, fastest for few rows."""
 
     def __init__(self, heads: MedusaHeads):
         super().__init__()
-        self.config, self.rule, self.output_bias = heads.config, heads.rule, heads.output_bias
-        biases = [bias[:, 0] for bias in heads.b1] or [None] * len(heads.w1)
-        layers = list(zip(heads.w1, biases, strict=True))
-        self.first = [
-            PackedWeight(weight.flatten(0, 1), None if bias is None else bias.flatten()) for weight, bias in layers[:1]
-        ]
-        self.later = [
-            [PackedWeight(one, None if bias is None else bias[k]) for k, one in enumerate(weight)]
-            for weight, bias in layers[1:]
-        ]
-        self.lm_heads = [] if heads.w2 is None else [PackedWeight(weight) for weight in heads.w2]
-        self._marks = [_mark(parameter) for parameter in heads.parameters()]
+        self.rule, self.output_bias, self.residual = heads.rule, heads.output_bias, heads.residual
+        self.lm_heads = [PackedWeight(weight) for weight in heads.w2] if heads.w2 is not None else []
+        self._mark = None if heads.w2 is None else _mark(heads.w2)
 
     def is_of(self, heads: MedusaHeads) -> bool:
         """Whether these are the heads that were packed, unchanged."""
-        return self._marks == [_mark(parameter) for parameter in heads.parameters()]
+        return heads.w2 is not None and self._mark == _mark(heads.w2)
 
-    def forward(self, hidden: Tensor, lm_head: Projection, first: int | None = None) -> Tensor:
-        """As `MedusaHeads.forward`: hidden [B, H] -> logits [K, B, V]."""
-        count = first or self.config.num_heads
-        states = hidden.expand(count, *hidden.shape)
-        for layer in self.first:
-            product = layer(hidden).unflatten(-1, (self.config.num_heads, -1)).movedim(-2, 0)
-            states = states + functional.silu(product[:count])
-        for layers in self.later:
-            product = torch.stack([layer(state) for layer, state in zip(layers, states, strict=False)])
-            states = states + functional.silu(product)
-        if not self.lm_heads:
-            return self.rule(lm_head(states))
+    def forward(self, hidden: Tensor, lm_head: Projection | None = None, first: int | None = None) -> Tensor:
+        """As `MedusaHeads.forward`: hidden [..., H] -> logits [K, ..., V]."""
+        states = self.residual(hidden, first)
         logits = torch.stack([project(state) for project, state in zip(self.lm_heads, states, strict=False)])
         return self.rule(logits if self.output_bias is None else logits + self.output_bias)
 
 
 def packed_heads(heads: nn.Module, known: nn.Module | None = None) -> nn.Module:
-    """The heads on packed weights, `known` where that is still right; the heads themselves where none can be packed."""
-    parameters = list(heads.parameters())
-    if not isinstance(heads, MedusaHeads) or not parameters or not all(map(_packable, parameters)):
+    """The heads with packed lm_heads, `known` where that is still right; the heads themselves without any to pack."""
+    if not isinstance(heads, MedusaHeads) or heads.w2 is None or not _packable(heads.w2):
         return heads
     return known if isinstance(known, PackedHeads) and known.is_of(heads) else PackedHeads(heads)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -220,7 +221,7 @@ class TreeCache(Cache):
         """[B, N] position ids of the nodes: a row's own length plus each node's depth."""
         lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
         positions = torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
-        if self.longest is None:
+        if self.longest is None or max(lengths) + tree.max_depth < min(self.longest):
             return positions
         return positions.minimum(torch.tensor(self.longest, device=device)[:, None] - 1)
 
@@ -230,11 +231,6 @@ class TreeCache(Cache):
         Args:
             window: how many positions back a node sees, itself counted, in sliding-window layers.
         """
-        if window is None and min(self.length) == max(self.length) and not any(self.start):
-            begin, end = self.length[0], self.length[0] + len(tree)
-            seen = torch.zeros(1, len(tree), self.slots.end, dtype=torch.bool, device=device)
-            seen[..., :begin], seen[..., begin:end] = True, tree.mask.to(device)
-            return seen.expand(len(self.start), -1, -1)
         columns = torch.arange(self.slots.end, device=device)
         start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))
         offset = columns - length
@@ -252,10 +248,23 @@ class TreeCache(Cache):
         self, tree: CandidateTree, dtype: torch.dtype, device: torch.device, window: int | None = None
     ) -> Tensor:
         """[B, 1, N, C] additive mask: 0 where a node sees, the lowest number where it does not."""
-        seen = self.visible(tree, device, window)
         # eager attention computes its softmax in float32, where a float64's lowest number overflows
         lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+        if window is None and min(self.length) == max(self.length) and not any(self.start):
+            begin, end = self.length[0], self.length[0] + len(tree)
+            mask = torch.zeros(1, 1, len(tree), self.slots.end, dtype=dtype, device=device)
+            mask[..., begin:end] = _own_mask(tree, lowest, dtype, device)
+            if end < self.slots.end:
+                mask[..., end:] = lowest
+            return mask.expand(len(self.start), -1, -1, -1)
+        seen = self.visible(tree, device, window)
         return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[:, None]
+
+
+@lru_cache
+def _own_mask(tree: CandidateTree, lowest: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[N, N] additive mask among the nodes themselves."""
+    return torch.zeros(len(tree), len(tree), dtype=dtype).masked_fill_(~tree.mask, lowest).to(device)
 
 
 def power_of_two(columns: int) -> int:

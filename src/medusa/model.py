@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,32 @@ from .tree import CandidateTree
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
 """Attention implementations that take a mask of any shape, as a tree needs."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a step needs to know of the base model. Configurations are slow to ask, so a request asks once.
+
+    Attributes:
+        lm_head: the output projection.
+        windows: for each kind of attention layer how many positions back it sees; None is all of them.
+        flex: whether masks are flex attention's.
+        dtype: of the hidden states, and of masks.
+    """
+
+    lm_head: nn.Module
+    windows: Mapping[str, int | None]
+    flex: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, base: PreTrainedModel) -> Layout:
+        config = base.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        windows = {kind: window if kind == "sliding_attention" else None for kind in kinds}
+        flex = config._attn_implementation == "flex_attention"
+        return cls(base.get_output_embeddings(), windows or {"all": window}, flex, base.dtype)
 
 
 class TreeModel(nn.Module):
@@ -80,6 +107,7 @@ class TreeModel(nn.Module):
         self.programs = Programs()
         self._state: tuple[Any, ...] = ()  # of the base model: what is captured or compiled was so for this one
         self._idle_cache: TreeCache | None = None
+        self._layout = Layout.of(base)
         self.packed_layers = PackedLayers()
         self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
 
@@ -96,7 +124,8 @@ class TreeModel(nn.Module):
         """
         if self.compiled and self.device.type != "cpu":
             raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
-        if self.compiled and self.base.config.get_text_config()._attn_implementation == "flex_attention":
+        self._layout = Layout.of(self.base)
+        if self.compiled and self._layout.flex:
             raise ValueError("compiled=True is for eager and sdpa attention: base.set_attn_implementation('sdpa')")
         if not self.prepack:
             self.packed_layers, self._running_heads = PackedLayers(), ()
@@ -123,8 +152,9 @@ class TreeModel(nn.Module):
     def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """The logits [B, K, V] of all heads, or of the `first`, for one hidden state a row [B, H]."""
         hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        with self.packed_layers.running(only=self.lm_head):
-            logits: Tensor = self.running_heads(hidden, self.lm_head, first)
+        lm_head = self._layout.lm_head
+        with self.packed_layers.running(only=lm_head):
+            logits: Tensor = self.running_heads(hidden, lm_head, first)
         return logits.transpose(0, 1)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
@@ -242,27 +272,20 @@ class TreeModel(nn.Module):
         return captured[-1]
 
     def _forward(self, inputs: dict[str, Any], as_operators: bool = False) -> tuple[Tensor, Tensor]:
-        with self.packed_layers.running(as_operators=as_operators), _captured_input(self.lm_head) as captured:
+        with self.packed_layers.running(as_operators=as_operators), _captured_input(self._layout.lm_head) as captured:
             logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 
     def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> dict[str, Any]:
         """The mask of each kind of attention layer that the model has."""
-        config = self.base.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if not kinds:
-            return {"all": self._tree_mask(tree, cache, device, window)}
-        return {
-            kind: self._tree_mask(tree, cache, device, window if kind == "sliding_attention" else None)
-            for kind in sorted(kinds)
-        }
+        windows = self._layout.windows
+        return {kind: self._tree_mask(tree, cache, device, window) for kind, window in windows.items()}
 
     def _tree_mask(
         self, tree: CandidateTree, cache: TreeCache, device: torch.device, window: int | None
     ) -> Tensor | BlockMask:
-        if self.base.config.get_text_config()._attn_implementation != "flex_attention":
-            return cache.tree_mask(tree, self.dtype, device, window)
+        if not self._layout.flex:
+            return cache.tree_mask(tree, self._layout.dtype, device, window)
         seen = cache.visible(tree, device, window)
         rows, nodes, columns = seen.shape
         return create_block_mask(lambda b, _, q, k: seen[b, q, k], rows, None, nodes, columns, device=device)

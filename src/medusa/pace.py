@@ -23,7 +23,7 @@ PROBE = 4
 WAITS = (32, 512)
 """Steps before the first probe, and the most there are between two; every probe in vain doubles the wait."""
 RETIME = 128
-"""Steps after which two of plain decoding are timed; without a calibration the first two come after `WINDOW` steps."""
+"""Steps after which one of plain decoding is timed; without a calibration the first two come after `WINDOW` steps."""
 MARGIN = 1.03
 """How much better a smaller tree must look to be taken."""
 UNMEASURED_COST = 0.02
@@ -112,20 +112,22 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._recent: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
         self.since_plain = 0
         """Steps since plain decoding was last timed."""
 
     def note(self, nodes: int, seconds: float) -> None:
         """Take a step into account."""
-        self._recent.setdefault(nodes, deque(maxlen=PROBE)).append(seconds)
+        recent = self._recent.setdefault(nodes, deque(maxlen=2 * PROBE))
+        recent.append(seconds)
+        if len(recent) > 1:
+            self._medians[nodes] = statistics.median(recent)
         self.since_plain = 0 if nodes == 1 else self.since_plain + 1
 
     def overhead(self, nodes: int) -> float | None:
         """A step's time in plain steps; None where either has not been timed."""
-        step, plain = self._recent.get(nodes, ()), self._recent.get(1, ())
-        if min(len(step), len(plain)) < 2:
-            return None
-        return statistics.median(step) / statistics.median(plain)
+        step, plain = self._medians.get(nodes), self._medians.get(1)
+        return step / plain if step and plain else None
 
 
 class Adaptive:
@@ -194,7 +196,7 @@ class Adaptive:
         if self.current and self.since_probe >= self.wait:
             self.probing = PROBE
         elif self.times is not None and self.times.since_plain >= self.due and self.current != self.plain:
-            self.timing, self.due = 2, RETIME
+            self.timing, self.due = 2 if self.times.overhead(1) is None else 1, RETIME
 
     def _best(self) -> int:
         return max(range(len(self.ladder)), key=lambda number: (self._speed(number), -number))

@@ -118,10 +118,11 @@ class Totals:
             seconds for each in self.comparisons for run in each.runs[method] for seconds in run.step_seconds
         )
 
-    def besides_model(self) -> float:
-        """Share of Medusa's step time not spent in the base model and the heads."""
+    def besides_model(self) -> float | None:
+        """Share of Medusa's step time not spent in the base model and the heads, where that was timed."""
         runs = [run for each in self.comparisons for run in each.runs["medusa"]]
-        return 1 - sum(run.model_seconds for run in runs) / sum(run.seconds for run in runs)
+        spent = [run.model_seconds for run in runs if run.model_seconds is not None]
+        return 1 - sum(spent) / sum(run.seconds for run in runs) if len(spent) == len(runs) else None
 
     def summary(self, greedy: bool) -> dict[str, Any]:
         """The figures under the names that `demo --json` uses."""

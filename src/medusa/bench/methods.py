@@ -30,7 +30,7 @@ class Run:
         prefill_seconds: time to the first token.
         seconds: time from the first token to the end.
         step_seconds: duration of each step, where the method tells.
-        model_seconds: how much of the steps the base model's and the heads' forwards took, where the method tells.
+        model_seconds: how much of the steps the base model's and the heads' forwards took; None where it is not known.
     """
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Run:
     prefill_seconds: float
     seconds: float
     step_seconds: tuple[float, ...] = ()
-    model_seconds: float = 0.0
+    model_seconds: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -106,7 +106,7 @@ def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
         stats.prefill_seconds,
         stats.decoding_seconds,
         tuple(stats.step_seconds),
-        clock.seconds,
+        None if model.compiled else clock.seconds,
     )
 
 
@@ -126,11 +126,11 @@ class _ModelClock:
 
 @contextmanager
 def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
-    """Times the base model's and the heads' forwards while the context lasts."""
+    """Times the base model's and the heads' forwards while the context lasts; not compiled ones, which hooks undo."""
     model.refresh()
     clock = _ModelClock()
     handles = []
-    for part in (model.base, model.running_heads):
+    for part in () if model.compiled else (model.base, model.running_heads):
         handles += [part.register_forward_pre_hook(clock.start), part.register_forward_hook(clock.stop)]
     try:
         yield clock

@@ -14,7 +14,7 @@ from rich.table import Table
 from .measure import Comparison, Totals
 from .methods import METHODS
 
-COLUMNS = ("tokens", "steps", "tokens/step", "overhead", "plain tok/s", "Medusa tok/s")
+COLUMNS = ("tokens", "steps", "tokens / step", "overhead", "plain tok/s", "Medusa tok/s")
 """What every table of figures starts with."""
 WIDTH = 160
 """Columns of a table that no terminal limits."""
@@ -48,7 +48,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def table(title: str, result: dict[str, Any]) -> Table:
     """A row a category and one for the total."""
     shown = Table(title=title, title_justify="left")
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for column in (*COLUMNS, *map(_versus, BASELINES), "identical", "correct"):
         shown.add_column(column, justify="right")
     for name, row in [*result["categories"].items(), ("total", result["totals"])]:

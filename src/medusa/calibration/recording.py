@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..acceptance import Rejection, gumbel, normalised
+from ..acceptance import Rejection, draws, normalised
 from ..decoding import Row, left_padded
 from ..generation import prepare
 from ..model import TreeModel
@@ -190,8 +190,7 @@ def rejection_credit(
     """
     came = came[:, None]
     others = q.scatter(1, came, 0.0)
-    noise = torch.rand(q.shape, generator=generator, device=q.device, dtype=q.dtype)
-    drawn = (others.log() + gumbel(noise)).topk(min(ranks, q.shape[1]), dim=-1).indices
+    (drawn,) = draws(others[None], min(ranks, q.shape[1]), [generator])
     chance, weight, credit = p.gather(1, came), torch.ones_like(q[:, :1]), []
     for token in drawn.split(1, dim=1):
         hit, other = q.gather(1, came), q.gather(1, token)
