@@ -5,7 +5,20 @@ from itertools import islice
 import pytest
 import torch
 
-from medusa.demo.backbone import FORM, Mixture, Recipe, answer_loss, build, collate, drill, stream
+from medusa.demo.backbone import (
+    FORM,
+    Foresight,
+    Mixture,
+    Recipe,
+    answer_loss,
+    build,
+    collate,
+    drill,
+    foresight_loss,
+    new_heads,
+    step_loss,
+    stream,
+)
 from medusa.demo.tasks import CATEGORIES, make_task
 from medusa.demo.tokenizer import train_tokenizer
 
@@ -62,8 +75,9 @@ def test_only_answers_are_taught(tokenizer):
     ids, taught = collate(rows, tokenizer.pad_token_id)
     changed = ids.clone()
     changed[:, 1:][~taught[:, 1:]] = 5
-    assert torch.isfinite(answer_loss(model, ids, taught))
-    assert answer_loss(model, ids, taught) != answer_loss(model, changed, taught), "prompts are read"
+    loss, _ = answer_loss(model, ids, taught)
+    assert torch.isfinite(loss)
+    assert loss != answer_loss(model, changed, taught)[0], "prompts are read"
 
 
 def test_one_mixture_comes_after_the_other(tokenizer):
@@ -91,3 +105,45 @@ def test_some_steps_are_equations_alone(tokenizer):
                 assert eval(asked) == int(result)
             taught = [token for token, teach in zip(row.ids, row.taught, strict=True) if teach]
             assert set(tokenizer.decode(taught)) <= set("0123456789 ")
+
+
+@pytest.fixture
+def batch(tokenizer):
+    recipe = replace(RECIPE, drill_steps=0, mixtures=((0, replace(FORM, equations=0.0, conversations=0.5)),))
+    (rows,) = islice(stream(recipe, tokenizer, pool=64), 1)
+    return build(RECIPE, tokenizer), *collate(rows[:8], tokenizer.pad_token_id)
+
+
+def test_foresight_is_of_the_answers_tokens_after_the_next(batch):
+    model, ids, taught = batch
+    foresight = Foresight(num_heads=3)
+    _, hidden = answer_loss(model, ids, taught)
+    loss = foresight_loss(new_heads(model, foresight), hidden, model.lm_head.weight, ids, taught, 0.8)
+    log_p = model(ids).logits.log_softmax(-1)  # untrained heads say what the model says
+    expected = 0.0
+    for head in range(3):
+        said = [
+            -log_p[row, place, ids[row, place + 2 + head]]
+            for row in range(len(ids))
+            for place in range(ids.shape[1] - 2 - head)
+            if taught[row, place + 1] and taught[row, place + 2 + head]
+        ]
+        expected += 0.8 ** (head + 1) * torch.stack(said).mean()
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)  # bfloat16
+
+
+def test_the_backbone_learns_from_the_heads_only_at_the_end(batch):
+    model, ids, taught = batch
+    foresight = Foresight(steps=(10, 20), weight=1.0)
+    heads = new_heads(model, foresight)
+    gradients = []
+    for step in (9, 19, 20):
+        total, loss = step_loss(model, heads, foresight, step, ids, taught)
+        assert (total > loss) == (step > 9)
+        total.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        assert (heads.w1[0].grad is None) == (step == 9)
+        model.zero_grad()
+    before, alone, joint = gradients
+    assert all(torch.equal(a, b) for a, b in zip(before, alone, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, joint, strict=True))

@@ -134,7 +134,7 @@ def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
 def table(comparisons: list[Comparison]) -> Table:
     """A row for each answer and one for all."""
     shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.add_column("request")
+    shown.add_column("request", no_wrap=True)
     for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
         shown.add_column(column, justify="right")
     rows = [(each.prompt.category, [each]) for each in comparisons]

@@ -5,6 +5,9 @@ packing several tasks into one row hides the copying that extraction and tables 
 with Muon, which needs about half the tokens AdamW does at this scale. And copying is learnt first: attention that looks
 for what followed the same token earlier did not form within 8 million tokens of tasks, but does within some hundred
 steps of a drill on repeated random tokens, if one head looks at the previous token from the start.
+
+At the end of the run, heads like Medusa's learn along with the backbone, so that its hidden states come to tell of more
+than the next token. They are thrown away: the shipped ones are trained on the finished backbone, which stays as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from ..heads import MedusaConfig, MedusaHeads
+from ..training.medusa1 import medusa1_loss
 from .tasks import CATEGORIES, Task, check, make_task
 from .variation import asks_for_columns, composed, equations, reasked, recombined, renamed, retold, reworded
 
@@ -112,6 +117,28 @@ EVEN = replace(REASKING, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), 
 
 
 @dataclass(frozen=True)
+class Foresight:
+    """The last steps' additional loss, of heads that predict the tokens after the next (eq. 2's).
+
+    Attributes:
+        steps: the step from which the heads learn, on hidden states that take no gradient from them, and the step from
+            which the backbone learns with them.
+        weight: lambda_0 of eq. 2.
+        decay: lambda_k = decay^k of eq. 1.
+        num_heads: how many tokens after the next.
+        layers: residual layers of each head; all share the lm_head.
+        lr: AdamW's peak for the heads.
+    """
+
+    steps: tuple[int, int] = (14950, 15050)
+    weight: float = 0.03
+    decay: float = 0.8
+    num_heads: int = 5
+    layers: int = 3
+    lr: float = 6e-3
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, besides the task generator."""
 
@@ -135,6 +162,8 @@ class Recipe:
         (13900, 0.0),
         (13950, 0.3),
         (14950, 0.0),
+        (15000, 0.3),
+        (15850, 0.0),
     )
     """Learning rates as shares of the peak, each with its step, straight lines between; the last step is the end."""
     drill_steps: int = 650
@@ -155,6 +184,7 @@ class Recipe:
         (13900, REASKING),
     )
     """Each mixture with the step it comes in at."""
+    foresight: Foresight = Foresight()
 
     @property
     def steps(self) -> int:
@@ -349,16 +379,54 @@ def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
     return ids, taught
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, taught: Tensor) -> Tensor:
-    """Mean cross-entropy over the taught tokens; the lm_head runs on their positions only."""
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over the taught tokens, and the hidden states [M, H] they were predicted from.
+
+    The lm_head runs on their positions only.
+    """
     with torch.autocast(ids.device.type, torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1][taught[:, 1:]])
-    return F.cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]])
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][taught[:, 1:]]
+        logits = model.lm_head(hidden)
+    return F.cross_entropy(logits.float(), ids[:, 1:][taught[:, 1:]]), hidden
 
 
-def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+def new_heads(model: LlamaForCausalLM, foresight: Foresight) -> MedusaHeads:
+    """The heads of the last steps, untrained."""
+    config = model.config
+    shape = MedusaConfig(
+        foresight.num_heads, foresight.layers, config.hidden_size, config.vocab_size, own_lm_head=False
+    )
+    return MedusaHeads.from_lm_head(model.lm_head, shape)
+
+
+def foresight_loss(
+    heads: MedusaHeads, hidden: Tensor, lm_head: Tensor, ids: Tensor, taught: Tensor, decay: float
+) -> Tensor:
+    """Eq. 1 over the taught tokens that come after those `hidden` [M, H] predicts; lm_head [V, H]."""
+    labels = ids.masked_fill(~taught, -100)
+    ahead = F.pad(labels[:, 2:], (0, heads.config.num_heads), value=-100).unfold(1, heads.config.num_heads, 1)
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = heads(hidden, lambda states: F.linear(states, lm_head))
+    return medusa1_loss(logits, ahead[taught[:, 1:]], decay)
+
+
+def step_loss(
+    model: LlamaForCausalLM, heads: MedusaHeads, foresight: Foresight, step: int, ids: Tensor, taught: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a step descends, and the cross-entropy of the next token that is part of it."""
+    loss, hidden = answer_loss(model, ids, taught)
+    alone, joint = foresight.steps
+    if step < alone:
+        return loss, loss
+    seen, lm_head = hidden, model.lm_head.weight
+    if step < joint:
+        seen, lm_head = seen.detach(), lm_head.detach()
+    ahead = foresight_loss(heads, seen, lm_head, ids, taught, foresight.decay)
+    return loss + foresight.weight * ahead, loss
+
+
+def optimizers(model: LlamaForCausalLM, heads: MedusaHeads, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms, another for the last steps' heads."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -370,6 +438,7 @@ def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
             adjust_lr_fn="original",
         ),
         torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(heads.parameters(), lr=recipe.foresight.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -389,26 +458,29 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(recipe, tokenizer).to(device)
-    opts = optimizers(model, recipe)
+    heads = new_heads(model, recipe.foresight)
+    opts = optimizers(model, heads, recipe)
     start, tokens, seconds, losses = 0, 0, 0.0, []
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
+        heads.load_state_dict(saved["heads"])
         for opt, state in zip(opts, saved["optimizers"], strict=True):
             opt.load_state_dict(state)
         start, tokens, seconds, losses = (saved[key] for key in ("step", "tokens", "seconds", "losses"))
     batches = stream(recipe, tokenizer)
     for _ in range(start):
         next(batches)
-    base_lr = [recipe.muon_lr, recipe.adam_lr]
+    base_lr = [recipe.muon_lr, recipe.adam_lr, recipe.foresight.lr]
     running, since = 0.0, time.perf_counter()
     for step in range(start, recipe.steps):
         for opt, lr in zip(opts, base_lr, strict=True):
             for group in opt.param_groups:
                 group["lr"] = lr * recipe.rate(step)
         ids, taught = collate(next(batches), tokenizer.pad_token_id)
-        loss = answer_loss(model, ids.to(device), taught.to(device))
-        loss.backward()
+        ids, taught = ids.to(device), taught.to(device)
+        total, loss = step_loss(model, heads, recipe.foresight, step, ids, taught)
+        total.backward()
         for opt in opts:
             opt.step()
             opt.zero_grad()
@@ -427,6 +499,7 @@ def train(
             torch.save(
                 {
                     "model": model.state_dict(),
+                    "heads": heads.state_dict(),
                     "optimizers": [opt.state_dict() for opt in opts],
                     "step": step + 1,
                     "tokens": tokens,
