@@ -111,7 +111,7 @@ def test_powers_of_two(columns, power):
 def test_graphs_give_the_models_own_text(name):
     base = tiny(name, torch.float32).to("cuda")
     model, ids = MedusaModel.from_base(base, num_heads=3, tree=TREE), varied_prompt(name).to("cuda")
-    assert model.capture
+    assert model.captures_steps
     expected = base.generate(ids, max_new_tokens=NEW, do_sample=False)
     for _ in range(2):
         assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False), expected)

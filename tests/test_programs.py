@@ -70,7 +70,6 @@ def test_a_compiled_model_writes_the_same(name):
 def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch):
     monkeypatch.setattr("medusa.cache.BLOCK", 16)  # caches are full, and grow, several times
     model = compiled(dtype=torch.float32)
-    assert model.prepack
     ids = varied_prompt("llama")
     short = ids[:, 4:]
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :4]), short], 1)])
@@ -78,6 +77,7 @@ def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch
     mask[1, :4] = 0
     texts = scripted(model, [ids, short])
     output = model.generate(batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE)
+    assert len(model.packed_layers)
     assert output[0].tolist() == texts[0][: ids.shape[1] + NEW]
     assert output[1, 4:].tolist() == texts[1][: ids.shape[1] - 4 + NEW]
     assert len(model.programs) == 2

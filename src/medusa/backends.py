@@ -210,7 +210,7 @@ def packed_heads(heads: nn.Module, known: nn.Module | None = None) -> nn.Module:
 
 def worth_packing(module: nn.Module) -> bool:
     """Whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
-    return any(map(_packs, module.modules()))
+    return any(_is_released(each) or _packs(each) for each in module.modules())
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:

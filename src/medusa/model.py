@@ -97,11 +97,11 @@ class TreeModel(nn.Module):
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
         self.tree.check_heads(heads.config.num_heads)
-        self.prepack = worth_packing(base) if prepack is None else prepack
+        self.prepack = prepack
         self.owns_base = owns_base
         self.calibration = calibration
         self.step_times = StepTimes()
-        self.capture = capturable(base) if capture is None else capture
+        self.capture = capture
         self.captures = Captures()
         self.compiled = compiled
         self.programs = Programs()
@@ -123,17 +123,22 @@ class TreeModel(nn.Module):
             ValueError: the model is to be compiled, and is not on the CPU or runs flex attention.
         """
         if self.compiled and self.device.type != "cpu":
-            raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured: capture=True")
+            raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured without it")
         self._layout = Layout.of(self.base)
         if self.compiled and self._layout.flex:
             raise ValueError("compiled=True is for eager and sdpa attention: base.set_attn_implementation('sdpa')")
-        if not self.prepack:
+        if not (worth_packing(self.base) if self.prepack is None else self.prepack):
             self.packed_layers, self._running_heads = PackedLayers(), ()
             return
         self.packed_layers.refresh(self.base)
         self._running_heads = (packed_heads(self.heads, self.running_heads),)
         if self.owns_base:
             self.packed_layers.release(self.base)
+
+    @property
+    def captures_steps(self) -> bool:
+        """Whether requests run with shapes that can be captured."""
+        return capturable(self.base) if self.capture is None else self.capture
 
     @property
     def lm_head(self) -> nn.Module:
@@ -166,9 +171,9 @@ class TreeModel(nn.Module):
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
         layers = self.base.config.get_text_config().num_hidden_layers
-        cache = TreeCache(layers, expected, longest, static=self.capture, named=self.compiled)
+        cache = TreeCache(layers, expected, longest, static=self.captures_steps, named=self.compiled)
         idle, self._idle_cache = self._idle_cache, None
-        if idle is not None and self.capture and longest and idle.fits(len(longest), self.dtype, self.device):
+        if idle is not None and cache.slots.static and longest and idle.fits(len(longest), self.dtype, self.device):
             cache.reuse(idle)
         return cache
 
@@ -179,14 +184,14 @@ class TreeModel(nn.Module):
         try:
             yield cache
         finally:
-            self._idle_cache = cache if self.capture else None
+            self._idle_cache = cache if cache.slots.static else None
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor, cache: TreeCache) -> tuple[Tensor, Tensor]:
         """Run left-padded prompts [B, P]; returns the last logits [B, V] and hidden states [B, H]."""
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
-        self._state = self.packed_layers.state(self.base) if self.capture or self.compiled else ()
+        self._state = self.packed_layers.state(self.base) if cache.slots.static or self.compiled else ()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             {
@@ -211,7 +216,7 @@ class TreeModel(nn.Module):
             logits, hidden = ready()
             return logits, hidden
         inputs = self._tree_inputs(tokens, tree, cache)
-        if not self.capture:
+        if not cache.slots.static:
             return self._forward_tree(cache, **inputs)
         cache.make_room()
         state = self._state, cache.addresses

@@ -85,7 +85,7 @@ def steps(base: LlamaForCausalLM, own_lm_head: bool, context: int, rounds: int) 
     latency = measure_latency(model, text, trees, {"do_sample": False}, contexts=(context,), rounds=rounds)
     curve = latency.curve()
     return {
-        "captured": model.capture,
+        "captured": model.captures_steps,
         "ms": {str(nodes): ms for nodes, ms in curve.items()},
         "overhead": {str(nodes): ms / curve[1] for nodes, ms in curve.items()},
     }

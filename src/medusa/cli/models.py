@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging
 
 from .. import demo, storage
-from ..backends import worth_packing
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 
@@ -130,5 +129,4 @@ def _embedded(
     model.owns_base = True
     if device is not None:
         model.to(device)
-        model.prepack = worth_packing(model.base)
     return model, tokenizer

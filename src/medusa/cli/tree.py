@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from .. import demo, storage
 from ..calibration.drawing import draw_tree, save
-from ..pace import Calibration
+from ..pace import UNCALIBRATED, Calibration
 from ..tree import CandidateTree
 from .models import DEMO, find_heads
 
@@ -28,7 +28,9 @@ def show(name: str, drawings: Sequence[Path]) -> None:
     tree, calibration = read(name)
     frequencies = _frequencies(tree, calibration)
     device = calibration.made.get("device")
-    told = f"calibrated on {device}" if device else "not calibrated: frequencies are those of the published heads"
+    own = "not timed here: frequencies are the heads' own, from their training"
+    nobody = "not calibrated: frequencies are those of the published heads"
+    told = f"calibrated on {device}" if device else nobody if calibration == UNCALIBRATED else own
     rate = sum(frequencies)
     Console().print(
         f"{len(tree)} nodes, {tree.max_depth} heads, {rate:.2f} tokens a step expected; {told}", highlight=False
