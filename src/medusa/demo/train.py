@@ -32,7 +32,7 @@ from .tokenizer import train_tokenizer
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
 ANSWERS = {"train": 1600, "test": 40}
 """Answers for each category that the heads are trained and judged on, the first to varied tasks."""
-NODES = 12
+NODES = 10
 """Of the tree that is stored; what nodes cost is each machine's own."""
 HEADS = TrainingConfig(epochs=3, batch_size=512, lr=2e-3)
 
