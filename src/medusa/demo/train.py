@@ -98,16 +98,18 @@ def _backbone(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
+def example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
+    """A request and its answer, to train heads on."""
+    turn = [{"role": "user", "content": prompt}]
+    text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    before = tokenizer(text, add_special_tokens=False)["input_ids"]
+    after = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return Example([*before, *after, tokenizer.eos_token_id], len(before))
+
+
 def _examples(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[Example]:
-    examples = []
-    for line in file.read_text().splitlines():
-        record = json.loads(line)
-        prompt = [{"role": "user", "content": record["prompt"]}]
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        before = tokenizer(text, add_special_tokens=False)["input_ids"]
-        after = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
-        examples.append(Example([*before, *after, tokenizer.eos_token_id], len(before)))
-    return examples
+    records = map(json.loads, file.read_text().splitlines())
+    return [example(tokenizer, record["prompt"], record["answer"]) for record in records]
 
 
 def main() -> None:
