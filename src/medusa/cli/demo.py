@@ -31,12 +31,17 @@ from ..tree import CandidateTree
 METHODS = ("plain", "medusa", "generate")
 REPEATS = 3
 
+PIPED_WIDTH = 124
+"""Columns of what is piped, in which the table has room."""
+
 
 def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None) -> None:
     """Show, measure, and write what `--json` asks for."""
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
     logging.disable_progress_bar()
     model, tokenizer = demo.load()
     prompts = held_out(tokenizer, per_category)
