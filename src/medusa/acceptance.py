@@ -115,10 +115,9 @@ class Rejection(AcceptancePolicy):
     """Lossless sampling: the text follows the base model's distribution whatever the heads propose.
 
     Recursive rejection sampling without replacement. The children of a node are drawn from the head's distribution
-    q: its i-th child in order of rank is the i-th draw. With p_0 = p and
-    q_0 = q the i-th child x_i ~ q_{i-1} is accepted with probability min(1, p_{i-1}(x_i) / q_{i-1}(x_i)); on
-    rejection p_i = norm((p_{i-1} - q_{i-1})+) and q_i = norm(q_{i-1} with x_i zeroed). If none is accepted the next
-    token is drawn from what is left of p.
+    q: its i-th child in order of rank is the i-th draw. With p_0 = p and q_0 = q the i-th child x_i ~ q_{i-1} is
+    accepted with probability min(1, p_{i-1}(x_i) / q_{i-1}(x_i)); on rejection p_i = norm((p_{i-1} - q_{i-1})+) and
+    q_i = norm(q_{i-1} with x_i zeroed). If none is accepted the next token is drawn from what is left of p.
     """
 
     def draft(self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators) -> Draft:

@@ -184,15 +184,15 @@ class _Released(dict[str, Any]):
 class PackedHeads(nn.Module):
     """`MedusaHeads` whose own lm_heads are packed. The residual layers stay batched products, fastest for few rows."""
 
-    def __init__(self, heads: MedusaHeads):
+    def __init__(self, heads: MedusaHeads, weights: Tensor):
         super().__init__()
         self.rule, self.output_bias, self.residual = heads.rule, heads.output_bias, heads.residual
-        self.lm_heads = [PackedWeight(weight) for weight in heads.w2] if heads.w2 is not None else []
-        self._mark = None if heads.w2 is None else _mark(heads.w2)
+        self.lm_heads = [PackedWeight(weight) for weight in weights]
+        self._mark = _mark(weights)
 
-    def is_of(self, heads: MedusaHeads) -> bool:
-        """Whether these are the heads that were packed, unchanged."""
-        return heads.w2 is not None and self._mark == _mark(heads.w2)
+    def is_of(self, weights: Tensor) -> bool:
+        """Whether these are the lm_heads that were packed, unchanged."""
+        return self._mark == _mark(weights)
 
     def forward(self, hidden: Tensor, lm_head: Projection | None = None, first: int | None = None) -> Tensor:
         """As `MedusaHeads.forward`: hidden [..., H] -> logits [K, ..., V]."""
@@ -205,7 +205,7 @@ def packed_heads(heads: nn.Module, known: nn.Module | None = None) -> nn.Module:
     """The heads with packed lm_heads, `known` where that is still right; the heads themselves without any to pack."""
     if not isinstance(heads, MedusaHeads) or heads.w2 is None or not _packable(heads.w2):
         return heads
-    return known if isinstance(known, PackedHeads) and known.is_of(heads) else PackedHeads(heads)
+    return known if isinstance(known, PackedHeads) and known.is_of(heads.w2) else PackedHeads(heads, heads.w2)
 
 
 def worth_packing(module: nn.Module) -> bool:
