@@ -18,7 +18,9 @@ from rich.table import Table
 
 from .. import demo
 from ..calibration.report import measure
-from ..demo.backbone import EVEN, answers, varied_tasks
+from ..demo.backbone import answers
+from ..demo.recipe import EVEN
+from ..demo.stream import varied_tasks
 from ..demo.tasks import CATEGORIES, make_task
 from ..demo.train import HEADS, NODES, example
 from ..pretrained import MedusaModel

@@ -24,8 +24,10 @@ from ..provenance import provenance
 from ..training import Example, TrainingConfig, evaluate_heads, train_heads
 from ..tree import CandidateTree
 from . import FOLDER
-from .backbone import EVEN, Recipe, accuracy, answers, train, varied_tasks
+from .backbone import accuracy, answers, train
 from .card import write_card
+from .recipe import EVEN, Recipe
+from .stream import varied_tasks
 from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
