@@ -1,11 +1,13 @@
 """`python -m medusa.bench.profile`: where a step's time goes, phase by phase and inside the base model.
 
-On the embedded model and on inflated ones (the same function at the cost of a larger model).
+On the embedded model and on inflated ones (the same function at the cost of a larger model), with linear layers as
+torch has them, packed, and with the packed ones in a compiled program.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ from .report import write_json
 
 WIDTHS: dict[str, int | None] = {"embedded": None, "30M": 6_200, "100M": INFLATED_WIDTH, "300M": 64_800}
 """MLP columns that make the embedded model as large as this."""
+VARIANTS: dict[str, dict[str, bool]] = {"dense": {"prepack": False}, "packed": {}, "compiled": {"compiled": True}}
+"""How the linear layers run."""
 PHASES = {
     "draft_logits": "heads",
     "draft": "draft selection",
@@ -115,6 +119,7 @@ def inside(model: MedusaModel, prompt: list[int], tree: CandidateTree, steps: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--nodes", nargs="+", type=int, default=[1, 8, 16])
     parser.add_argument("--contexts", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--steps", type=int, default=40)
@@ -124,21 +129,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console(width=150)
     report: dict[str, Any] = {"provenance": provenance(), "phases": {}, "inside": {}}
-    shown = Table("model", "context", "nodes", *PHASES.values(), "bookkeeping", "step ms", "besides the model")
-    within = Table("model", "context", "nodes", "products", "attention", "other operators", "python and profiler")
-    for name in options.models:
-        model, tokenizer = demo.load(inflate=WIDTHS[name])
+    labels = ("model", "weights", "context", "nodes")
+    shown = Table(*labels, *PHASES.values(), "bookkeeping", "step ms", "besides the model")
+    within = Table(*labels, "products", "attention", "other operators", "python and profiler")
+    for name, variant in itertools.product(options.models, options.variants):
+        model, tokenizer = demo.load(inflate=WIDTHS[name], **VARIANTS[variant])
         text = tokenizer(" ".join(task.prompt for task in demo.calibration_tasks(60)))["input_ids"]
-        for context in options.contexts:
-            for nodes in options.nodes:
-                tree = CandidateTree.default(model.heads.config.num_heads, nodes) if nodes > 1 else PLAIN
-                key = f"{name}, context {context}, {nodes} nodes"
-                report["phases"][key] = took = phases(model, text[:context], tree, options.steps)
+        for context, nodes in itertools.product(options.contexts, options.nodes):
+            tree = CandidateTree.default(model.heads.config.num_heads, nodes) if nodes > 1 else PLAIN
+            at = (name, variant, str(context), str(nodes))
+            key = f"{name}, {variant}, context {context}, {nodes} nodes"
+            report["phases"][key] = took = phases(model, text[:context], tree, options.steps)
+            besides = 1 - (took["heads"] + took["base model"]) / took["step"]
+            shown.add_row(*at, *(f"{value:.2f}" for value in took.values()), f"{besides:.1%}")
+            if not model.compiled:  # whose operators the profiler does not see
                 report["inside"][key] = parts = inside(model, text[:context], tree)
-                besides = 1 - (took["heads"] + took["base model"]) / took["step"]
-                labels = (name, str(context), str(nodes))
-                shown.add_row(*labels, *(f"{value:.2f}" for value in took.values()), f"{besides:.1%}")
-                within.add_row(*labels, *(f"{value:.2f}" for value in parts.values()))
+                within.add_row(*at, *(f"{value:.2f}" for value in parts.values()))
     console.print(shown)
     console.print(within)
     console.print(f"written to {write_json(options.output, report, 'profile')}")
