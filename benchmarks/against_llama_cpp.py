@@ -1,4 +1,4 @@
-"""`python benchmarks/llama_cpp.py`: one Llama of 110 million random parameters, here and in llama.cpp, in one run.
+"""`python benchmarks/against_llama_cpp.py`: one Llama of 110M random parameters, here and in llama.cpp, in one run.
 
 The anchor of the CPU backend: what somebody would run instead. The same weights are written as GGUF in several types,
 logits are compared first, then batches of n tokens at one context are timed by turns. Besides this library it needs
@@ -43,6 +43,8 @@ TYPES = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 SIZES = (1, 4, 8, 16, 32, 64)
+CHECKED = 8
+"""Tokens whose logits are compared."""
 
 
 def write_gguf(base: LlamaForCausalLM, file: Path, kind: str) -> None:
@@ -83,12 +85,19 @@ def interleaved(weight: torch.Tensor, width: int) -> torch.Tensor:
 
 
 class LlamaCpp:
-    """A GGUF model in llama.cpp that decodes batches behind a prompt and forgets them again."""
+    """A GGUF model in llama.cpp that decodes batches behind a prompt and forgets them again.
 
-    def __init__(self, file: Path, prompt: list[int], threads: int):
+    Args:
+        precise: attention in float32; otherwise as llama.cpp has it by default, in float16.
+    """
+
+    def __init__(self, file: Path, prompt: list[int], threads: int, precise: bool = False):
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = 512, 512, 512
         options.n_threads = options.n_threads_batch = threads
+        if precise:
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.past = 0
@@ -115,8 +124,10 @@ class LlamaCpp:
 class Medusa:
     """The same model here: verification behind the same prompt, and a whole step with shared lm_head."""
 
-    def __init__(self, base: LlamaForCausalLM, prompt: list[int]):
-        self.model = MedusaModel.from_base(base, num_heads=5, own_lm_head=False)
+    def __init__(self, base: LlamaForCausalLM, prompt: list[int], compiled: bool):
+        self.model = MedusaModel.from_base(base, num_heads=5, own_lm_head=False, compiled=compiled)
+        self.trees = {size: CandidateTree.default(5, size) for size in SIZES}
+        self.chain = CandidateTree.chain(CHECKED - 1)
         ids = torch.tensor([prompt])
         self.cache = self.model.new_cache(512, [512])
         with torch.inference_mode():
@@ -124,20 +135,20 @@ class Medusa:
 
     @torch.inference_mode()
     def decode(self, tokens: list[int]) -> np.ndarray:
-        """The logits [n, V] of tokens behind the prompt, one after the other."""
-        logits, _ = self.model.verify(torch.tensor([tokens]), CandidateTree.chain(len(tokens) - 1), self.cache)
+        """The logits [CHECKED, V] of tokens behind the prompt, one after the other."""
+        logits, _ = self.model.verify(torch.tensor([tokens]), self.chain, self.cache)
         return logits[0].numpy()
 
     @torch.inference_mode()
     def verify(self, tokens: list[int]) -> None:
         """A tree of as many nodes."""
-        self.model.verify(torch.tensor([tokens]), CandidateTree.default(5, len(tokens)), self.cache)
+        self.model.verify(torch.tensor([tokens]), self.trees[len(tokens)], self.cache)
 
     @torch.inference_mode()
     def draft(self, tokens: list[int]) -> None:
         """What a step asks of the heads besides; nothing where it decodes plainly."""
         if len(tokens) > 1:
-            self.model.draft_logits(self.hidden, CandidateTree.default(5, len(tokens)).max_depth)
+            self.model.draft_logits(self.hidden, self.trees[len(tokens)].max_depth)
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> float:
@@ -165,21 +176,24 @@ def main() -> None:
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     prompt = torch.randint(CONFIG.vocab_size, (options.context,)).tolist()
     tokens = torch.randint(CONFIG.vocab_size, (max(SIZES),)).tolist()
-    ours = Medusa(base, prompt)
+    eager, compiled = (Medusa(base, prompt, compiled=choice) for choice in (False, True))
     with tempfile.TemporaryDirectory() as folder:
         theirs = {}
         for kind in TYPES:
             write_gguf(base, Path(folder) / kind, kind)
             theirs[kind] = LlamaCpp(Path(folder) / kind, prompt, options.threads)
+        precise = LlamaCpp(Path(folder) / "f32", prompt, options.threads, precise=True)
         difference = {
-            kind: float(np.abs(each.decode(tokens[:8]) - ours.decode(tokens[:8])).max())
-            for kind, each in theirs.items()
+            kind: float(np.abs(each.decode(tokens[:CHECKED]) - eager.decode(tokens[:CHECKED])).max())
+            for kind, each in {"compiled": compiled, "precise": precise, **theirs}.items()
         }
-        if difference["f32"] > 1e-3:
-            raise RuntimeError(f"the two do not compute the same: logits differ by {difference['f32']}")
+        if max(difference["compiled"], difference["precise"]) > 1e-3:
+            raise RuntimeError(f"not all compute the same: logits differ by {difference}")
+        del precise
         methods: dict[str, Callable[[list[int]], Any]] = {
-            "medusa f32, base model": ours.verify,
-            "medusa f32, heads": ours.draft,
+            "base model": eager.verify,
+            "base model, compiled": compiled.verify,
+            "heads": eager.draft,
             **{f"llama.cpp {kind}": each.decode for kind, each in theirs.items()},
         }
         rounds: list[dict[str, dict[str, float]]] = []
@@ -194,20 +208,19 @@ def main() -> None:
         name: {str(n): statistics.median(each[str(n)][name] for each in rounds) for n in SIZES} for name in methods
     }
     ratios = {
-        kind: {
-            str(n): statistics.median(
-                each[str(n)]["medusa f32, base model"] / each[str(n)][f"llama.cpp {kind}"] for each in rounds
-            )
+        f"{ours} / llama.cpp {kind}": {
+            str(n): statistics.median(each[str(n)][ours] / each[str(n)][f"llama.cpp {kind}"] for each in rounds)
             for n in SIZES
         }
         for kind in TYPES
+        for ours in ("base model", "base model, compiled")
     }
     made = provenance() | {"llama_cpp_python": llama_cpp.__version__}
     shown = Table("ms", *map(str, SIZES), title=f"{base.num_parameters() / 1e6:.0f}M parameters, {made['device']}")
     for name, row in medians.items():
         shown.add_row(name, *(f"{value:.1f}" for value in row.values()))
-    for kind, row in ratios.items():
-        shown.add_row(f"base model / llama.cpp {kind}", *(f"{value:.2f}x" for value in row.values()))
+    for name, row in ratios.items():
+        shown.add_row(name, *(f"{value:.2f}x" for value in row.values()))
     console = Console(width=120)
     console.print(shown)
     report = {"provenance": made, "context": options.context, "largest_difference": difference}
