@@ -189,7 +189,6 @@ def main() -> None:
         }
         if max(difference["compiled"], difference["precise"]) > 1e-3:
             raise RuntimeError(f"not all compute the same: logits differ by {difference}")
-        del precise
         methods: dict[str, Callable[[list[int]], Any]] = {
             "base model": eager.verify,
             "base model, compiled": compiled.verify,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,29 +32,35 @@ class Row:
 
 def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> Row:
     """A conversation of (prompt, answer) turns; the answers and their end tokens are taught."""
-    ids: list[int] = []
-    taught: list[bool] = []
-    for prompt, answer in turns:
-        for text, teach in (
-            (f"<|user|>\n{prompt}<|end|>\n<|assistant|>\n", False),
-            (f"{answer}<|end|>", True),
-            ("\n", False),
-        ):
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            taught += [teach] * len(piece)
-    return Row(ids, taught)
+    return _row(
+        tokenizer,
+        (
+            part
+            for prompt, answer in turns
+            for part in (
+                (f"<|user|>\n{prompt}<|end|>\n<|assistant|>\n", False),
+                (f"{answer}<|end|>", True),
+                ("\n", False),
+            )
+        ),
+    )
 
 
 def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> Row:
     """Equations, one a line, of which the results are taught."""
+    return _row(
+        tokenizer, (part for asked, result in pairs for part in ((asked, False), (result, True), ("\n", False)))
+    )
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, parts: Iterable[tuple[str, bool]]) -> Row:
+    """Texts behind one another, each with whether it is taught; none shares a token with the next."""
     ids: list[int] = []
     taught: list[bool] = []
-    for asked, result in pairs:
-        for text, teach in ((asked, False), (result, True), ("\n", False)):
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            taught += [teach] * len(piece)
+    for text, teach in parts:
+        piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += piece
+        taught += [teach] * len(piece)
     return Row(ids, taught)
 
 
