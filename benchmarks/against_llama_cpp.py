@@ -124,8 +124,9 @@ class LlamaCpp:
 class Medusa:
     """The same model here: verification behind the same prompt, and a whole step with shared lm_head."""
 
-    def __init__(self, base: LlamaForCausalLM, prompt: list[int], compiled: bool):
-        self.model = MedusaModel.from_base(base, num_heads=5, own_lm_head=False, compiled=compiled)
+    def __init__(self, base: LlamaForCausalLM, prompt: list[int], compiled: bool, half: bool = False):
+        prepack = "half" if half else None
+        self.model = MedusaModel.from_base(base, num_heads=5, own_lm_head=False, compiled=compiled, prepack=prepack)
         self.trees = {size: CandidateTree.default(5, size) for size in SIZES}
         self.chain = CandidateTree.chain(CHECKED - 1)
         ids = torch.tensor([prompt])
@@ -172,11 +173,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     base = LlamaForCausalLM(CONFIG).eval()
+    base.load_state_dict({name: weight.half().float() for name, weight in base.state_dict().items()})
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     prompt = torch.randint(CONFIG.vocab_size, (options.context,)).tolist()
     tokens = torch.randint(CONFIG.vocab_size, (max(SIZES),)).tolist()
-    eager, compiled = (Medusa(base, prompt, compiled=choice) for choice in (False, True))
+    ours = {
+        name + (", 16 bits" if half else ""): Medusa(base, prompt, compiled, half)
+        for half in (False, True)
+        for name, compiled in {"base model": False, "base model, compiled": True}.items()
+    }
+    eager = ours["base model"]
     with tempfile.TemporaryDirectory() as folder:
         theirs = {}
         for kind in TYPES:
@@ -185,13 +192,12 @@ def main() -> None:
         precise = LlamaCpp(Path(folder) / "f32", prompt, options.threads, precise=True)
         difference = {
             kind: float(np.abs(each.decode(tokens[:CHECKED]) - eager.decode(tokens[:CHECKED])).max())
-            for kind, each in {"compiled": compiled, "precise": precise, **theirs}.items()
+            for kind, each in {**ours, "precise": precise, **theirs}.items()
         }
-        if max(difference["compiled"], difference["precise"]) > 1e-3:
+        if max(difference[kind] for kind in (*ours, "precise")) > 1e-3:
             raise RuntimeError(f"not all compute the same: logits differ by {difference}")
         methods: dict[str, Callable[[list[int]], Any]] = {
-            "base model": eager.verify,
-            "base model, compiled": compiled.verify,
+            **{name: each.verify for name, each in ours.items()},
             "heads": eager.draft,
             **{f"llama.cpp {kind}": each.decode for kind, each in theirs.items()},
         }
@@ -207,12 +213,12 @@ def main() -> None:
         name: {str(n): statistics.median(each[str(n)][name] for each in rounds) for n in SIZES} for name in methods
     }
     ratios = {
-        f"{ours} / llama.cpp {kind}": {
-            str(n): statistics.median(each[str(n)][ours] / each[str(n)][f"llama.cpp {kind}"] for each in rounds)
+        f"{name} / llama.cpp {kind}": {
+            str(n): statistics.median(each[str(n)][name] / each[str(n)][f"llama.cpp {kind}"] for each in rounds)
             for n in SIZES
         }
         for kind in TYPES
-        for ours in ("base model", "base model, compiled")
+        for name in ours
     }
     made = provenance() | {"llama_cpp_python": llama_cpp.__version__}
     shown = Table("ms", *map(str, SIZES), title=f"{base.num_parameters() / 1e6:.0f}M parameters, {made['device']}")

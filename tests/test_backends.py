@@ -6,7 +6,15 @@ from models import ARCHITECTURES, prompt, tiny
 from torch import nn
 
 from medusa import MedusaConfig, MedusaHeads, MedusaModel
-from medusa.backends import PackedLayers, PackedWeight, _is_released, packed_heads, worth_packing
+from medusa.backends import (
+    HalfWeight,
+    PackedLayers,
+    PackedWeight,
+    _is_released,
+    _sixteen_bits,
+    packed_heads,
+    worth_packing,
+)
 from medusa.heads import LogitRule
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch")
@@ -23,16 +31,88 @@ def test_a_packed_layer_equals_the_plain_one_up_to_rounding(rows, bias):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_packed_model_computes_the_same(name, monkeypatch):
     base = tiny(name, dtype=torch.float32, attention="eager")
-    product, calls = PackedWeight.__call__, []
-    monkeypatch.setattr(PackedWeight, "__call__", lambda self, states: calls.append(1) or product(self, states))
     layers = PackedLayers()
     layers.refresh(base)
+    product, calls = PackedWeight.__call__, []
+    monkeypatch.setattr(PackedWeight, "__call__", lambda self, states: calls.append(1) or product(self, states))
     with torch.inference_mode():
         plain = base(prompt(9)).logits
         with layers.running():
             run = base(prompt(9)).logits
     torch.testing.assert_close(run, plain, rtol=1e-3, atol=1e-3)
-    assert 0 < len(layers) <= len(calls)
+    assert 0 < len(calls) == len({weight.handle for _, weight in layers._packed.values()}), "each weight is read once"
+
+
+def test_layers_of_one_input_are_one_product(monkeypatch):
+    base = tiny(dtype=torch.float32)
+    attention = base.model.layers[0].self_attn
+    layers = PackedLayers()
+    layers.refresh(base)
+    product, calls = PackedWeight.__call__, []
+    monkeypatch.setattr(PackedWeight, "__call__", lambda self, states: calls.append(1) or product(self, states))
+    one, other = torch.randn(2, 1, 3, 32)
+    with torch.no_grad():
+        asked = [(layer, states) for layer in (attention.q_proj, attention.k_proj) for states in (one, other)]
+        asked += [(attention.v_proj, other), (attention.q_proj, one), (attention.q_proj, one)]
+        expected = [layer(states) for layer, states in asked]
+        with layers.running():
+            found = [layer(states) for layer, states in asked]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        calls.clear()
+        with layers.running():
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+                layer(one)
+    assert len(calls) == 1
+
+
+def test_a_layer_of_a_shared_product_that_changes_counts():
+    base = tiny(dtype=torch.float32)
+    attention, states = base.model.layers[0].self_attn, torch.randn(1, 3, 32)
+    layers = PackedLayers()
+    layers.refresh(base)
+    layers.release(base)
+    before = [layer.weight.clone() for layer in (attention.k_proj, attention.v_proj)]
+    layers.release(base)
+    with torch.no_grad():
+        attention.q_proj.weight.mul_(-1)
+        expected = torch.nn.functional.linear(states, attention.q_proj.weight)
+        layers.refresh(base)
+        layers.release(base)
+        with layers.running():
+            torch.testing.assert_close(attention.q_proj(states), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(attention.k_proj.weight, before[0])
+    assert torch.equal(attention.v_proj.weight, before[1])
+
+
+def test_weights_that_float16_holds_are_packed_in_half_and_come_back_exactly():
+    if not _sixteen_bits():
+        pytest.skip("this processor has no products of 16-bit weights")
+    weight = torch.randn(40, 24).bfloat16().float()
+    weight[0, :4] = torch.tensor([3e-6, -2e-9, 1e-30, 0.0])
+    assert HalfWeight.holds(weight)
+    assert not HalfWeight.holds(torch.randn(40, 24))
+    assert not HalfWeight.holds(weight * 1e6)
+    assert not HalfWeight.holds(weight.double())
+    half, bias = HalfWeight(weight, torch.ones(40)), torch.ones(40)
+    states = torch.randn(2, 3, 24)
+    expected = torch.nn.functional.linear(states, weight, bias)
+    torch.testing.assert_close(half(states), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(half.dense(), weight)
+
+
+def test_a_model_in_16_bits_writes_the_same_and_may_go_back(tmp_path):
+    base = tiny(dtype=torch.bfloat16).float()
+    base.save_pretrained(tmp_path)
+    model = MedusaModel.from_base(tmp_path, num_heads=2, prepack="half")
+    text = base.generate(prompt(), max_new_tokens=20, do_sample=False)
+    kinds = []
+    for prepack in ("half", True, "half"):
+        model.prepack = prepack
+        assert torch.equal(model.generate(prompt(), max_new_tokens=20, do_sample=False), text)
+        weight = model.packed_layers._packed[model.base.lm_head][1]
+        kinds.append(type(weight))
+    assert kinds == [HalfWeight, PackedWeight, HalfWeight]
+    assert all(torch.equal(value, base.state_dict()[name]) for name, value in model.base.state_dict().items())
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 2])

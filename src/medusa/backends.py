@@ -24,6 +24,8 @@ from .heads import MedusaHeads, Projection
 PACKED_ROWS = 16
 """The row count the layout is chosen for: about the size of the trees that pay on a CPU."""
 PACKABLE = (torch.float32, torch.bfloat16, torch.float16)
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names that layers of one input have in most architectures: such siblings are packed as one weight."""
 
 
 class PackedWeight:
@@ -34,12 +36,15 @@ class PackedWeight:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        with torch.no_grad():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_ROWS)
         self.bias = None if bias is None else bias.detach()
         self.features = len(weight)
         self.handle = next(_HANDLES)
         _PACKED[self.handle] = self
+        with torch.no_grad():
+            self._pack(weight.detach().contiguous())
+
+    def _pack(self, weight: Tensor) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
     def __call__(self, states: Tensor) -> Tensor:
         """states [..., in] -> [..., out]."""
@@ -56,6 +61,86 @@ class PackedWeight:
         return self.packed.to_dense().clone()
 
 
+class HalfWeight(PackedWeight):
+    """A packed copy of a float32 weight in 16 bits, half as much to read; products are summed in float32 (FBGEMM).
+
+    For weights that float16 holds, as it does those of checkpoints in 16 bits but for some next to zero; these are
+    rounded by at most 2^-25, and kept beside so that the weight comes back exactly.
+    """
+
+    @staticmethod
+    def holds(weight: Tensor) -> bool:
+        """Whether a weight may be packed so."""
+        if weight.dtype != torch.float32 or not _sixteen_bits():
+            return False
+        return bool((weight.detach().half().float() - weight.detach()).abs().max() <= 2**-25)
+
+    def _pack(self, weight: Tensor) -> None:
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, self.bias)
+        rounded = weight.half().float()
+        self.lost = (rounded != weight).flatten().nonzero()[:, 0]
+        self.values = weight.flatten()[self.lost]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """states [..., in] -> [..., out]."""
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(states, self.packed)
+        return product
+
+    def dense(self) -> Tensor:
+        """The weight again, exactly as it was."""
+        weight, _ = torch.ops.quantized.linear_unpack_fp16(self.packed)
+        weight.view(-1)[self.lost] = self.values
+        return weight
+
+
+class SharedWeight:
+    """One of several layers that read the same input: the first that is asked multiplies for all of them.
+
+    Args:
+        share: of all of them.
+        part: which output features are this layer's.
+    """
+
+    def __init__(self, share: Share, part: slice):
+        self.share, self.part = share, part
+        self.handle = share.weight.handle
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """states [..., in] -> [..., out]."""
+        return self.share.product(states, self.share.weight, self.part)
+
+    def as_operator(self, states: Tensor) -> Tensor:
+        """The same product as an operator that tracing does not look into."""
+        return self.share.product(states, self.share.weight.as_operator, self.part)
+
+    def dense(self) -> Tensor:
+        """The layer's own weight again, exactly as it was."""
+        return self.share.weight.dense()[self.part].clone()
+
+
+class Share:
+    """A packed weight of several layers, and their last product until each has taken its part."""
+
+    def __init__(self, weight: PackedWeight, parts: int):
+        self.weight, self._parts = weight, parts
+        self.forget()
+
+    def forget(self) -> None:
+        self._states: Tensor | None = None
+        self._product: Tensor | None = None
+        self._taken: set[int] = set()
+
+    def product(self, states: Tensor, multiply: Callable[[Tensor], Tensor], part: slice) -> Tensor:
+        """The part [..., out] of the product that is a layer's; a layer that asks again starts another product."""
+        if self._product is None or states is not self._states or part.start in self._taken:
+            self._states, self._product, self._taken = states, multiply(states), set()
+        taken = self._product[..., part]
+        self._taken.add(part.start)
+        if len(self._taken) == self._parts:
+            self.forget()
+        return taken
+
+
 _HANDLES = itertools.count()
 _PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
 _OPERATORS = library.Library("medusa", "DEF")
@@ -68,24 +153,36 @@ _OPERATORS.impl("packed_product", library.fallthrough_kernel, "Autograd")
 
 
 class PackedLayers:
-    """Packed weights for the plain linear layers of a module that somebody else may hold and change."""
+    """Packed weights for the plain linear layers of a module that somebody else may hold and change.
 
-    def __init__(self) -> None:
-        self._packed: dict[nn.Linear, tuple[Any, PackedWeight]] = {}
+    Args:
+        half: in 16 bits, those that float16 holds.
+    """
+
+    def __init__(self, half: bool = False) -> None:
+        self.half = half
+        self._packed: dict[nn.Linear, tuple[Any, PackedWeight | SharedWeight]] = {}
 
     def __len__(self) -> int:
         return len(self._packed)
 
     def refresh(self, module: nn.Module) -> None:
         """Pack what was not packed yet or has changed since; forget what the module no longer has."""
-        known, self._packed = self._packed, {}
-        for layer in (each for each in module.modules() if isinstance(each, nn.Linear)):
-            if layer in known and _is_released(layer):
-                self._packed[layer] = known[layer]
-            elif _packs(layer):
-                mark = _mark(layer.weight, layer.bias)
-                same = layer in known and known[layer][0] == mark
-                self._packed[layer] = known[layer] if same else (mark, PackedWeight(layer.weight, layer.bias))
+        packed: dict[nn.Linear, tuple[Any, PackedWeight | SharedWeight]] = {}
+        for siblings in _siblings(module):
+            layers = [layer for layer in siblings if _is_released(layer) or _packs(layer)]
+            if all(map(self._knows, layers)):
+                packed.update((layer, self._packed[layer]) for layer in layers)
+            else:
+                marks = [_mark(layer.weight, layer.bias) for layer in layers]
+                packed.update(zip(layers, zip(marks, _packed_together(layers, self.half), strict=True), strict=True))
+        self._packed = packed
+
+    def _knows(self, layer: nn.Linear) -> bool:
+        """Whether the layer is packed as it is now."""
+        return _is_released(layer) or (
+            layer in self._packed and self._packed[layer][0] == _mark(layer.weight, layer.bias)
+        )
 
     @contextmanager
     def running(self, only: nn.Module | None = None, as_operators: bool = False) -> Iterator[None]:
@@ -104,6 +201,9 @@ class PackedLayers:
         finally:
             for layer in layers:
                 layer.__dict__.pop("forward", None)
+                _, weight = self._packed[layer]
+                if isinstance(weight, SharedWeight):
+                    weight.share.forget()
 
     def state(self, module: nn.Module) -> tuple[Any, ...]:
         """All that decides what a forward of the module does to its inputs; what is recorded of it holds only for this.
@@ -124,6 +224,12 @@ class PackedLayers:
         for layer in dense:
             if owners[id(layer.weight)] == 1:
                 layer._parameters = _Released(layer._parameters, partial(self._restored, layer))
+
+    def unpack(self) -> None:
+        """Give released layers their dense weights back."""
+        for layer in self._packed:
+            if _is_released(layer):
+                layer.weight  # noqa: B018 (asking is what brings it back)
 
     def _restored(self, layer: nn.Linear, bias: nn.Parameter | None) -> nn.Parameter:
         """The dense weight of a released layer again, known as what was packed."""
@@ -184,15 +290,15 @@ class _Released(dict[str, Any]):
 class PackedHeads(nn.Module):
     """`MedusaHeads` whose own lm_heads are packed. The residual layers stay batched products, fastest for few rows."""
 
-    def __init__(self, heads: MedusaHeads, weights: Tensor):
+    def __init__(self, heads: MedusaHeads, weights: Tensor, half: bool = False):
         super().__init__()
         self.rule, self.output_bias, self.residual = heads.rule, heads.output_bias, heads.residual
-        self.lm_heads = [PackedWeight(weight) for weight in weights]
-        self._mark = _mark(weights)
+        self.lm_heads = [packed(weight, None, half) for weight in weights]
+        self._mark = half, _mark(weights)
 
-    def is_of(self, weights: Tensor) -> bool:
-        """Whether these are the lm_heads that were packed, unchanged."""
-        return self._mark == _mark(weights)
+    def is_of(self, weights: Tensor, half: bool) -> bool:
+        """Whether these are the lm_heads that were packed, so, and unchanged."""
+        return self._mark == (half, _mark(weights))
 
     def forward(self, hidden: Tensor, lm_head: Projection | None = None, first: int | None = None) -> Tensor:
         """As `MedusaHeads.forward`: hidden [..., H] -> logits [K, ..., V]."""
@@ -201,16 +307,49 @@ class PackedHeads(nn.Module):
         return self.rule(logits if self.output_bias is None else logits + self.output_bias)
 
 
-def packed_heads(heads: nn.Module, known: nn.Module | None = None) -> nn.Module:
+def packed_heads(heads: nn.Module, known: nn.Module | None = None, half: bool = False) -> nn.Module:
     """The heads with packed lm_heads, `known` where that is still right; the heads themselves without any to pack."""
     if not isinstance(heads, MedusaHeads) or heads.w2 is None or not _packable(heads.w2):
         return heads
-    return known if isinstance(known, PackedHeads) and known.is_of(heads.w2) else PackedHeads(heads, heads.w2)
+    return (
+        known if isinstance(known, PackedHeads) and known.is_of(heads.w2, half) else PackedHeads(heads, heads.w2, half)
+    )
 
 
 def worth_packing(module: nn.Module) -> bool:
     """Whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
     return any(_is_released(each) or _packs(each) for each in module.modules())
+
+
+def _siblings(module: nn.Module) -> Iterator[list[nn.Linear]]:
+    """The linear layers of a module, those `SHARING` an input together."""
+    seen: set[nn.Linear] = set()
+    for parent in module.modules():
+        named = {"": module} if parent is module else {}
+        named.update((name, child) for name, child in parent._modules.items() if child is not None)
+        linear = {name: child for name, child in named.items() if isinstance(child, nn.Linear) and child not in seen}
+        seen.update(linear.values())
+        for names in SHARING:
+            if all(name in linear for name in names):
+                yield [linear.pop(name) for name in names]
+        for layer in linear.values():
+            yield [layer]
+
+
+def packed(weight: Tensor, bias: Tensor | None, half: bool) -> PackedWeight:
+    """A weight as it is packed: in 16 bits where that is wanted and can be."""
+    return (HalfWeight if half and HalfWeight.holds(weight) else PackedWeight)(weight, bias)
+
+
+def _packed_together(layers: list[nn.Linear], half: bool) -> list[PackedWeight] | list[SharedWeight]:
+    """One weight for layers of one input, if they are alike; else one for each."""
+    alike = {(layer.weight.dtype, layer.weight.shape[1], layer.bias is None) for layer in layers}
+    if len(layers) == 1 or len(alike) > 1:
+        return [packed(layer.weight, layer.bias, half) for layer in layers]
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    share = Share(packed(torch.cat([layer.weight for layer in layers]), bias, half), len(layers))
+    ends = list(itertools.accumulate(len(layer.weight) for layer in layers))
+    return [SharedWeight(share, slice(begin, end)) for begin, end in itertools.pairwise([0, *ends])]
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:
@@ -231,6 +370,17 @@ def _supported(dtype: torch.dtype) -> bool:
     try:
         PackedWeight(torch.zeros(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
     except (RuntimeError, AttributeError):
+        return False
+    return True
+
+
+@cache
+def _sixteen_bits() -> bool:
+    """Whether this torch and this processor multiply by weights in 16 bits."""
+    try:
+        weight = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
+        torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), weight)
+    except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return True
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .pace import UNCALIBRATED, Calibration, StepTimes
 from .programs import Programs
 from .tree import CandidateTree
 
+Prepack = Literal["half"] | bool | None
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
 """Attention implementations that take a mask of any shape, as a tree needs."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -71,7 +72,7 @@ class TreeModel(nn.Module):
             the Python between operators. Where it fails, a warning says so and this is False from then on.
         calibration: what was measured of the heads on this machine; decoding judges by it whether the tree pays.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so where it helps;
-            False never does.
+            False never does. "half" packs what float16 holds of a float32 model in 16 bits; sums stay in float32.
         owns_base: nobody else holds the base model, so that dense weights which are packed too may be freed; they
             come back when asked for. Otherwise packing takes the weights' memory a second time.
 
@@ -84,7 +85,7 @@ class TreeModel(nn.Module):
         base: PreTrainedModel,
         heads: MedusaHeads,
         tree: CandidateTree | None = None,
-        prepack: bool | None = None,
+        prepack: Prepack = None,
         owns_base: bool = False,
         calibration: Calibration = UNCALIBRATED,
         capture: bool | None = None,
@@ -130,8 +131,12 @@ class TreeModel(nn.Module):
         if not (worth_packing(self.base) if self.prepack is None else self.prepack):
             self.packed_layers, self._running_heads = PackedLayers(), ()
             return
+        half = self.prepack == "half"
+        if self.packed_layers.half != half:
+            self.packed_layers.unpack()
+            self.packed_layers = PackedLayers(half)
         self.packed_layers.refresh(self.base)
-        self._running_heads = (packed_heads(self.heads, self.running_heads),)
+        self._running_heads = (packed_heads(self.heads, self.running_heads, half),)
         if self.owns_base:
             self.packed_layers.release(self.base)
 
@@ -272,12 +277,12 @@ class TreeModel(nn.Module):
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
-        with _captured_input(self.lm_head, passed_on=1) as captured:
+        with captured_input(self.lm_head, passed_on=1) as captured:
             self.base(input_ids=input_ids, use_cache=False)
         return captured[-1]
 
     def _forward(self, inputs: dict[str, Any], as_operators: bool = False) -> tuple[Tensor, Tensor]:
-        with self.packed_layers.running(as_operators=as_operators), _captured_input(self._layout.lm_head) as captured:
+        with self.packed_layers.running(as_operators=as_operators), captured_input(self._layout.lm_head) as captured:
             logits = self.base(**inputs, use_cache=True, return_dict=True).logits
         return logits, captured[-1]
 
@@ -382,7 +387,7 @@ def new_heads(base: PreTrainedModel, num_heads: int, num_layers: int, own_lm_hea
 
 
 @contextmanager
-def _captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[list[Tensor]]:
+def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[list[Tensor]]:
     """The first argument [B, P, ...] of every call of `module` while the context lasts.
 
     Args:

@@ -1,7 +1,8 @@
 """`python -m medusa.bench.precision`: whether weights of fewer bits pay on this CPU.
 
-A Llama of 100 million random parameters in a real model's proportions, in float32, in bfloat16 and with linear layers
-quantised to 8 bits (torch's dynamic quantisation, all but the lm_head); steps of several sizes, variants by turns.
+A Llama of 100 million random parameters in a real model's proportions: in float32, in float32 with weights packed in 16
+bits, in bfloat16, and with linear layers quantised to 8 bits (torch's dynamic quantisation, all but the lm_head). Steps
+of several sizes, variants by turns.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from ..calibration.latency import measure_latency
+from ..model import Prepack
 from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
@@ -34,14 +36,16 @@ def variants() -> dict[str, MedusaModel]:
     """The same model in every precision, with heads that share its lm_head."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(PROPORTIONS).eval()
+    base.load_state_dict({name: weight.bfloat16().float() for name, weight in base.state_dict().items()})
     half = copy.deepcopy(base).to(torch.bfloat16)
     eighth = copy.deepcopy(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         eighth.model = torch.ao.quantization.quantize_dynamic(eighth.model, {nn.Linear}, dtype=torch.qint8)
-    made = {
+    made: dict[str, tuple[Any, Prepack]] = {
         "float32, dense": (base, False),
         "float32, packed": (base, True),
+        "float32, packed in 16 bits": (base, "half"),
         "bfloat16, dense": (half, False),
         "bfloat16, packed": (half, True),
         "8 bits, lm_head packed": (eighth, True),
@@ -49,7 +53,7 @@ def variants() -> dict[str, MedusaModel]:
     return {name: _with_heads(model, prepack) for name, (model, prepack) in made.items()}
 
 
-def _with_heads(base: Any, prepack: bool) -> MedusaModel:
+def _with_heads(base: Any, prepack: Prepack) -> MedusaModel:
     return MedusaModel.from_base(base, num_heads=5, own_lm_head=False, prepack=prepack)
 
 

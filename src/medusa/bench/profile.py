@@ -32,7 +32,13 @@ from .report import write_json
 
 WIDTHS: dict[str, int | None] = {"embedded": None, "30M": 6_200, "100M": INFLATED_WIDTH, "300M": 64_800}
 """MLP columns that make the embedded model as large as this."""
-VARIANTS: dict[str, dict[str, bool]] = {"dense": {"prepack": False}, "packed": {}, "compiled": {"compiled": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dense": {"prepack": False},
+    "packed": {},
+    "16 bits": {"prepack": "half"},
+    "compiled": {"compiled": True},
+    "compiled, 16 bits": {"compiled": True, "prepack": "half"},
+}
 """How the linear layers run."""
 PHASES = {
     "draft_logits": "heads",
@@ -42,7 +48,9 @@ PHASES = {
     "keep": "cache keeping",
 }
 """The calls of a step, and what they are called in the table; the rest is bookkeeping."""
-PACKED_PRODUCT, PRODUCT = "mkldnn::_linear_pointwise", "aten::linear"
+PRODUCTS = ("mkldnn::_linear_pointwise", "quantized::linear_dynamic_fp16")
+"""Of packed weights; without any, `DENSE`."""
+DENSE = "aten::linear"
 ATTENTION = "aten::scaled_dot_product_attention"
 
 
@@ -106,7 +114,7 @@ def inside(model: MedusaModel, prompt: list[int], tree: CandidateTree, steps: in
     def of(name: str) -> float:
         return took[name].cpu_time_total if name in took else 0.0
 
-    products, attention = of(PACKED_PRODUCT) or of(PRODUCT), of(ATTENTION)
+    products, attention = sum(map(of, PRODUCTS)) or of(DENSE), of(ATTENTION)
     scale = 1e-3 / steps
     return {
         "products": products * scale,
