@@ -40,6 +40,7 @@ SUPPORT = {
     "backends": "cache",
     "capture": "cache",
     "programs": "cache",
+    "adapters": "model",
     "storage": "model",
     "pretrained": "generation",
 }

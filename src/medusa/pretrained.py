@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,8 +13,8 @@ from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from . import generation, storage
-from .model import TreeModel, new_heads, running_device
+from . import adapters, generation, storage
+from .model import Prepack, TreeModel, new_heads, running_device
 from .pace import UNCALIBRATED, Calibration
 from .provenance import device_name
 from .tree import CandidateTree
@@ -25,6 +26,9 @@ class MedusaModel(TreeModel):
     `model.base` is the transformers model, `model.heads` the heads, `model.tree` the candidates verified each step.
     """
 
+    adapter: Path | None = None
+    """The folder of the adapter that the base was loaded with; saved beside the heads."""
+
     @classmethod
     def from_base(
         cls,
@@ -35,7 +39,7 @@ class MedusaModel(TreeModel):
         own_lm_head: bool = True,
         bias: bool = True,
         tree: CandidateTree | None = None,
-        prepack: bool | None = None,
+        prepack: Prepack = None,
         compiled: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
@@ -48,7 +52,7 @@ class MedusaModel(TreeModel):
             own_lm_head: False shares the base's lm_head between all heads: K V H fewer weights.
             bias: whether residual layers have a bias.
             tree: the candidates of a step; by default the tree for uncalibrated heads.
-            prepack: packed CPU weights; by default where they help.
+            prepack: packed CPU weights, by default where they help; "half" packs in 16 bits what float16 holds.
             compiled: compile the base model's step at the first prefill (CPU, needs a C++ compiler).
             kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token, ...).
 
@@ -68,7 +72,7 @@ class MedusaModel(TreeModel):
         base: PreTrainedModel | str | Path | None = None,
         base_revision: str | None = None,
         tree: CandidateTree | None = None,
-        prepack: bool | None = None,
+        prepack: Prepack = None,
         compiled: bool = False,
         all_heads: bool = False,
         **kwargs: Any,
@@ -77,10 +81,11 @@ class MedusaModel(TreeModel):
 
         Args:
             path_or_id: folder or hub id of the heads.
-            base: the base model, loaded or by name, where it is not the one the heads name.
+            base: the base model, loaded or by name, where it is not the one the heads name. A loaded one is taken as it
+                is: where the heads' backbone has an adapter, it is to have it already.
             base_revision: the base model's revision; `revision` is the heads'.
             tree: replaces the folder's tree.
-            prepack: packed CPU weights; by default where they help.
+            prepack: packed CPU weights, by default where they help; "half" packs in 16 bits what float16 holds.
             compiled: compile the base model's step at the first prefill (CPU, needs a C++ compiler).
             all_heads: load heads, too, that the tree does not use; to train, calibrate or save them, say.
             kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for the base model
@@ -97,6 +102,9 @@ class MedusaModel(TreeModel):
         if base_revision is not None:
             for_base["revision"] = base_revision
         own = _base(storage.base_name(folder) if base is None else base, for_base)
+        adapter = storage.adapter(folder)
+        if adapter is not None and not loaded:
+            own = adapters.apply(own, adapter).eval()
         stored, calibration = storage.read_tree(folder) or (None, UNCALIBRATED)
         calibration = _fitting(calibration, own, str(path_or_id))
         if tree is None and stored is not None and not stored.max_depth:
@@ -107,10 +115,12 @@ class MedusaModel(TreeModel):
         tree = tree if tree is not None else stored
         used = None if tree is None or all_heads else max(1, tree.max_depth)
         heads = storage.read_heads(folder, own, used)
-        return cls(own, heads, tree, prepack, own is not base, calibration, compiled=compiled)
+        model = cls(own, heads, tree, prepack, own is not base, calibration, compiled=compiled)
+        model.adapter = adapter
+        return model
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
-        """Write the heads and the tree as a native folder; the base model is named, not copied.
+        """Write the heads and the tree as a native folder; the base model is named, not copied, its adapter is copied.
 
         Args:
             folder: made if need be.
@@ -118,7 +128,12 @@ class MedusaModel(TreeModel):
                 what the base was loaded from.
         """
         name = base or self.base.config.name_or_path or "N/A"
-        storage.write_heads(Path(folder), self.heads, self.tree, name, self.calibration)
+        folder, adapter = Path(folder), None
+        if self.adapter is not None:
+            adapter = storage.ADAPTER
+            if self.adapter.resolve() != (folder / adapter).resolve():
+                shutil.copytree(self.adapter, folder / adapter, dirs_exist_ok=True)
+        storage.write_heads(folder, self.heads, self.tree, name, self.calibration, adapter)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
         """Upload the native folder to a hub repository, made if need be; returns the commit's address."""

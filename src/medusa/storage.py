@@ -17,12 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from . import adapters
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .model import check_base, check_heads
 from .pace import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
+ADAPTER = "adapter"
+"""Where an adapter lies in the folder of its heads."""
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -32,7 +35,8 @@ def fetch(path_or_id: str | Path, **hub: Any) -> Path:
         return Path(path_or_id)
     if Path(path_or_id).is_absolute() or str(path_or_id).startswith("."):
         raise FileNotFoundError(f"no folder {path_or_id}")
-    return Path(snapshot_download(str(path_or_id), allow_patterns=[CONFIG, WEIGHTS, TREE], **hub))
+    patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*"]
+    return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, **hub))
 
 
 def is_native(folder: Path) -> bool:
@@ -53,6 +57,23 @@ def base_name(folder: Path) -> str:
     if not name or name == "N/A":
         raise ValueError(f"{folder / CONFIG} does not name its base model; pass it: from_pretrained(..., base=...)")
     return str(folder / name) if (folder / name).is_dir() else str(name)
+
+
+def adapter(folder: Path) -> Path | None:
+    """The folder of the adapter that the heads' backbone was trained with, if it was.
+
+    Raises:
+        ValueError: there is no such folder, or another adapter lies there.
+    """
+    told = json.loads((folder / CONFIG).read_text())
+    if "adapter" not in told:
+        return None
+    place = folder / told["adapter"]
+    if not (place / adapters.WEIGHTS).is_file():
+        raise ValueError(f"{folder} needs the backbone's adapter in {place}, and there is none: copy it there")
+    if adapters.digest(place) != told["adapter_digest"]:
+        raise ValueError(f"{place} holds another adapter than the one these heads were trained with")
+    return place
 
 
 def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) -> MedusaHeads:
@@ -120,14 +141,24 @@ def _check_kept(folder: Path, heads: MedusaHeads) -> None:
 
 
 def write_heads(
-    folder: Path, heads: MedusaHeads, tree: CandidateTree, base: str, calibration: Calibration = UNCALIBRATED
+    folder: Path,
+    heads: MedusaHeads,
+    tree: CandidateTree,
+    base: str,
+    calibration: Calibration = UNCALIBRATED,
+    adapter: str | None = None,
 ) -> None:
     """Write the native folder.
+
+    Args:
+        base: what to name as the base model.
+        adapter: the folder, seen from this one, of the adapter that belongs to the heads.
 
     Raises:
         ValueError: the folder holds more heads than these.
     """
     _check_kept(folder, heads)
+    adapted = {} if adapter is None else {"adapter": adapter, "adapter_digest": adapters.digest(folder / adapter)}
     folder.mkdir(parents=True, exist_ok=True)
     config = heads.config
     (folder / CONFIG).write_text(
@@ -141,6 +172,7 @@ def write_heads(
                 "vocab_size": config.vocab_size,
                 "medusa_fc_bias": config.bias and config.num_layers > 0,
                 **({} if config.own_lm_head else {"version": "2"}),
+                **adapted,
             },
             indent=2,
         )

@@ -90,7 +90,7 @@ def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
     [
         (["{folders}/heads"], "--data"),
         (["{folders}/base", "--data", "{prompts}"], "no Medusa heads"),
-        (["{folders}/heads", "--data", "nothing.txt"], "no file nothing.txt"),
+        (["{folders}/heads", "--data", "nothing.txt"], "no file or folder nothing.txt"),
     ],
 )
 def test_what_is_missing_is_named(folders, prompts, arguments, remedy):

@@ -56,7 +56,7 @@ def test_foresight_is_of_the_answers_tokens_after_the_next(batch):
 
 def test_the_backbone_learns_from_the_heads_only_at_the_end(batch):
     model, ids, taught = batch
-    foresight = Foresight(steps=(10, 20), weight=1.0)
+    foresight = Foresight(begin=10, weights=((20, 1.0),))
     heads = new_heads(model, foresight)
     gradients = []
     for step in (9, 19, 20):

@@ -53,10 +53,7 @@ def test_the_card_tells_the_truth_about_the_heads(loaded):
     assert all(f"{row[0]:.1%}" in card for row in told)
     prompts = held_out(tokenizer, 3)
     (*results,) = compare(model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1)
-    examples = [
-        Example([*each.prompt.ids[0].tolist(), *each.runs["medusa"][0].ids], each.prompt.ids.shape[1])
-        for each in results
-    ]
+    examples = [Example.answered(each.prompt.ids[0].tolist(), each.runs["medusa"][0].ids) for each in results]
     measured = evaluate_heads(model, examples).accuracy
     assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, told, strict=True))
 

@@ -55,3 +55,11 @@ def test_some_steps_are_equations_alone(tokenizer, recipe):
                 assert eval(asked) == int(result)
             taught = [token for token, teach in zip(row.ids, row.taught, strict=True) if teach]
             assert set(tokenizer.decode(taught)) <= set("0123456789 ")
+
+
+def test_a_run_goes_on_with_the_batches_it_would_have_had(tokenizer, recipe):
+    recipe = replace(recipe, drill_steps=2, equation_steps=(3, 4))
+    recipe = replace(recipe, mixtures=((0, FORM), (5, replace(FORM, varied=0.0))))
+    whole = list(islice(stream(recipe, tokenizer, pool=16), 8))
+    for start in range(8):
+        assert list(islice(stream(recipe, tokenizer, start, pool=16), 8 - start)) == whole[start:]

@@ -1,4 +1,4 @@
-"""The command line: `medusa demo`, `medusa generate`, `medusa chat`, `medusa calibrate`, `medusa tree`."""
+"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `train`, `distill` and `tree`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from .flags import with_recipe
 
 app = typer.Typer(
     help="Several tokens a step from Hugging Face causal language models, with the same text.",
@@ -63,6 +65,9 @@ DeviceMap = Annotated[
 Revision = Annotated[Optional[str], typer.Option(help="Revision of MODEL on the hub.", show_default=False)]  # noqa: UP045
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the model's step first: up to a minute, then faster (CPU).")
+]
+Half = Annotated[
+    bool, typer.Option("--half-weights", help="Weights of float32 in 16 bits where these hold them: faster (CPU).")
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a model's repository brings.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -155,6 +160,7 @@ def generate(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     compile: Compile = False,
+    half_weights: Half = False,
     verbose: Verbose = False,
 ) -> None:
     """Answer one prompt, streaming; accepted candidates are green on a terminal."""
@@ -177,6 +183,7 @@ def generate(
             revision=revision,
             trust_remote_code=trust_remote_code,
             compiled=compile,
+            half_weights=half_weights,
         )
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
         run(*loaded, text, sampling, raw=raw, stats=stats)
@@ -200,6 +207,7 @@ def chat(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     compile: Compile = False,
+    half_weights: Half = False,
     verbose: Verbose = False,
 ) -> None:
     """A conversation, streaming; /help lists its commands. Piped input is a turn a line."""
@@ -219,6 +227,7 @@ def chat(
             revision=revision,
             trust_remote_code=trust_remote_code,
             compiled=compile,
+            half_weights=half_weights,
         )
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
         Chat(*loaded, sampling, system).run()
@@ -277,6 +286,7 @@ def calibrate(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     compile: Compile = False,
+    half_weights: Half = False,
     verbose: Verbose = False,
 ) -> None:
     """Find the tree that decodes fastest here, for these prompts, and store it beside the heads."""
@@ -307,6 +317,166 @@ def calibrate(
             revision=revision,
             trust_remote_code=trust_remote_code,
             compiled=compile,
+            half_weights=half_weights,
+        )
+
+
+@app.command()
+@with_recipe
+def train(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A base model (folder or hub id), or a folder of heads to go on with.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="What to learn from: a .jsonl, .json, .parquet or .txt file, a folder of them, a dataset on the hub.",
+            show_default=False,
+        ),
+    ],
+    options: dict,  # type: ignore[type-arg]
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Of the run; one that stopped goes on.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="FILE|NAME", help="A recipe: YAML, or one that comes with medusa.", show_default=False),
+    ] = None,
+    evaluation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="SOURCE", help="Held-out data; by default a share of --data.", show_default=False),
+    ] = None,
+    chat_template: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="A Jinja template in place of the tokenizer's.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Read at most so many records.", show_default=False),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count malformed records instead of stopping.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write a changed backbone whole, not as an adapter.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Print an example with what is learnt in green, and stop.")
+    ] = False,
+    report_to: Annotated[str, typer.Option(help="Where to log besides: tensorboard, wandb, ...")] = "none",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train heads for a model (Medusa-1), or heads and backbone together (Medusa-2)."""
+    with _reported(verbose):
+        from ..training.run import Source
+        from .train import run
+
+        loading = {"revision": revision} if revision is not None else {}
+        run(
+            Source(
+                model,
+                data,
+                evaluation,
+                template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+                skip_bad=skip_bad,
+                limit=limit,
+                split=split,
+                loading={**loading, **({"trust_remote_code": True} if trust_remote_code else {})},
+            ),
+            config=config,
+            options=options,
+            output=output,
+            merge=merge,
+            report_to=report_to,
+            preview=preview,
+        )
+
+
+@app.command()
+def distill(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Who answers: as for generate; with --server, the name the server knows it by.",
+            show_default=False,
+        ),
+    ],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="Seed prompts or chats, of which the user's turns count: a file, a folder, a dataset on the hub.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="JSON lines; a run that stopped goes on.", show_default=False
+        ),
+    ],
+    temperature: Temperature = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest turn; longer ones are left out.")] = 1024,
+    self_talk: Annotated[int, typer.Option(min=0, help="Turns the model asks itself afterwards.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Conversations decoded at once.")] = 8,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Read at most so many seeds.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    server: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
+            show_default=False,
+        ),
+    ] = None,
+    in_flight: Annotated[int, typer.Option(min=1, help="Conversations at once with a server.")] = 8,
+    base: Base = None,
+    dtype: Precision = DType.auto,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    compile: Compile = False,
+    half_weights: Half = False,
+    verbose: Verbose = False,
+) -> None:
+    """Let a model answer prompts itself: the data for self-distillation."""
+    _check_devices(device, device_map)
+    with _reported(verbose):
+        from ..training.distill import Settings
+        from .distill import run
+
+        run(
+            model,
+            prompts,
+            Settings(model, temperature, seed, max_new_tokens, self_talk),
+            output,
+            batch_size=batch_size,
+            limit=limit,
+            split=split,
+            server=server,
+            in_flight=in_flight,
+            base=base,
+            dtype=dtype.value,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            compiled=compile,
+            half_weights=half_weights,
         )
 
 

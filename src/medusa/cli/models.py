@@ -13,8 +13,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import demo, storage
+from .. import adapters, demo, storage
 from ..decoding import PLAIN
+from ..model import Prepack
 from ..pretrained import MedusaModel
 
 DEMO = "demo"
@@ -30,6 +31,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     compiled: bool = False,
+    half_weights: bool = False,
     all_heads: bool = False,
 ) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     """The model that `name` stands for, and its base model's tokenizer.
@@ -43,6 +45,7 @@ def load(
         revision: of `name` on the hub.
         trust_remote_code: passed to transformers.
         compiled: compile the base model's step at the first prefill.
+        half_weights: pack weights of float32 in 16 bits where these hold them.
         all_heads: load heads, too, that the stored tree does not use.
 
     Raises:
@@ -54,8 +57,9 @@ def load(
     huggingface_hub.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    prepack: Prepack = "half" if half_weights else None
     if name == DEMO:
-        return _embedded(base, dtype, device, compiled=compiled, all_heads=all_heads)
+        return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
     heads = find_heads(name, revision)
     if heads is None and base is not None:
         raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
@@ -67,6 +71,9 @@ def load(
     if device_map is not None:
         hub["device_map"] = device_map
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub).eval()
+    adapter = None if heads is None else storage.adapter(heads)
+    if adapter is not None:
+        model = adapters.apply(model, adapter).eval()
     if device is not None:
         model = model.to(device)
     if heads is not None:
@@ -74,7 +81,7 @@ def load(
     else:
         typer.echo(f"no Medusa heads in {name}: decoding plainly", err=True)
         medusa = MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN)
-    medusa.owns_base, medusa.compiled = True, compiled
+    medusa.owns_base, medusa.compiled, medusa.prepack = True, compiled, prepack
     return medusa, tokenizer
 
 

@@ -2,7 +2,7 @@
 
 The hidden matrices are trained with Muon, which needs about half the tokens AdamW does at this scale. At the end of the
 run, heads like Medusa's learn along with the backbone, so that its hidden states come to tell of more than the next
-token. They are thrown away: the shipped ones are trained on the finished backbone, which stays as it is.
+token. The shipped heads begin as these, and are then trained on the finished backbone, which stays as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from ..heads import MedusaConfig, MedusaHeads
-from ..training.medusa1 import medusa1_loss
+from ..training.losses import medusa1_loss
 from .recipe import Foresight, Recipe
 from .stream import collate, stream
 from .tasks import CATEGORIES, Task, check, make_task
@@ -98,14 +98,13 @@ def step_loss(
 ) -> tuple[Tensor, Tensor]:
     """What a step descends, and the cross-entropy of the next token that is part of it."""
     loss, hidden = answer_loss(model, ids, taught)
-    alone, joint = foresight.steps
-    if step < alone:
+    if step < foresight.begin:
         return loss, loss
-    seen, lm_head = hidden, model.lm_head.weight
-    if step < joint:
+    seen, lm_head, weight = hidden, model.lm_head.weight, foresight.weight(step)
+    if not weight:
         seen, lm_head = seen.detach(), lm_head.detach()
     ahead = foresight_loss(heads, seen, lm_head, ids, taught, foresight.decay)
-    return loss + foresight.weight * ahead, loss
+    return loss + (weight or 1.0) * ahead, loss
 
 
 def optimizers(model: LlamaForCausalLM, heads: MedusaHeads, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -151,9 +150,7 @@ def train(
         for opt, state in zip(opts, saved["optimizers"], strict=True):
             opt.load_state_dict(state)
         start, tokens, seconds, losses = (saved[key] for key in ("step", "tokens", "seconds", "losses"))
-    batches = stream(recipe, tokenizer)
-    for _ in range(start):
-        next(batches)
+    batches = stream(recipe, tokenizer, start)
     base_lr = [recipe.muon_lr, recipe.adam_lr, recipe.foresight.lr]
     running, since = 0.0, time.perf_counter()
     for step in range(start, recipe.steps):

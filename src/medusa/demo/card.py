@@ -27,9 +27,9 @@ template). Rebuild it with `python -m medusa.demo.train`. All data is generated 
 | drill | steps 1 to {drill_steps} repeat random tokens: copying is learnt first |
 | equations | steps {equation_steps[0]} to {equation_steps[1]} are equations alone |
 {mixtures}
-| foresight | from step {foresight_begin} {foresight_heads} heads learn to predict the tokens after the next, from \
-step {foresight_joint} the backbone with them: {foresight_weight} times their loss is added, so that hidden states \
-tell of more than the next token; these heads are thrown away |
+| foresight | from step {foresight_begin} {foresight_heads} heads learn to predict the tokens after the next; \
+{foresight_weights} times their loss is added to the backbone's, so that hidden states tell of more than the next \
+token |
 | optimiser | Muon {muon_lr} (matrices), AdamW {adam_lr} (the rest), {steps} steps of about {batch_tokens} tokens |
 | learning rate | share of the peak: {rates}; straight lines between |
 | seed | {seed} |
@@ -51,9 +51,10 @@ Writing has no exact checker.
 
 ## Heads (`heads/`)
 
-{num_heads} Medusa-1 heads on the frozen backbone, each of {head_layers} residual layers; all share its lm_head. They
-were trained on {answers} of the model's own greedy answers to varied tasks for {epochs} epochs (AdamW {lr},
-cosine schedule with warm-up, lambda_k = {decay}^k) in {head_minutes:.1f} minutes.
+{num_heads} heads, each of {head_layers} residual layers; all share the backbone's lm_head. They begin as those that the
+backbone learnt with, and were then trained, as Medusa-1 on the frozen backbone, on {answers} of its own greedy answers
+to varied tasks for {epochs} epochs (AdamW {lr}, cosine schedule with warm-up, lambda_k = {decay}^k) in
+{head_minutes:.1f} minutes.
 Accuracy on the model's answers to held-out tasks ({positions} positions):
 
 | head | top-1 | top-2 | top-3 | top-4 | top-5 |
@@ -87,10 +88,9 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
         "rates": ", ".join(f"{share:g} at step {step}" for step, share in recipe["rates"]),
         **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
         "mixtures": "\n".join(f"| from step {begin} | {_mixture(mixture)} |" for begin, mixture in recipe["mixtures"]),
-        "foresight_begin": foresight["steps"][0],
-        "foresight_joint": foresight["steps"][1],
+        "foresight_begin": foresight["begin"],
         "foresight_heads": foresight["num_heads"],
-        "foresight_weight": foresight["weight"],
+        "foresight_weights": " and ".join(f"from step {step} {weight:g}" for step, weight in foresight["weights"]),
         "parameters": parameters / 1e6,
         "tokens": base["tokens"] / 1e6,
         "minutes": base["seconds"] / 60,
@@ -105,9 +105,9 @@ def write_card(folder: Path, parameters: int, accuracy: dict[str, float], count:
         "answers": answers,
         "head_layers": head_config["medusa_num_layers"],
         "num_heads": len(heads["accuracy"]),
-        "epochs": heads["config"]["epochs"],
-        "lr": heads["config"]["lr"],
-        "decay": heads["config"]["decay"],
+        "epochs": f"{heads['recipe']['epochs']:g}",
+        "lr": heads["recipe"]["lr"] * heads["recipe"]["heads_lr_factor"],
+        "decay": heads["recipe"]["decay"],
         "head_minutes": heads["seconds"] / 60,
         "positions": heads["positions"],
         "heads": "\n".join(

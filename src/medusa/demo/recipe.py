@@ -89,6 +89,11 @@ REASKING = replace(
     reasked=0.5,
 )
 """Words of the question are not words of the text."""
+EXTRACTING = replace(
+    REASKING,
+    shares={"extraction": 0.62, "tables": 0.14, "sql": 0.05, "math": 0.07, "code": 0.06, "writing": 0.06},
+)
+"""Once more mostly what is still wrong."""
 EVEN = replace(REASKING, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), varied=0.6)
 """For the heads: as many tasks of each category, with words that they have not learnt by heart."""
 
@@ -98,21 +103,24 @@ class Foresight:
     """The last steps' additional loss, of heads that predict the tokens after the next (eq. 2's).
 
     Attributes:
-        steps: the step from which the heads learn, on hidden states that take no gradient from them, and the step from
-            which the backbone learns with them.
-        weight: lambda_0 of eq. 2.
+        begin: the step from which the heads learn, first on hidden states that take no gradient from them.
+        weights: lambda_0 of eq. 2, each with the step from which the backbone learns with it.
         decay: lambda_k = decay^k of eq. 1.
         num_heads: how many tokens after the next.
         layers: residual layers of each head; all share the lm_head.
         lr: AdamW's peak for the heads.
     """
 
-    steps: tuple[int, int] = (14950, 15050)
-    weight: float = 0.03
+    begin: int = 14950
+    weights: tuple[tuple[int, float], ...] = ((15050, 0.03), (15850, 0.1), (17350, 0.02))
     decay: float = 0.8
     num_heads: int = 5
     layers: int = 3
     lr: float = 6e-3
+
+    def weight(self, step: int) -> float:
+        """lambda_0 of a step, 0 before the backbone learns with the heads."""
+        return ([0.0] + [weight for begin, weight in self.weights if step >= begin])[-1]
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,12 @@ class Recipe:
         (14950, 0.0),
         (15000, 0.3),
         (15850, 0.0),
+        (15900, 0.3),
+        (17350, 0.0),
+        (17400, 0.3),
+        (18850, 0.0),
+        (18900, 0.2),
+        (19400, 0.0),
     )
     """Learning rates as shares of the peak, each with its step, straight lines between; the last step is the end."""
     drill_steps: int = 650
@@ -159,6 +173,7 @@ class Recipe:
         (7250, RETELLING),
         (10900, LAST),
         (13900, REASKING),
+        (18850, EXTRACTING),
     )
     """Each mixture with the step it comes in at."""
     foresight: Foresight = Foresight()

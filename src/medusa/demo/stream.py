@@ -84,8 +84,8 @@ def drill_row(
     return Row(ids, [False] * (len(ids) - length * (times - 1) + 1) + [True] * (length * (times - 1) - 1))
 
 
-def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024) -> Iterator[list[Row]]:
-    """Batches without end: the drill, then tasks by one mixture after the other.
+def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0, pool: int = 1024) -> Iterator[list[Row]]:
+    """Batches from step `start` on, without end: the drill, then tasks by one mixture after the other.
 
     Between `Recipe.equation_steps` there are equations alone.
     """
@@ -94,13 +94,22 @@ def stream(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, pool: int = 1024)
         task_batches(recipe, mixture, tokenizer, random.Random(recipe.seed + place), pool, place * 1_000_000)
         for place, (_, mixture) in enumerate(recipe.mixtures)
     ]
-    for step in itertools.count():
+    equation_batches = ([encode_equations(tokenizer, equations(numbers)) for _ in range(40)] for _ in itertools.count())
+
+    def source(step: int) -> Iterator[list[Row]]:
         if step < recipe.drill_steps:
-            yield next(random_drill)
-        elif step in range(*recipe.equation_steps):
-            yield [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
-        else:
-            yield next(parts[sum(step >= begin for begin, _ in recipe.mixtures) - 1])
+            return random_drill
+        if step in range(*recipe.equation_steps):
+            return equation_batches
+        return parts[sum(step >= begin for begin, _ in recipe.mixtures) - 1]
+
+    turns = (recipe.drill_steps, *recipe.equation_steps, *(begin for begin, _ in recipe.mixtures))
+    going = {id(source(step)) for step in (start, *turns) if step >= start}
+    for step in range(start):
+        if id(source(step)) in going:  # nothing to come depends on what the others drew
+            next(source(step))
+    for step in itertools.count(start):
+        yield next(source(step))
 
 
 def varied_tasks(

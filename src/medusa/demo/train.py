@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from ..pace import UNCALIBRATED
 from ..pretrained import MedusaModel
 from ..provenance import provenance
-from ..training import Example, TrainingConfig, evaluate_heads, train_heads
+from ..training import Example, evaluate_heads, train_heads
+from ..training import Recipe as Training
 from ..tree import CandidateTree
 from . import FOLDER
 from .backbone import accuracy, answers, train
@@ -32,11 +33,14 @@ from .tasks import CATEGORIES, make_task
 from .tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
-ANSWERS = {"train": 1600, "test": 40}
+ANSWERS = {"train": 800, "test": 40}
 """Answers for each category that the heads are trained and judged on, the first to varied tasks."""
+JUDGED = 400
+"""Held-out tasks of each category that the card tells the accuracy on."""
+CHECKPOINT = "checkpoint.pt"
 NODES = 10
 """Of the tree that is stored; what nodes cost is each machine's own."""
-HEADS = TrainingConfig(epochs=3, batch_size=512, lr=2e-3)
+HEADS = Training(epochs=2, batch_size=8, micro_batch_size=8, num_layers=3, own_lm_head=False)
 
 
 def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> None:
@@ -47,7 +51,7 @@ def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> No
 
 def make_backbone(recipe: Recipe, folder: Path, work: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    report = train(recipe, tokenizer, folder, work / "checkpoint.pt")
+    report = train(recipe, tokenizer, folder, work / CHECKPOINT)
     (folder / "training.json").write_text(json.dumps({**report, **provenance()}, indent=1) + "\n")
 
 
@@ -67,14 +71,15 @@ def make_answers(folder: Path, work: Path) -> None:
         (work / f"answers-{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None:
-    """Medusa-1 heads on the backbone's own answers.
+def make_heads(base: Path, folder: Path, work: Path) -> None:
+    """Medusa-1 heads on the backbone's own answers; they begin as those that the backbone learnt with.
 
     Three layers that share the lm_head are right as often as one with an lm_head of its own, and a third of the size.
     """
     torch.manual_seed(0)
     backbone, tokenizer = _backbone(base)
-    model = MedusaModel.from_base(backbone, num_heads, num_layers=3, own_lm_head=False)
+    model = MedusaModel.from_base(backbone, HEADS.num_heads, num_layers=HEADS.num_layers, own_lm_head=HEADS.own_lm_head)
+    model.heads.load_state_dict(torch.load(work / CHECKPOINT, weights_only=True)["heads"])
     started = time.perf_counter()
     losses = train_heads(model, _examples(tokenizer, work / "answers-train.jsonl"), HEADS)
     seconds = time.perf_counter() - started
@@ -83,15 +88,15 @@ def make_heads(base: Path, folder: Path, work: Path, num_heads: int = 5) -> None
     model.tree = CandidateTree.from_accuracies(metrics.accuracy, NODES)
     model.calibration = dataclasses.replace(UNCALIBRATED, accuracies=metrics.accuracy)
     model.save_pretrained(folder, base=f"../{base.name}")
-    report = {"config": dataclasses.asdict(HEADS), "seconds": seconds, "loss": sum(losses[-50:]) / len(losses[-50:])}
+    report = {"recipe": HEADS.to_json(), "seconds": seconds, "loss": sum(losses[-5:]) / len(losses[-5:])}
     report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **provenance()}
     (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def make_card(folder: Path) -> None:
     backbone, tokenizer = _backbone(folder / "base")
-    right = accuracy(backbone, tokenizer, 200)
-    write_card(folder, backbone.num_parameters(), right, 200, ANSWERS["train"] * len(CATEGORIES))
+    right = accuracy(backbone, tokenizer, JUDGED)
+    write_card(folder, backbone.num_parameters(), right, JUDGED, ANSWERS["train"] * len(CATEGORIES))
 
 
 def _backbone(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -106,7 +111,7 @@ def example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Exa
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     before = tokenizer(text, add_special_tokens=False)["input_ids"]
     after = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return Example([*before, *after, tokenizer.eos_token_id], len(before))
+    return Example.answered(before, [*after, tokenizer.eos_token_id])
 
 
 def _examples(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[Example]:

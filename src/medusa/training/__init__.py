@@ -1,5 +1,30 @@
-"""Training of heads."""
+"""Training of heads (Medusa-1), of heads and backbone together (Medusa-2), and of data to train on."""
 
-from .medusa1 import Example, HeadMetrics, TrainingConfig, evaluate_heads, medusa1_loss, train_heads
+from __future__ import annotations
 
-__all__ = ["Example", "HeadMetrics", "TrainingConfig", "evaluate_heads", "medusa1_loss", "train_heads"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chats import Example
+    from .medusa1 import HeadMetrics, evaluate_heads, train_heads
+    from .recipe import Recipe
+    from .run import Source, train
+
+_MODULES = {
+    "Example": "chats",
+    "HeadMetrics": "medusa1",
+    "Recipe": "recipe",
+    "Source": "run",
+    "evaluate_heads": "medusa1",
+    "train": "run",
+    "train_heads": "medusa1",
+}
+
+__all__ = ["Example", "HeadMetrics", "Recipe", "Source", "evaluate_heads", "train", "train_heads"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,0 +1,63 @@
+"""`medusa train`: heads, and with Medusa-2 the backbone, from data as they lie about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..training.chats import Encoder, Example, read_chat
+from ..training.recipe import Recipe
+from ..training.records import read_records
+from ..training.run import Source, base_name, train
+
+
+def run(
+    source: Source,
+    *,
+    config: str | None,
+    options: dict[str, Any],
+    output: Path | None,
+    merge: bool,
+    report_to: str,
+    preview: bool,
+) -> None:
+    """Train by the recipe that `config` and then `options` make, or show an example of the data.
+
+    Raises:
+        ValueError: no place to write is given, or see `medusa.training.train`.
+    """
+    recipe = Recipe(**{**(Recipe.read(config) if config else {}), **options})
+    console = Console(stderr=True)
+    if preview:
+        hub = {name: value for name, value in source.loading.items() if name in ("revision", "trust_remote_code")}
+        show_preview(Console(), AutoTokenizer.from_pretrained(base_name(source.model), **hub), source)
+        return
+    if output is None:
+        raise ValueError("where should the heads go? name a folder with --output")
+    train(
+        recipe, source, output, merge=merge, report_to=report_to, say=lambda line: console.print(line, soft_wrap=True)
+    )
+
+
+def show_preview(console: Console, tokenizer: PreTrainedTokenizerBase, source: Source) -> None:
+    """One example of the data: what is learnt in green, what is only read in grey."""
+    record = next(iter(read_records(source.data, source.split)))
+    example = Encoder(tokenizer, source.template)(read_chat(record))
+    console.print(f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n", style="bold")
+    console.print(_coloured(tokenizer, example), soft_wrap=True)
+
+
+def _coloured(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
+    text = Text()
+    begin = 0
+    for place in range(1, len(example.ids) + 1):
+        learnt = example.labels[begin] != -100
+        if place == len(example.ids) or (example.labels[place] != -100) != learnt:
+            piece = tokenizer.decode(example.ids[begin:place], skip_special_tokens=False)
+            text.append(piece, style="green" if learnt else "bright_black")
+            begin = place
+    return text

@@ -1,0 +1,143 @@
+"""Examples to batches: cut, counted, and, where asked for, several in a row that do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .chats import IGNORED, Encoder, Example, read_chat
+from .records import read_records
+
+
+@dataclass
+class Read:
+    """What was read of a source.
+
+    Attributes:
+        examples: those that teach something.
+        cut: how many were longer than allowed and lost their end.
+        empty: how many had nothing to learn, or nothing left of it.
+        bad: what is wrong with records that were skipped, place by place.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    cut: int = 0
+    empty: int = 0
+    bad: list[str] = field(default_factory=list)
+
+
+def read_examples(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    vocab_size: int,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    template: str | None = None,
+    split: str = "train",
+) -> Read:
+    """The examples of a file, folder or dataset.
+
+    Args:
+        max_length: tokens an example keeps.
+        vocab_size: V of the model; a tokenizer that knows more tokens does not belong to it.
+        skip_bad: count and skip malformed records instead of stopping at the first.
+        limit: read at most so many records.
+        template: a chat template in place of the tokenizer's.
+        split: of a dataset on the hub.
+
+    Raises:
+        ValueError: a record is malformed (unless skipped), no example is left, or a token is outside the vocabulary.
+    """
+    encoder, read = Encoder(tokenizer, template), Read()
+    for number, record in enumerate(read_records(source, split)):
+        if limit is not None and number >= limit:
+            break
+        try:
+            example = encoder(read_chat(record))
+        except Exception as error:  # templates raise what they like
+            message = str(error) if str(error).startswith(record.place) else f"{record.place}: {error}"
+            if not skip_bad:
+                raise ValueError(f"{message} (--skip-bad passes over such records)") from None
+            read.bad.append(message)
+            continue
+        largest = max(example.ids, default=0)
+        if largest >= vocab_size:
+            raise ValueError(
+                f"{record.place}: token {largest} is outside the model's vocabulary of {vocab_size}: "
+                "tokenizer and model do not belong together"
+            )
+        kept = example.cut(max_length)
+        read.cut += len(kept.ids) < len(example.ids)
+        if kept.learnt:
+            read.examples.append(kept)
+        else:
+            read.empty += 1
+    if not read.examples:
+        raise ValueError(
+            f"{source} holds nothing to learn from: {read.empty} records without an answer within {max_length} tokens, "
+            f"{len(read.bad)} malformed ones" + (f", such as {read.bad[0]}" if read.bad else "")
+        )
+    return read
+
+
+def packed(examples: Sequence[Example], max_length: int) -> list[list[Example]]:
+    """Examples in rows of at most `max_length` tokens, the longest first into the fullest row that has room."""
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda each: -len(each.ids)):
+        fitting = [place for place, left in enumerate(room) if left >= len(example.ids)]
+        if fitting:
+            place = min(fitting, key=room.__getitem__)
+            rows[place].append(example)
+            room[place] -= len(example.ids)
+        else:
+            rows.append([example])
+            room.append(max_length - len(example.ids))
+    return rows
+
+
+def collator(pad: int) -> Callable[[Sequence[Sequence[Example]]], dict[str, Tensor]]:
+    """Rows of examples to `input_ids`, `labels`, `position_ids` and `segments`, each [B, S], padded on the right.
+
+    Segments number the examples of a row from 1; 0 is padding. A label is where its token stands, as in transformers,
+    but for each example's first, which nothing predicts.
+    """
+
+    def collate(rows: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
+        width = max(sum(len(example.ids) for example in row) for row in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), width), pad),
+            "labels": torch.full((len(rows), width), IGNORED),
+            "position_ids": torch.zeros((len(rows), width), dtype=torch.long),
+            "segments": torch.zeros((len(rows), width), dtype=torch.long),
+        }
+        for line, row in enumerate(rows):
+            begin = 0
+            for number, example in enumerate(row, start=1):
+                place = slice(begin, begin + len(example.ids))
+                batch["input_ids"][line, place] = torch.tensor(example.ids)
+                batch["labels"][line, place] = torch.tensor([IGNORED, *example.labels[1:]])
+                batch["position_ids"][line, place] = torch.arange(len(example.ids))
+                batch["segments"][line, place] = number
+                begin = place.stop
+        return batch
+
+    return collate
+
+
+def batches(examples: Sequence[Example], tokens: int) -> Iterable[list[list[Example]]]:
+    """Examples as rows of their own, similar lengths together, at most `tokens` with padding."""
+    batch: list[list[Example]] = []
+    for example in sorted(examples, key=lambda each: len(each.ids)):
+        if batch and (len(batch) + 1) * len(example.ids) > tokens:
+            yield batch
+            batch = []
+        batch.append([example])
+    if batch:
+        yield batch

@@ -1,0 +1,335 @@
+"""transformers' `Trainer` for a `Student`: averages exact over devices, whole checkpoints, measures of heads."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..tree import CandidateTree
+from .losses import token_counts
+from .recipe import Recipe, Stage
+from .student import Student
+
+WEIGHTS = "learnt.safetensors"
+"""Of a checkpoint: what learns, and nothing else."""
+UNFINISHED = "unfinished"
+"""Where a checkpoint is written before it takes its place."""
+TOP = 5
+"""Ranks that evaluations count."""
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient became NaN or infinite; says at which step, of which head and batch."""
+
+
+class StudentTrainer(Trainer):
+    """Trains a student by one stage of a recipe.
+
+    Args:
+        student: says by `requires_grad` what learns.
+        recipe: what to do.
+        stage: which part of it.
+        epochs: passes over the data.
+        folder: of checkpoints and logs; one with checkpoints goes on from the last.
+        collate: rows of the data to a batch.
+        training, evaluation: the data.
+        tree: whose expected acceleration rate evaluations tell.
+        perplexity: the backbone's before anything was trained; by default what the first evaluation says.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        recipe: Recipe,
+        stage: Stage,
+        epochs: float,
+        folder: Path,
+        collate: Any,
+        training: Sequence[Any],
+        evaluation: Sequence[Any],
+        tree: CandidateTree,
+        perplexity: float | None = None,
+        **options: Any,
+    ):
+        self.recipe, self.stage, self.tree = recipe, stage, tree
+        self.evaluation, self.perplexity = evaluation, perplexity
+        super().__init__(
+            model=student,
+            args=arguments(recipe, stage, epochs, folder, len(training), bool(evaluation), **options),
+            data_collator=collate,
+            train_dataset=training,
+            eval_dataset=evaluation or None,
+        )
+        self.loss_is_scaled_for_ga = True
+        self._parts: list[Tensor] = []
+        if evaluation:
+            self.add_callback(_EvaluatedFirst(self))
+
+    def go(self) -> None:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Raises:
+            NotFiniteError: a loss or gradient is not finite.
+        """
+        shutil.rmtree(Path(self.args.output_dir) / UNFINISHED, ignore_errors=True)
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        self.train(resume_from_checkpoint=get_last_checkpoint(self.args.output_dir))
+
+    # --- losses
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """[1 + K] tokens that backbone and heads learn from in a step, over its micro-batches and all devices."""
+        heads = self.student.heads.config.num_heads
+        counts = torch.stack([token_counts(batch, heads) for batch in batch_samples]).sum(0).to(device)
+        gathered: Tensor = self.accelerator.gather(counts[None])
+        return gathered.sum(0)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        rows = inputs.pop("rows", None)
+        told = model(**inputs, counts=num_items_in_batch, weight=self._heads_weight())
+        parts = told["parts"]
+        if not torch.isfinite(told["loss"]):
+            self._stop(parts, rows)
+        if self.model.training:
+            self._parts.append(parts)
+        # processes' gradients are averaged, and each has divided by the tokens of all
+        loss = told["loss"] * self.accelerator.num_processes
+        return (loss, told) if return_outputs else loss
+
+    def _heads_weight(self) -> float:
+        """lambda_0 at this step (appendix B.4's sine grows it to the end)."""
+        weight = self.recipe.heads_weight()
+        if self.recipe.lambda0_schedule == "sine" and self.stage == "both":
+            weight *= math.sin(math.pi / 2 * (self.state.global_step + 1) / max(1, self.state.max_steps))
+        return weight
+
+    def _stop(self, parts: Tensor, rows: Tensor | None) -> None:
+        names = ["the backbone", *(f"head {number}" for number in range(1, len(parts)))]
+        wrong = [name for name, part in zip(names, parts.tolist(), strict=True) if not math.isfinite(part)]
+        batch = "" if rows is None else f", in the batch of examples {', '.join(map(str, rows.tolist()))}"
+        raise NotFiniteError(
+            f"step {self.state.global_step + 1}: the loss of {', '.join(wrong) or 'the sum'} is not finite{batch}. "
+            f"{self._last_good()} Lower lr, or look at these examples"
+        )
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NotFiniteError(f"step {self.state.global_step + 1}: gradients are not finite. {self._last_good()}")
+        return norm
+
+    def _last_good(self) -> str:
+        last = get_last_checkpoint(self.args.output_dir)
+        return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As a trainer's, with the mean loss of each head since the last line."""
+        if self._parts and "loss" in logs:
+            # parts are shares of a step's average, one for each micro-batch and device
+            steps = max(1, len(self._parts) / self.args.gradient_accumulation_steps)
+            means = self.accelerator.gather(torch.stack(self._parts).sum(0)[None]).sum(0) / steps
+            names = ["backbone", *(f"head_{number}" for number in range(1, len(means)))]
+            shown = names if self.student.backbone_learns else names[1:]
+            logs |= {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True) if name in shown}
+            self._parts = []
+        super().log(logs, start_time)
+
+    # --- optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Heads and backbone with a learning rate each (section 2.2.2)."""
+        made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if made is None:
+            named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
+            rate = self.recipe.lr
+            factor = self.recipe.heads_factor(self.stage)
+            groups = [
+                {"params": [p for n, p in named if not _of_heads(n)], "lr": rate},
+                {"params": [p for n, p in named if _of_heads(n)], "lr": rate * factor},
+            ]
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
+            made = kind([group for group in groups if group["params"]], **settings)
+        self.optimizer = made
+        return made
+
+    # --- evaluation
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Loss and top-1 to top-5 accuracy of every head, the backbone's perplexity, the tree's expected rate.
+
+        Every process measures all of the data, so that all models that are spread over processes can.
+        """
+        model = self.model_wrapped if self.model_wrapped is not None else self.model
+        training = model.training
+        model.eval()
+        heads = self.student.heads.config.num_heads
+        sums, hits, counts = torch.zeros(1 + heads), torch.zeros(heads, TOP), torch.zeros(1 + heads)
+        size = self.args.per_device_eval_batch_size
+        for begin in range(0, len(self.evaluation), size):
+            rows = [self.evaluation[place] for place in range(begin, min(begin + size, len(self.evaluation)))]
+            batch = self._prepare_inputs(self.data_collator(rows))
+            batch.pop("rows", None)
+            with self.accelerator.autocast():
+                told = model(**batch, top=TOP)
+            sums, hits, counts = sums + told["sums"].cpu(), hits + told["hits"].cpu(), counts + told["counts"].cpu()
+        model.train(training)
+        metrics = self._metrics(sums / counts.clamp_min(1), hits / counts[1:, None].clamp_min(1), metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, getattr(self, "control"), metrics)  # noqa: B009
+        return metrics
+
+    def _metrics(self, losses: Tensor, accuracy: Tensor, prefix: str) -> dict[str, float]:
+        told = {"perplexity": math.exp(min(50.0, float(losses[0])))}
+        first = (each[f"{prefix}_perplexity"] for each in self.state.log_history if f"{prefix}_perplexity" in each)
+        self.perplexity = self.perplexity or next(first, told["perplexity"])
+        told["perplexity_change"] = told["perplexity"] - self.perplexity
+        for head in range(len(accuracy)):
+            told[f"loss_head_{head + 1}"] = float(losses[head + 1])
+            told |= {f"head_{head + 1}_top_{rank + 1}": float(accuracy[head, rank]) for rank in range(TOP)}
+        told["acceleration_rate"] = float(self.tree.expected(accuracy.tolist()))
+        return {f"{prefix}_{name}": value for name, value in told.items()}
+
+    # --- checkpoints
+
+    @property
+    def student(self) -> Student:
+        """The model itself, whatever wraps it."""
+        unwrapped: Student = self.accelerator.unwrap_model(self.model)
+        return unwrapped
+
+    def learnt(self) -> dict[str, Tensor]:
+        """The parameters that learn, whole, on the CPU; empty on processes that do not write."""
+        names = {name for name, parameter in self.student.named_parameters() if parameter.requires_grad}
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+        else:
+            state = self.student.state_dict()
+        kept = {name: tensor for name, tensor in (state or {}).items() if name in names}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What learns; the rest is the base model's own files."""
+        learnt = self.learnt()
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(learnt, folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Written beside, then renamed: a checkpoint that is there is whole."""
+        place = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self.args.output_dir = str(place / UNFINISHED)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(place)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(place / name, ignore_errors=True)
+            os.replace(place / UNFINISHED / name, place / name)
+            for old in sorted(place.glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))[:-2]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        mine = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
+        if set(mine) != set(state):
+            raise ValueError(f"{resume_from_checkpoint} holds other weights than these that learn: take another folder")
+        with torch.no_grad():
+            for name, tensor in state.items():
+                mine[name].copy_(tensor)
+
+
+class _EvaluatedFirst(TrainerCallback):
+    """Measures before the first step, so that everything later can be compared with it."""
+
+    def __init__(self, trainer: StudentTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if not state.global_step:
+            self.trainer.evaluate()
+
+
+def arguments(
+    recipe: Recipe, stage: Stage, epochs: float, folder: Path, examples: int, evaluated: bool, **options: Any
+) -> TrainingArguments:
+    """The recipe in the words of transformers.
+
+    Raises:
+        ValueError: the batch size cannot be made of micro-batches on so many devices.
+    """
+    devices = processes().num_processes
+    micro = min(recipe.micro_batch_size, recipe.batch_size)
+    if recipe.batch_size % (micro * devices):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is no multiple of micro_batch_size {micro} times {devices} device(s)"
+        )
+    steps = math.ceil(examples / recipe.batch_size) * epochs
+    rate = recipe.lr * (recipe.heads_lr_factor if stage == "heads" else 1.0)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        learning_rate=rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(recipe.warmup_steps, math.ceil(steps / 10)),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=optimizer(recipe.optimizer),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // (micro * devices),
+        bf16=recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluated and recipe.evaluate_every else "no",
+        eval_steps=recipe.evaluate_every or None,
+        save_strategy="steps" if recipe.save_every else "no",
+        save_steps=recipe.save_every or 500,
+        seed=recipe.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        report_to=options.pop("report_to", "none"),
+        **options,
+    )
+
+
+def processes() -> PartialState:
+    """This process among those that a launcher (torchrun, accelerate) started."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def optimizer(name: str) -> str:
+    """`auto` as transformers calls it: 8-bit AdamW (appendix B.2) where bitsandbytes runs on a GPU, else AdamW."""
+    if name != "auto":
+        return name
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        return "adamw_torch"
+    return "adamw_bnb_8bit" if torch.cuda.is_available() else "adamw_torch"
+
+
+def _of_heads(name: str) -> bool:
+    return name.removeprefix("module.").startswith("heads.")

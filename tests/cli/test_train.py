@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from medusa import MedusaModel
+from medusa.cli import app
+
+runner = CliRunner()
+FAST = ["--num-heads", "2", "--epochs", "1", "--batch-size", "4", "--micro-batch-size", "4", "--save-every", "0"]
+
+
+@pytest.fixture
+def chats(tmp_path):
+    turns = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three four"}]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"messages": turns}) for _ in range(12)))
+    return file
+
+
+def test_a_base_model_gets_heads(folders, chats, tmp_path):
+    out = tmp_path / "out"
+    told = runner.invoke(app, ["train", str(folders / "base"), "--data", str(chats), "-o", str(out), *FAST])
+    assert told.exit_code == 0, told.output
+    assert "12 examples" in told.stderr
+    assert f"written to {out}" in told.stderr.replace("\n", "")
+    assert MedusaModel.from_pretrained(out, all_heads=True).heads.config.num_heads == 2
+
+
+def test_flags_go_before_the_recipes_file(folders, chats, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("num-heads: 3\nlr: 1e-3\nepochs: 9\n")
+    options = ["--config", str(recipe), "--data", str(chats), "-o", str(tmp_path / "out"), *FAST[2:]]
+    told = runner.invoke(app, ["train", str(folders / "base"), *options])
+    assert told.exit_code == 0, told.output
+    recipe = json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]
+    assert (recipe["num_heads"], recipe["lr"], recipe["epochs"]) == (3, 1e-3, 1)
+
+
+def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
+    from io import StringIO
+
+    from rich.console import Console
+    from transformers import AutoTokenizer
+
+    from medusa.cli.train import show_preview
+    from medusa.training.run import Source
+
+    screen = Console(file=StringIO(), force_terminal=True, color_system="standard", width=100)
+    show_preview(screen, AutoTokenizer.from_pretrained(folders / "base"), Source("", str(chats)))
+    shown = screen.file.getvalue()
+    assert "\x1b[32mthree four<|end|>\x1b[0m" in shown
+    assert "\x1b[90m<|user|>" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data", "nowhere.jsonl", "-o", "x"], "no file or folder nowhere.jsonl"),
+        (["--data", "CHATS"], "--output"),
+        (["--data", "CHATS", "-o", "x", "--lr", "0"], "lr must be positive"),
+        (["--data", "CHATS", "-o", "x", "--config", "nobody"], "vicuna-7b-medusa-2"),
+        (["--data", "CHATS", "-o", "x", "--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    given = [str(chats) if each == "CHATS" else each for each in options]
+    told = runner.invoke(app, ["train", str(folders / "base"), *given])
+    assert told.exit_code == 1
+    assert said in " ".join(told.stderr.split())
+    assert "Traceback" not in told.stderr
+
+
+def test_distill_writes_conversations(folders, tmp_path):
+    seeds = tmp_path / "seeds.txt"
+    seeds.write_text("one two\nthree four\n")
+    out = tmp_path / "out.jsonl"
+    options = ["--prompts", str(seeds), "-o", str(out), "--max-new-tokens", "8", "--temperature", "0"]
+    told = runner.invoke(app, ["distill", str(folders / "heads"), *options])
+    assert told.exit_code == 0, told.output
+    assert "conversations in" in told.stderr
+    again = runner.invoke(app, ["distill", str(folders / "heads"), *options])
+    assert again.exit_code == 0
+    other = runner.invoke(app, ["distill", str(folders / "heads"), *options, "--seed", "3"])
+    assert other.exit_code == 1
+    assert "other settings" in other.stderr

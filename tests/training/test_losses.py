@@ -1,0 +1,127 @@
+import pytest
+import torch
+from models import tiny
+from torch.nn import functional as F
+
+from medusa import MedusaModel
+from medusa.training.chats import Example
+from medusa.training.data import collator
+from medusa.training.losses import chunked, cross_entropy_sum, divergence_sum, medusa1_loss
+from medusa.training.student import Student
+
+WEIGHTS = (0.8, 0.64, 0.512)
+
+
+def test_the_reference_is_equation_one():
+    logits = torch.randn(3, 10, 7, dtype=torch.float64)
+    targets = torch.randint(0, 7, (10, 3))
+    targets[-1, 2] = targets[-2:, 1][1] = -100
+    slow = sum(
+        weight * F.cross_entropy(logits[k].float(), targets[:, k], ignore_index=-100)
+        for k, weight in enumerate(WEIGHTS)
+    )
+    torch.testing.assert_close(medusa1_loss(logits, targets, 0.8), slow)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
+    states, weight = torch.randn(10, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    targets = torch.randint(0, 7, (10,))
+    targets[3] = -100
+
+    def entropy(states, targets, weight):
+        return cross_entropy_sum(states @ weight.T, targets)
+
+    whole = entropy(states, targets, weight)
+    expected = torch.autograd.grad(3 * whole, (states, weight))
+    found = chunked(entropy, [states, targets], [weight], size)
+    torch.testing.assert_close(found, whole)
+    (3 * found).backward()
+    torch.testing.assert_close((states.grad, weight.grad), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_divergence_is_kl_from_the_teacher():
+    student, teacher = torch.randn(2, 5, 7, dtype=torch.float32)
+    p, log_q = teacher.softmax(-1), student.log_softmax(-1)
+    torch.testing.assert_close(divergence_sum(student, teacher), (p * (p.log() - log_q)).sum())
+    assert divergence_sum(teacher, teacher) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for length in (9, 14, 6):
+        ids = torch.randint(1, 61, (length,), generator=generator).tolist()
+        rows.append([Example.answered(ids[:3], ids[3:])])
+    return collator(0)(rows)
+
+
+def slow_losses(student, batch, decay=0.8, weight=1.0):
+    """Eq. 2 from whole logits, with autograd alone."""
+    base, heads = student.base, student.heads
+    hidden, logits, targets, ahead = [], [], [], []
+    for row in range(len(batch["input_ids"])):
+        length = int(batch["segments"][row].sum())
+        ids, labels = batch["input_ids"][row, :length], batch["labels"][row, :length]
+        out = base(ids[None], output_hidden_states=True)
+        padded = torch.cat([labels, torch.full((5,), -100)])
+        for place in range(length - 1):
+            if labels[place + 1] != -100:
+                hidden.append(out.hidden_states[-1][0, place])
+                logits.append(out.logits[0, place])
+                targets.append(labels[place + 1])
+                ahead.append(padded[place + 2 : place + 2 + heads.config.num_heads])
+    own = F.cross_entropy(torch.stack(logits).float(), torch.stack(targets))
+    theirs = medusa1_loss(heads(torch.stack(hidden), base.get_output_embeddings()), torch.stack(ahead), decay)
+    return own, theirs, own + weight * theirs
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("backbone", [True, False])
+def test_the_student_computes_both_equations_with_their_gradients(batch, name, own, backbone):
+    base = tiny(name, dtype=torch.float32, attention="eager", tie_word_embeddings=False)
+    model = MedusaModel.from_base(base, num_heads=3, own_lm_head=own)
+    with torch.no_grad():
+        for parameter in model.heads.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    base.requires_grad_(backbone)
+    student = Student(base, model.heads, chunk=4)
+    for_gradients = [each for each in student.parameters() if each.requires_grad]
+    own_loss, theirs, both = slow_losses(student, batch, weight=0.2)
+    expected = torch.autograd.grad(both if backbone else theirs, for_gradients, allow_unused=True)
+    told = student(**batch, weight=0.2)
+    torch.testing.assert_close(told["loss"], both if backbone else theirs, rtol=1e-5, atol=1e-5)
+    if backbone:
+        torch.testing.assert_close(told["parts"][0], own_loss.detach())
+    told["loss"].backward()
+    for parameter, gradient in zip(for_gradients, expected, strict=True):
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(
+            found, torch.zeros_like(parameter) if gradient is None else gradient, rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_frozen_backbone_has_no_gradient_and_no_dropout(batch):
+    base = tiny("gpt2", dtype=torch.float32, resid_pdrop=0.5).requires_grad_(False)
+    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads).train()
+    first, second = student(**batch), student(**batch)
+    assert torch.equal(first["loss"], second["loss"])
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+def test_evaluation_counts_hits_by_rank(batch):
+    base = tiny(dtype=torch.float32).requires_grad_(False)
+    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads, chunk=3).eval()
+    with torch.no_grad():
+        told, learnt = student(**batch, top=4), student.positions(**batch)
+        logits = student.heads(learnt.hidden)
+    for head in range(2):
+        known = learnt.ahead[:, head] != -100
+        order = logits[head].argsort(-1, descending=True)
+        ranks = [
+            order[place].tolist().index(token) for place, token in enumerate(learnt.ahead[:, head]) if known[place]
+        ]
+        assert told["hits"][head].tolist() == [sum(rank <= top for rank in ranks) for top in range(4)]
+        assert told["counts"][1 + head] == len(ranks)

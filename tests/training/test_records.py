@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from medusa.training.records import read_records
+
+
+def contents(source):
+    return [(record.content, record.place) for record in read_records(str(source))]
+
+
+def test_lines_keep_their_numbers_and_bad_ones_their_reason(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n\n{"text": \n"a line\\u2028break"\n', encoding="utf-8")
+    one, bad, text = read_records(str(file))
+    assert (one.content, one.place, one.problem) == ({"text": "one"}, "a.jsonl, line 1", "")
+    assert bad.place == "a.jsonl, line 3"
+    assert "not JSON" in bad.problem
+    assert (text.content, text.place) == ("a line\u2028break", "a.jsonl, line 4")
+
+
+def test_folders_are_read_in_the_order_of_names(tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps([{"n": 2}, {"n": 3}]))
+    (tmp_path / "a.txt").write_text("first\n\nsecond\n")
+    (tmp_path / "notes.md").write_text("no data")
+    assert contents(tmp_path) == [
+        ("first", "a.txt, line 1"),
+        ("second", "a.txt, line 2"),
+        ({"n": 2}, "b.json, record 1"),
+        ({"n": 3}, "b.json, record 2"),
+    ]
+
+
+def test_parquet(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"text": "one"}, {"text": "two"}]).to_parquet(str(tmp_path / "a.parquet"))
+    assert contents(tmp_path / "a.parquet") == [
+        ({"text": "one"}, "a.parquet, row 1"),
+        ({"text": "two"}, "a.parquet, row 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("a.csv", b"x", ValueError, "not .csv"),
+        ("a.json", b"{", ValueError, "not JSON"),
+        ("a.jsonl", b"\xff\xfe", ValueError, "not UTF-8"),
+        ("missing.jsonl", None, FileNotFoundError, "no file or folder"),
+        ("folder/", None, ValueError, "holds no file"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, content, error, said):
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=said) as caught:
+        list(read_records(str(path)))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,262 @@
+"""Runs as `medusa train` makes them, on a tiny Llama."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from medusa import MedusaModel
+from medusa.training import Recipe, Source, train
+from medusa.training.trainer import NotFiniteError, StudentTrainer
+
+SMALL = {
+    "num_heads": 2,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "lr": 2e-3,
+    "warmup_steps": 2,
+    "evaluation_share": 0.2,
+    "log_every": 1,
+    "save_every": 2,
+    "evaluate_every": 0,
+}
+
+
+def go(base_folder, chats, folder, **options):
+    said = []
+    train(Recipe(**{**SMALL, **options}), Source(str(base_folder), str(chats)), folder, say=said.append)
+    return said
+
+
+def logged(folder, stage="1-heads"):
+    """All that a stage logged, from its last checkpoint or its state at the end."""
+    states = sorted((folder / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
+    return json.loads((states[-1] / "trainer_state.json").read_text())["log_history"]
+
+
+def weights(folder):
+    return load_file(folder / "medusa_lm_head.safetensors")
+
+
+def test_medusa_1_learns_and_leaves_a_folder_that_loads(base_folder, chats, tmp_path):
+    said = go(base_folder, chats, tmp_path / "run", epochs=15, save_every=10)
+    assert re.search(r"chats.jsonl: 24 examples, \d+ tokens to learn", said[0])
+    model = MedusaModel.from_pretrained(tmp_path / "run", all_heads=True)
+    plain = AutoModelForCausalLM.from_pretrained(base_folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.base.parameters(), plain.parameters(), strict=True))
+    told = json.loads((tmp_path / "run" / "training.json").read_text())
+    metrics, before = told["metrics"], logged(tmp_path / "run")[0]
+    assert metrics["eval_loss_head_1"] < 0.6 * before["eval_loss_head_1"]
+    assert metrics["eval_perplexity_change"] == 0
+    assert metrics["eval_acceleration_rate"] > before["eval_acceleration_rate"]
+    assert told["recipe"]["method"] == "medusa-1"
+    assert model.calibration.accuracies[0][0] == metrics["eval_head_1_top_1"]
+
+
+def test_cached_hidden_states_give_the_same_run(base_folder, chats, tmp_path):
+    for name, cached in (("one", False), ("other", True)):
+        go(base_folder, chats, tmp_path / name, epochs=2, cache_hidden_states=cached)
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "other")[name], tensor, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "other" / "hidden-states" / "training" / "index.json").is_file()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_medusa_2_changes_the_backbone_by_an_adapter(base_folder, chats, tmp_path, merge):
+    recipe = Recipe(**{**SMALL, "method": "medusa-2", "heads_epochs": 1, "epochs": 4, "lora_rank": 4})
+    train(recipe, Source(str(base_folder), str(chats)), tmp_path, merge=merge, say=lambda _: None)
+    assert (tmp_path / "adapter").is_dir() != merge
+    assert (tmp_path / "model").is_dir() == merge
+    model = MedusaModel.from_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(base_folder)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert not torch.allclose(model.base(ids).logits, plain(ids).logits, atol=1e-3)
+    assert not model.base.config.tie_word_embeddings
+    text = model.generate(ids, max_new_tokens=12, do_sample=False)
+    assert torch.equal(text, model.base.generate(ids, max_new_tokens=12, do_sample=False))
+    model.save_pretrained(tmp_path / "again", base=str(base_folder) if not merge else str(tmp_path / "model"))
+    again = MedusaModel.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        torch.testing.assert_close(again.base(ids).logits, model.base(ids).logits)
+
+
+def test_stages_come_one_after_the_other_and_warm_up_lambda(base_folder, chats, tmp_path, monkeypatch):
+    seen = []
+    original = StudentTrainer._heads_weight
+
+    def noted(self):
+        seen.append((self.stage, original(self), self.student.backbone_learns, self.student.heads_learn))
+        return seen[-1][1]
+
+    monkeypatch.setattr(StudentTrainer, "_heads_weight", noted)
+    options = {"method": "medusa-2", "heads_epochs": 1, "backbone_epochs": 1, "epochs": 2, "lora_rank": 2}
+    go(base_folder, chats, tmp_path, lambda0=0.5, lambda0_schedule="sine", micro_batch_size=4, **options)
+    steps = 5  # 19 examples, 4 a step
+    assert [each[0] for each in seen] == ["heads"] * steps + ["backbone"] * steps + ["both"] * 2 * steps
+    assert {each[2:] for each in seen[:steps]} == {(False, True)}
+    assert {each[2:] for each in seen[steps : 2 * steps]} == {(True, False)}
+    assert {each[2:] for each in seen[2 * steps :]} == {(True, True)}
+    grown = [each[1] for each in seen[2 * steps :]]
+    assert grown == sorted(grown)
+    assert grown[0] < 0.1
+    assert grown[-1] == pytest.approx(0.5)
+
+
+def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path, monkeypatch):
+    groups = []
+    original = StudentTrainer.create_optimizer
+
+    def noted(self, model=None):
+        made = original(self, model)
+        groups.append([(group["lr"], len(group["params"])) for group in made.param_groups])
+        return made
+
+    monkeypatch.setattr(StudentTrainer, "create_optimizer", noted)
+    go(base_folder, chats, tmp_path, method="medusa-2", epochs=1, lora_rank=2)
+    assert [rate for rate, _ in groups[0]] == [2e-3, 8e-3]
+    assert groups[0][1][1] == 3  # w1, b1, w2
+    go(base_folder, chats, tmp_path / "direct", method="direct", epochs=1, lora_rank=0)
+    assert [rate for rate, _ in groups[1]] == [2e-3, 2e-3]
+
+
+def test_self_distillation_starts_at_no_divergence_and_stays_near(base_folder, chats, tmp_path):
+    options = {"method": "medusa-2", "lora_rank": 4, "epochs": 3, "lora_dropout": 0.0, "lambda0": 0.01}
+    go(base_folder, chats, tmp_path / "kl", distill=True, **options)
+    go(base_folder, chats, tmp_path / "ce", **options)
+    first = next(line for line in logged(tmp_path / "kl", "1-both") if "loss_backbone" in line)
+    assert first["loss_backbone"] == pytest.approx(0.0, abs=1e-5)
+    change = {
+        name: json.loads((tmp_path / name / "training.json").read_text())["metrics"]["eval_perplexity_change"]
+        for name in ("kl", "ce")
+    }
+    assert abs(change["kl"]) < 0.2 * abs(change["ce"])
+
+
+def test_a_whole_backbone_is_trained_and_saved(base_folder, chats, tmp_path):
+    go(base_folder, chats, tmp_path, method="medusa-2", epochs=2, lora_rank=0)
+    model = MedusaModel.from_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(base_folder)
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert not torch.equal(model.base.model.norm.weight, plain.model.norm.weight)
+
+
+def test_packed_rows_train(base_folder, chats, tmp_path):
+    go(base_folder, chats, tmp_path, epochs=2, packing=True, max_length=64)
+    assert logged(tmp_path)
+
+
+def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
+    go(base_folder, chats, tmp_path / "run", epochs=1)
+    with pytest.raises(ValueError, match="a run with other lr"):
+        go(base_folder, chats, tmp_path / "run", epochs=1, lr=1e-3)
+    other = tmp_path / "other.jsonl"
+    other.write_text(chats.read_text().replace("count", "say"))
+    with pytest.raises(ValueError, match="a run with other data"):
+        go(base_folder, other, tmp_path / "run", epochs=1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else"):
+        go(base_folder, chats, tmp_path / "full", epochs=1)
+
+
+def test_heads_go_on_training(base_folder, chats, tmp_path):
+    go(base_folder, chats, tmp_path / "one", epochs=1)
+    train(Recipe(**SMALL, epochs=1), Source(str(tmp_path / "one"), str(chats)), tmp_path / "two", say=lambda _: None)
+    first = next(line for line in logged(tmp_path / "two") if "eval_loss_head_1" in line)
+    last = json.loads((tmp_path / "one" / "training.json").read_text())["metrics"]
+    assert first["eval_loss_head_1"] == pytest.approx(last["eval_loss_head_1"], rel=1e-3)
+    with pytest.raises(ValueError, match="num_heads is 3"):
+        train(
+            Recipe(**{**SMALL, "num_heads": 3}),
+            Source(str(tmp_path / "one"), str(chats)),
+            tmp_path / "three",
+            say=print,
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(base_folder, chats, tmp_path, monkeypatch):
+    original = StudentTrainer.compute_loss
+
+    def broken(self, model, inputs, **options):
+        if self.model.training and self.state.global_step == 3:
+            with torch.no_grad():
+                self.student.heads.b1[0][1] = float("nan")
+        return original(self, model, inputs, **options)
+
+    monkeypatch.setattr(StudentTrainer, "compute_loss", broken)
+    with pytest.raises(NotFiniteError, match=r"step 4: the loss of head 2 is not finite, in the batch of examples \d+"):
+        go(base_folder, chats, tmp_path, epochs=2)
+    assert (tmp_path / "stages" / "1-heads" / "checkpoint-2").is_dir()
+    kept = load_file(tmp_path / "stages" / "1-heads" / "checkpoint-2" / "learnt.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+COMMAND = """
+import json, pathlib, sys
+from medusa.training import Recipe, Source, train
+recipe, model, data, folder = sys.argv[1:]
+train(Recipe(**json.loads(recipe)), Source(model, data), pathlib.Path(folder))
+"""
+
+
+def command(base_folder, chats, folder, options):
+    arguments = json.dumps({**SMALL, **options}), str(base_folder), str(chats), str(folder)
+    return [sys.executable, "-c", COMMAND, *arguments]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path):
+    options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "lora_rank": 4, "save_every": 3}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(base_folder, chats, whole, options), check=True, capture_output=True, env=environment)
+    kills = 0
+    for after in ("1-heads/checkpoint-3", "1-heads/unfinished", "2-both", "2-both/checkpoint-6", None):
+        running = subprocess.Popen(
+            command(base_folder, chats, broken, options),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while running.poll() is None and (after is None or not (broken / "stages" / after).exists()):
+            time.sleep(0.001)
+        if running.poll() is None:
+            running.send_signal(signal.SIGKILL)
+            kills += 1
+        running.wait()
+    assert kills >= 3
+    assert running.returncode == 0
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(broken)[name], tensor), name
+    ends = [[line["loss"] for line in logged(folder, "2-both") if "loss" in line] for folder in (whole, broken)]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path):
+    # 20 examples, so that both have whole batches: accelerate fills up the last one with examples from the first
+    options = {"epochs": 2, "micro_batch_size": 2, "max_grad_norm": 0.5, "evaluation_share": 1 / 6}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
+    script = tmp_path / "script.py"
+    script.write_text(COMMAND)
+    arguments = command(base_folder, chats, two, options)[3:]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    told = subprocess.run(
+        [*launched, str(script), *arguments], check=False, capture_output=True, text=True, env=environment
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    curves = [[line["loss"] for line in logged(folder) if "loss" in line] for folder in (one, two)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-3, atol=1e-4)
