@@ -23,7 +23,7 @@ from .report import WIDTH, figures, table, write
 INFLATED_WIDTH = 21_600
 """MLP columns of the inflated model: about 100 million parameters at the embedded model's size."""
 MODELS: dict[str, int | None] = {"embedded": None, "inflated": INFLATED_WIDTH}
-NODES = {"embedded": 10, "inflated": 8}
+NODES = {"embedded": 8, "inflated": 8}
 """Nodes of each model's tree; on a CPU a larger model leaves less room."""
 
 REPEATS = {"embedded": 3, "inflated": 1}

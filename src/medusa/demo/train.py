@@ -38,7 +38,7 @@ ANSWERS = {"train": 800, "test": 40}
 JUDGED = 400
 """Held-out tasks of each category that the card tells the accuracy on."""
 CHECKPOINT = "checkpoint.pt"
-NODES = 10
+NODES = 8
 """Of the tree that is stored; what nodes cost is each machine's own."""
 HEADS = Training(epochs=2, batch_size=8, micro_batch_size=8, num_layers=3, own_lm_head=False)
 
