@@ -61,6 +61,7 @@ def test_intervals_hold_the_value_and_shrink_with_data():
     width = [high - low for low, high in (rate_interval(each, tree) for each in (few, many))]
     assert width[1] < width[0] / 3
     assert overhead_interval(latency(0.1), 8) == pytest.approx((1.7, 1.7))
+    assert overhead_interval(latency(0.1), 6) == pytest.approx((1.5, 1.5)), "between two sizes that were measured"
     assert resampled([2.0, 2.0], [1.0, 1.0]) == (2.0, 2.0)
 
 

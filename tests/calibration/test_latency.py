@@ -2,7 +2,7 @@ import pytest
 from models import tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.calibration.latency import Latency, Rounds, measure_latency
+from medusa.calibration.latency import Latency, Rounds, measure_latency, usual_contexts
 from medusa.decoding import PLAIN
 
 TREES = [PLAIN, CandidateTree.chain(1), CandidateTree.default(2, 4), CandidateTree.default(2, 8)]
@@ -56,3 +56,8 @@ def test_a_slow_spell_does_not_change_the_overheads():
 def test_more_nodes_never_take_less():
     rounds = [{1: 0.010, 2: 0.009, 4: 0.014, 8: 0.012}] * 3
     assert list(Latency({100: rounds}).curve().values()) == pytest.approx([10, 10, 14, 14])
+
+
+def test_usual_contexts_are_a_quarter_and_three_quarters_into_the_texts():
+    assert usual_contexts([[1] * 10, [1] * 20], [4, 4]) == (12, 22)
+    assert usual_contexts([[1] * 10], [1]) == (10,)

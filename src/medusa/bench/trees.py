@@ -18,7 +18,7 @@ from rich.table import Table
 from .. import demo
 from ..calibration.drawing import save
 from ..calibration.figures import Point, draw_trees, replayed, trees
-from ..calibration.latency import SIZES, measure_latency
+from ..calibration.latency import SIZES, measure_latency, usual_contexts
 from ..calibration.prompts import encode
 from ..calibration.recording import record
 from ..calibration.report import measure
@@ -47,6 +47,7 @@ def study(name: str, options: argparse.Namespace, console: Console) -> tuple[dic
         [token for each in recorded for token in each],
         [joint_tree(recording, size) for size in sizes],
         ARGUMENTS,
+        contexts=usual_contexts(recorded, recording.lengths),
     )
     every = list(trees(recording, 256, dense=10**6))
     points = replayed(recording, latency, every)

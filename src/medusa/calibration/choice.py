@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,12 +56,11 @@ def rate_interval(recording: Recording, tree: CandidateTree, samples: int = 400)
 
 
 def overhead_interval(latency: Latency, nodes: int, samples: int = 400) -> Interval:
-    """A 95 % interval of the overhead of a measured number of nodes nearest to `nodes`, by drawing rounds again."""
-    overheads = latency.overheads()
-    measured = overheads[min(overheads, key=lambda size: abs(size - nodes))]
+    """A 95 % interval of the overhead of a number of nodes, measured or between two such, by drawing rounds again."""
+    rounds = [each for part in latency.rounds.values() for each in part]
     rng = random.Random(0)
-    drawn = sorted(statistics.median(rng.choices(measured, k=len(measured))) for _ in range(samples))
-    return _middle(drawn)
+    drawn = (Latency({0: rng.choices(rounds, k=len(rounds))}) for _ in range(samples))
+    return _middle(sorted(overhead(each.curve(), nodes) for each in drawn))
 
 
 def resampled(numerators: Sequence[float], denominators: Sequence[float], samples: int = 400) -> Interval:

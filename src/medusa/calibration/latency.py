@@ -1,7 +1,8 @@
 """What a step costs on this machine, by the nodes it verifies: L(n).
 
-All sizes take turns within one text, so that a machine that slows down for a while slows all of them, and a size's
-cost is the median over rounds of its time over plain decoding's in the same round.
+All sizes take turns within one round, so that a machine that slows down for a while slows all of them, and a size's
+cost is the median over rounds of its time over plain decoding's in the same round. Every round begins with the prompt
+alone, so that the context stays as long as it is said to be.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Rounds:
         self.seconds[-1][len(self._waiting.pop())] = seconds
 
     @property
+    def between(self) -> bool:
+        """Whether every tree had as many turns as the others."""
+        return not self._waiting
+
+    @property
     def finished(self) -> list[dict[int, float]]:
         """The rounds in which every tree had its turn; the first, in which everything is made ready, is left out."""
         return [each for each in self.seconds[1:] if len(each) == len(self.trees)]
@@ -83,7 +89,7 @@ def measure_latency(
     trees: Sequence[CandidateTree],
     arguments: dict[str, Any],
     *,
-    contexts: Sequence[int] = (100, 500),
+    contexts: Sequence[int],
     batch_size: int = 1,
     rounds: int = 20,
     finished: Callable[[int], None] = lambda rounds: None,
@@ -109,6 +115,18 @@ def measure_latency(
     )
 
 
+def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> tuple[int, ...]:
+    """How long the context is at a quarter and at three quarters of the steps that these texts take.
+
+    Args:
+        prompts: token ids.
+        answers: tokens of each answer.
+    """
+    told = zip(prompts, answers, strict=False)
+    lengths = sorted(len(prompt) + place for prompt, answer in told for place in range(answer))
+    return tuple(sorted({lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]}))
+
+
 def _filled(text: Sequence[int], length: int) -> list[int]:
     repeated = list(text) * (1 + length // max(1, len(text)))
     return repeated[:length]
@@ -124,14 +142,15 @@ def _rounds(
     finished: Callable[[int], None],
 ) -> list[dict[int, float]]:
     pace = Rounds(trees)
-    most = (rounds + 2) * sum(1 + tree.max_depth for tree in trees)
+    most = 2 + sum(1 + tree.max_depth for tree in trees)
     ids, mask = left_padded([prompt] * batch_size, model.device)
     arguments = {**arguments, "max_new_tokens": most, "max_length": None, "eos_token_id": None}
-    session = prepare(model, ids, attention_mask=mask, tree=pace, **arguments)
-    for row in session.rows:
-        row.stop = lambda _: False
-    for _ in session:
-        if len(pace.finished) >= rounds:
-            break
+    while len(pace.finished) < rounds:
+        session, begun = prepare(model, ids, attention_mask=mask, tree=pace, **arguments), len(pace.seconds)
+        for row in session.rows:
+            row.stop = lambda _: False
+        for _ in session:
+            if len(pace.seconds) > begun and pace.between:
+                break
     finished(rounds)
     return pace.finished

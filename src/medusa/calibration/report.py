@@ -29,7 +29,7 @@ from .choice import (
     resampled,
     share_interval,
 )
-from .latency import SIZES, Latency, measure_latency
+from .latency import SIZES, Latency, measure_latency, usual_contexts
 from .recording import Recording, record
 from .search import joint_tree, likelihoods
 
@@ -45,7 +45,7 @@ class Settings:
     Args:
         max_nodes: the largest tree to think of.
         num_heads: use only the first so many; None uses all.
-        contexts: lengths of context to time steps at.
+        contexts: lengths of context to time steps at; None takes those of the recorded texts.
         batch_size: rows decoded at once.
         rounds: how often every tree size is timed at each context.
         ranks: how far down the heads' lists are looked.
@@ -53,7 +53,7 @@ class Settings:
 
     max_nodes: int = 64
     num_heads: int | None = None
-    contexts: tuple[int, ...] = (100, 500)
+    contexts: tuple[int, ...] | None = None
     batch_size: int = 1
     rounds: int = 20
     ranks: int = 32
@@ -219,13 +219,14 @@ def calibrate(
     sizes = [size for size in SIZES if size < settings.max_nodes]
     trees = [joint_tree(recording, size) for size in (*sizes, settings.max_nodes)]
     trees = [tree for place, tree in enumerate(trees) if len(tree) > max([0, *map(len, trees[:place])])]
-    with progress("Timing steps", settings.rounds * len(settings.contexts)) as finished:
+    contexts = settings.contexts or usual_contexts(prompts, recording.lengths)
+    with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         latency = measure_latency(
             model,
             [token for prompt in prompts for token in prompt],
             trees,
             {**arguments, "acceptance": acceptance},
-            contexts=settings.contexts,
+            contexts=contexts,
             batch_size=settings.batch_size,
             rounds=settings.rounds,
             finished=finished,
@@ -240,7 +241,7 @@ def calibrate(
         "dtype": str(model.dtype).removeprefix("torch."),
         "base": model.base.config.name_or_path,
         "batch_size": settings.batch_size,
-        "contexts": list(settings.contexts),
+        "contexts": list(contexts),
         "arguments": {name: value for name, value in arguments.items() if _plain_value(value)},
         "acceptance": acceptance,
         "prompts": {"count": len(prompts), "sha256": _digest(prompts, {})},

@@ -253,7 +253,7 @@ def calibrate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once, as it will serve.")] = 1,
     context: Annotated[
         Optional[list[int]],  # noqa: UP045
-        typer.Option(min=1, help="Lengths of context to time steps at (repeatable).", show_default="100 and 500"),
+        typer.Option(min=1, help="Lengths of context to time steps at (repeatable).", show_default="the texts' own"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="How often each size is timed at each context.")] = 20,
     output: Annotated[
@@ -305,7 +305,7 @@ def calibrate(
             prompts=prompts,
             arguments={**kept, "max_new_tokens": max_new_tokens},
             acceptance=acceptance.value,
-            settings=Settings(max_nodes, heads, tuple(context or (100, 500)), batch_size, rounds),
+            settings=Settings(max_nodes, heads, tuple(context) if context else None, batch_size, rounds),
             output=output,
             json_file=json,
             figures=figures,

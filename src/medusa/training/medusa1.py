@@ -69,7 +69,7 @@ def train_heads(
             kept,
             [],
             CandidateTree.default(model.heads.config.num_heads),
-            disable_tqdm=not progress,
+            say=print if progress else None,
         )
         trainer.go()
     model.heads.to(dtype)

@@ -117,7 +117,7 @@ def train(
     for number, (stage, epochs) in enumerate(recipe.stages, start=1):
         say(f"stage {number} of {len(recipe.stages)}: {_STAGES[stage]}, {epochs:g} epochs")
         choose(student, stage, recipe, adapting)
-        trainer = _trainer(student, recipe, stage, epochs, folder, number, data, tree, perplexity, report_to)
+        trainer = _trainer(student, recipe, stage, epochs, folder, number, data, tree, perplexity, say, report_to)
         done = folder / "stages" / f"{number}-{stage}" / "done.json"
         finished = done.is_file()
         trainer.accelerator.wait_for_everyone()
@@ -259,6 +259,7 @@ def _trainer(
     data: Data,
     tree: CandidateTree,
     perplexity: float | None,
+    say: Say,
     report_to: str,
 ) -> StudentTrainer:
     evaluation = rows(data.evaluation, dataclasses.replace(recipe, packing=False))
@@ -270,7 +271,7 @@ def _trainer(
             evaluation = keep(student, data.evaluation, kept / "evaluation") if data.evaluation else []  # type: ignore[assignment]
     place = folder / "stages" / f"{number}-{stage}"
     return StudentTrainer(
-        student, recipe, stage, epochs, place, collate, training, evaluation, tree, perplexity, report_to=report_to
+        student, recipe, stage, epochs, place, collate, training, evaluation, tree, perplexity, say, report_to=report_to
     )
 
 

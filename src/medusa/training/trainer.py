@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..tree import CandidateTree
@@ -46,6 +46,7 @@ class StudentTrainer(Trainer):
         training, evaluation: the data.
         tree: whose expected acceleration rate evaluations tell.
         perplexity: the backbone's before anything was trained; by default what the first evaluation says.
+        say: told every line of the log; None keeps it quiet.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class StudentTrainer(Trainer):
         evaluation: Sequence[Any],
         tree: CandidateTree,
         perplexity: float | None = None,
+        say: Callable[[str], None] | None = None,
         **options: Any,
     ):
         self.recipe, self.stage, self.tree = recipe, stage, tree
@@ -73,6 +75,9 @@ class StudentTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True
         self._parts: list[Tensor] = []
+        self.remove_callback(PrinterCallback)
+        if say is not None:
+            self.add_callback(_Lines(say))
         if evaluation:
             self.add_callback(_EvaluatedFirst(self))
 
@@ -259,6 +264,33 @@ class StudentTrainer(Trainer):
                 mine[name].copy_(tensor)
 
 
+class _Lines(TrainerCallback):
+    """The log in a line each."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        logs = logs or {}
+        heads = [logs[name] for name in logs if name.startswith("loss_head_")]
+        shown = " ".join(f"{value:.3f}" for value in heads)
+        if "loss" in logs and state.is_world_process_zero:
+            backbone = f"  backbone {logs['loss_backbone']:.3f}" if "loss_backbone" in logs else ""
+            rate = f"  lr {logs['learning_rate']:.1e}"
+            self.say(
+                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  heads {shown}{rate}"
+            )
+        elif "eval_perplexity" in logs and state.is_world_process_zero:
+            top = [f"{value:.1%}" for name, value in logs.items() if name.endswith("_top_1")]
+            self.say(
+                f"step {state.global_step}, evaluation: heads right {', '.join(top)}; "
+                f"perplexity {logs['eval_perplexity']:.3f} ({logs['eval_perplexity_change']:+.3f}); "
+                f"{logs['eval_acceleration_rate']:.2f} tokens a step expected"
+            )
+
+
 class _EvaluatedFirst(TrainerCallback):
     """Measures before the first step, so that everything later can be compared with it."""
 
@@ -310,6 +342,7 @@ def arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        disable_tqdm=True,
         report_to=options.pop("report_to", "none"),
         **options,
     )
