@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from .. import demo
+from ..calibration.choice import choose, predictions
 from ..calibration.drawing import save
 from ..calibration.figures import Point, draw_trees, replayed, trees
 from ..calibration.latency import SIZES, measure_latency, usual_contexts
@@ -70,7 +71,7 @@ def study(name: str, options: argparse.Namespace, console: Console) -> tuple[dic
                 "speedup": found.speedup,
             }
         )
-    best = max((each for each in points if each.kind == "joint"), key=lambda each: each.speedup)
+    best = choose(predictions(recording, latency, 64))
     fastest = max(each.speedup for each in decoded)
     at_best = min(
         (each for each in decoded if each.kind == "joint"), key=lambda each: abs(len(each.tree) - len(best.tree))
