@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from ..training.chats import Messages, read_asked
+from ..training.chats import Messages, encode_prompt, read_asked
 from ..training.records import read_records
 
 MOST = 5000
@@ -44,8 +44,4 @@ def _prompts(source: str) -> Iterator[Messages]:
 
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of a prompt, in the tokenizer's chat template where it has one."""
-    if tokenizer.chat_template:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    else:
-        encoded = tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
-    return list(encoded)
+    return encode_prompt(tokenizer, messages, tokenizer.chat_template)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..training.chats import Encoder, Example, read_chat
+from ..training.chats import IGNORED, Encoder, Example, read_chat
 from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import Source, base_name, train
@@ -55,8 +55,8 @@ def _coloured(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
     text = Text()
     begin = 0
     for place in range(1, len(example.ids) + 1):
-        learnt = example.labels[begin] != -100
-        if place == len(example.ids) or (example.labels[place] != -100) != learnt:
+        learnt = example.labels[begin] != IGNORED
+        if place == len(example.ids) or (example.labels[place] != IGNORED) != learnt:
             piece = tokenizer.decode(example.ids[begin:place], skip_special_tokens=False)
             text.append(piece, style="green" if learnt else "bright_black")
             begin = place

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.template = template or tokenizer.chat_template
+        self._ends = _ends(tokenizer)  # asking for a large vocabulary takes longer than encoding a chat
         self.marked = "{% generation" in str(self.template or "").replace("{%-", "{%").replace("{%  ", "{% ")
 
     def __call__(self, chat: Messages | str) -> Example:
@@ -166,12 +168,7 @@ class Encoder:
 
     def prompt(self, chat: Messages) -> list[int]:
         """Token ids of a chat that waits for the assistant's turn."""
-        if not self.template:
-            return list(self.tokenizer("\n\n".join(turn["content"] for turn in chat))["input_ids"])
-        told = self.tokenizer.apply_chat_template(
-            chat, chat_template=self.template, add_generation_prompt=True, return_dict=True
-        )
-        return list(told["input_ids"])
+        return encode_prompt(self.tokenizer, chat, self.template)
 
     def _ended(self, ids: Sequence[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
@@ -244,12 +241,29 @@ class Encoder:
     def _render(self, chat: Messages, **options: bool) -> str:
         return str(self.tokenizer.apply_chat_template(chat, chat_template=self.template, tokenize=False, **options))
 
-    @property
-    def _ends(self) -> set[int]:
-        """Tokens that end a turn: the tokenizer's, and those that models of the common families end theirs with."""
-        known = {self.tokenizer.eos_token, "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>"}
-        vocabulary = self.tokenizer.get_vocab()
-        return {vocabulary[token] for token in known if token in vocabulary}
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, chat: Messages, template: str | None) -> list[int]:
+    """Token ids of a chat that waits for the assistant's turn; without a template its turns behind one another."""
+    if template:
+        told = tokenizer.apply_chat_template(chat, chat_template=template, add_generation_prompt=True, return_dict=True)
+    else:
+        told = tokenizer("\n\n".join(turn["content"] for turn in chat))
+    return list(told["input_ids"])
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """Of all ids and labels, in their order."""
+    told = hashlib.sha256()
+    for example in examples:
+        told.update(repr((example.ids, example.labels)).encode())
+    return told.hexdigest()
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a turn: the tokenizer's, and those that models of the common families end theirs with."""
+    known = {tokenizer.eos_token, "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>"}
+    vocabulary = tokenizer.get_vocab()
+    return {vocabulary[token] for token in known if token in vocabulary}
 
 
 def _common(one: str, other: str) -> int:

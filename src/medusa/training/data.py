@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -89,16 +90,16 @@ def read_examples(
 def packed(examples: Sequence[Example], max_length: int) -> list[list[Example]]:
     """Examples in rows of at most `max_length` tokens, the longest first into the fullest row that has room."""
     rows: list[list[Example]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []  # that rows have left, and which they are; the fullest first
     for example in sorted(examples, key=lambda each: -len(each.ids)):
-        fitting = [place for place, left in enumerate(room) if left >= len(example.ids)]
-        if fitting:
-            place = min(fitting, key=room.__getitem__)
+        fits = bisect.bisect_left(room, (len(example.ids), 0))
+        if fits < len(room):
+            left, place = room.pop(fits)
             rows[place].append(example)
-            room[place] -= len(example.ids)
         else:
+            left, place = max_length, len(rows)
             rows.append([example])
-            room.append(max_length - len(example.ids))
+        bisect.insort(room, (left - len(example.ids), place))
     return rows
 
 

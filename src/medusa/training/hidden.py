@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .chats import Example
+from .chats import IGNORED, Example, digest
 from .data import batches, collator
 from .losses import next_targets
 from .student import Student
@@ -65,29 +65,28 @@ def keep(
     Raises:
         ValueError: the folder holds states of another model or other data.
     """
-    digest = _digest(student.base, student.heads.config.num_heads, examples)
+    state = _digest(student.base, student.heads.config.num_heads, examples)
     if (folder / INDEX).is_file():
-        return HiddenStates(folder, digest)
+        return HiddenStates(folder, state)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     places: dict[int, tuple[int, int, int]] = {}
-    shard, size = 0, 0
+    shard, filled = 0, 0
     kept: list[tuple[Tensor, Tensor]] = []
     for number, hidden, targets in states(student, examples, tokens, bar):
-        begin = sum(len(each[0]) for each in kept)
-        places[number] = shard, begin, begin + len(hidden)
+        places[number] = shard, filled, filled + len(hidden)
         kept.append((hidden.cpu(), targets.cpu()))
-        size += hidden.nbytes
-        if size >= SHARD:
+        filled += len(hidden)
+        if filled * hidden.shape[-1] * hidden.element_size() >= SHARD:
             _write(unfinished / _name(shard), kept)
-            shard, kept, size = shard + 1, [], 0
+            shard, kept, filled = shard + 1, [], 0
     if kept:
         _write(unfinished / _name(shard), kept)
-    told = {"digest": digest, "examples": [places[number] for number in range(len(examples))]}
+    told = {"digest": state, "examples": [places[number] for number in range(len(examples))]}
     (unfinished / INDEX).write_text(json.dumps(told))
     unfinished.rename(folder)
-    return HiddenStates(folder, digest)
+    return HiddenStates(folder, state)
 
 
 @torch.no_grad()
@@ -104,7 +103,7 @@ def states(
         learnt = student.positions(**batch)
         own = next_targets(batch["labels"], batch["segments"])
         targets = torch.cat([learnt.next[:, None], learnt.ahead], 1)
-        lengths = (own != -100).sum(1).tolist()
+        lengths = (own != IGNORED).sum(1).tolist()
         parts = zip(learnt.hidden.split(lengths), targets.split(lengths), strict=True)
         for row, (hidden, target) in zip(rows, parts, strict=True):
             yield numbers[id(row[0])], hidden.clone(), target.clone()
@@ -132,6 +131,5 @@ def _digest(base: PreTrainedModel, heads: int, examples: Sequence[Example]) -> s
         values = weight.detach().flatten()
         some = values[:: max(1, values.numel() // 64)].float().cpu()
         told.update(name.encode() + some.numpy().tobytes())
-    for example in examples:
-        told.update(repr((example.ids, example.labels)).encode())
+    told.update(digest(examples).encode())
     return told.hexdigest()

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..model import TreeModel
 from ..tree import CandidateTree
-from .chats import Example
+from .chats import IGNORED, Example
 from .hidden import collate_states, states
 from .recipe import Recipe
 from .student import Student
@@ -94,7 +94,7 @@ def _states(
     student: Student, examples: Sequence[Example], progress: bool
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     kept = list(states(student, examples, bar=lambda each: track(each, "hidden states", disable=not progress)))
-    if not any(target[:, 1:].ne(-100).any() for _, _, target in kept):
+    if not any(target[:, 1:].ne(IGNORED).any() for _, _, target in kept):
         raise ValueError("no example is long enough: a head foresees the second token after its position")
     return kept
 

@@ -7,7 +7,6 @@ A run is one folder. Its checkpoints lie in `stages`, its hidden states in `hidd
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from ..model import new_heads
 from ..pace import UNCALIBRATED
 from ..provenance import provenance
 from ..tree import CandidateTree
-from .chats import Example
+from .chats import Example, digest
 from .data import Read, collator, packed, read_examples
 from .hidden import collate_states, keep
 from .lora import adapt, save_adapter
@@ -303,10 +302,8 @@ def _heads(model: str, base: PreTrainedModel, recipe: Recipe) -> MedusaHeads:
 
 def _claim(folder: Path, recipe: Recipe, source: Source, data: Data) -> None:
     """Make the folder this run's; raises ValueError where it is another's."""
-    digest = hashlib.sha256()
-    for example in (*data.training, *data.evaluation):
-        digest.update(repr((example.ids, example.labels)).encode())
-    told: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model, "data": digest.hexdigest()}
+    digested = digest([*data.training, *data.evaluation])
+    told: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model, "data": digested}
     file = folder / "run.json"
     if file.is_file():
         there = json.loads(file.read_text())

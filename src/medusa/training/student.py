@@ -90,7 +90,7 @@ class Student(nn.Module):
         Args:
             counts: [1 + K] over how many tokens the sums of backbone and heads are averaged; by default the batch's.
             weight: lambda_0 of eq. 2; of no account where the backbone does not learn.
-            hidden: [M, H] states that were kept, with `targets` [M, 1 + K], in place of
+            hidden: [M, H] states that were kept, with `targets` [M, 1 + K], in place of a batch.
             batch: `input_ids`, `labels`, `position_ids` and `segments`, each [B, S].
             top: ranks to count.
 
@@ -179,11 +179,7 @@ class Student(nn.Module):
             return torch.zeros((), device=learnt.hidden.device)
         project, weights = self._projection()
         if learnt.teacher is None:
-
-            def entropy(states: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
-                return cross_entropy_sum(project(states, *weights), targets)
-
-            return chunked(entropy, [learnt.hidden, learnt.next], weights, self.chunk)
+            return chunked(_entropy(project), [learnt.hidden, learnt.next], weights, self.chunk)
 
         def divergence(states: Tensor, theirs: Tensor, *weights: Tensor) -> Tensor:
             lm_head = self.base.get_output_embeddings()
@@ -202,10 +198,7 @@ class Student(nn.Module):
             each = [weights] * len(states)
         else:
             project, each = self._own, [[weight] for weight in self.heads.w2.unbind()]
-
-        def entropy(states: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
-            return cross_entropy_sum(project(states, *weights), targets)
-
+        entropy = _entropy(project)
         return [
             chunked(entropy, [state, learnt.ahead[:, head]], weights, self.chunk)
             for head, (state, weights) in enumerate(zip(states, each, strict=True))
@@ -241,6 +234,15 @@ class Student(nn.Module):
         finally:
             _switch_adapters(module, True)
             module.train(training)
+
+
+def _entropy(project: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The cross-entropy of projected states with targets, as `chunked` takes it."""
+
+    def entropy(states: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return cross_entropy_sum(project(states, *weights), targets)
+
+    return entropy
 
 
 def _switch_adapters(base: nn.Module, on: bool) -> None:
