@@ -11,11 +11,11 @@ STAMP := $(VENV)/.installed-dev
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench reproduce-training clean
 
 help: ## Show this list
 	@echo "make <target>; the first one to need it creates $(VENV) and installs the package into it."
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo "  PYTHON=python3.12 chooses the Python for $(VENV); TEST_ARGS and BENCH_ARGS are passed on."
 
 demo: $(STAMP) ## Run the demo on the small model inside the package
@@ -36,6 +36,9 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 
 bench: $(STAMP) ## Measure speed on this machine
 	@$(BIN)/python -m medusa.bench $(BENCH_ARGS)
+
+reproduce-training: $(STAMP) ## Train the embedded model in all ways and compare them: tables 2 and 3 of the paper
+	@$(BIN)/python -m medusa.bench.training $(BENCH_ARGS)
 
 clean: ## Delete .venv, caches and build outputs
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

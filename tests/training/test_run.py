@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from models import tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -260,3 +263,57 @@ def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("1-heads", {}),
+        ("1-both", {"method": "medusa-2", "lora_rank": 4, "lora_dropout": 0}),
+        ("1-both", {"method": "medusa-2", "lora_rank": 0}),
+    ],
+    ids=["heads", "adapter", "whole"],
+)
+def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(base_folder, chats, tmp_path, stage, options):
+    options |= {"epochs": 2, "micro_batch_size": 2, "evaluation_share": 1 / 6, "save_every": 3}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
+    script = tmp_path / "script.py"
+    script.write_text(COMMAND)
+    launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml", "--cpu"]
+    launched += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "29519", str(script)]
+
+    def spread():
+        told = subprocess.run(
+            [*launched, *command(base_folder, chats, two, options)[3:]],
+            check=False, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert told.returncode == 0, told.stderr[-3000:]
+        return [line["loss"] for line in logged(two, stage) if "loss" in line]
+
+    curve = [line["loss"] for line in logged(one, stage) if "loss" in line]
+    assert spread() == pytest.approx(curve, rel=1e-3)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)
+
+    # from the last checkpoint but one
+    (two / "stages" / stage / "done.json").unlink()
+    last = max((two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
+    shutil.rmtree(last)
+    assert spread() == pytest.approx(curve, rel=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("options", [{}, {"method": "medusa-2", "lora_rank": 4}], ids=["heads", "adapter"])
+def test_heads_and_adapters_learn_on_a_quantised_backbone(tokenizer, chats, tmp_path, bits, options):
+    pytest.importorskip("bitsandbytes")
+    base = tiny(dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)  # whole blocks
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    said = go(tmp_path / "base", chats, tmp_path / "run", bits=bits, epochs=4, **options)
+    losses = [line["loss"] for line in logged(tmp_path / "run", "1-both" if options else "1-heads") if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0], said
+    model = MedusaModel.from_pretrained(tmp_path / "run", dtype=torch.float32)
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape[1] <= 7

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedTokenizerBase
 
 from .. import demo
 from ..acceptance import Greedy
@@ -124,6 +125,16 @@ def inside(model: MedusaModel, prompt: list[int], tree: CandidateTree, steps: in
     }
 
 
+def tree_of(model: MedusaModel, nodes: int) -> CandidateTree:
+    return CandidateTree.default(model.heads.config.num_heads, nodes) if nodes > 1 else PLAIN
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Some thousand tokens of requests."""
+    prompts = (tokenizer(task.prompt)["input_ids"] for task in demo.calibration_tasks(60))
+    return list(itertools.chain.from_iterable(prompts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=WIDTHS, default=list(WIDTHS))
@@ -131,6 +142,7 @@ def main() -> None:
     parser.add_argument("--nodes", nargs="+", type=int, default=[1, 8, 16])
     parser.add_argument("--contexts", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of so many steps, weights by turns")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
@@ -140,18 +152,26 @@ def main() -> None:
     labels = ("model", "weights", "context", "nodes")
     shown = Table(*labels, *PHASES.values(), "bookkeeping", "step ms", "besides the model")
     within = Table(*labels, "products", "attention", "other operators", "python and profiler")
-    for name, variant in itertools.product(options.models, options.variants):
-        model, tokenizer = demo.load(inflate=WIDTHS[name], **VARIANTS[variant])
-        text = tokenizer(" ".join(task.prompt for task in demo.calibration_tasks(60)))["input_ids"]
-        for context, nodes in itertools.product(options.contexts, options.nodes):
-            tree = CandidateTree.default(model.heads.config.num_heads, nodes) if nodes > 1 else PLAIN
+    for name in options.models:
+        loaded = {variant: demo.load(inflate=WIDTHS[name], **VARIANTS[variant]) for variant in options.variants}
+        text = prompt_tokens(loaded[options.variants[0]][1])
+        points = list(itertools.product(options.variants, options.contexts, options.nodes))
+        rounds: dict[Any, list[dict[str, float]]] = {point: [] for point in points}
+        for point in points * options.rounds:
+            variant, context, nodes = point
+            model = loaded[variant][0]
+            rounds[point].append(phases(model, text[:context], tree_of(model, nodes), options.steps))
+        for point, found in rounds.items():
+            variant, context, nodes = point
             at = (name, variant, str(context), str(nodes))
             key = f"{name}, {variant}, context {context}, {nodes} nodes"
-            report["phases"][key] = took = phases(model, text[:context], tree, options.steps)
+            took = {phase: statistics.median(each[phase] for each in found) for phase in found[0]}
+            report["phases"][key] = took
             besides = 1 - (took["heads"] + took["base model"]) / took["step"]
             shown.add_row(*at, *(f"{value:.2f}" for value in took.values()), f"{besides:.1%}")
+            model = loaded[variant][0]
             if not model.compiled:  # whose operators the profiler does not see
-                report["inside"][key] = parts = inside(model, text[:context], tree)
+                report["inside"][key] = parts = inside(model, text[:context], tree_of(model, nodes))
                 within.add_row(*at, *(f"{value:.2f}" for value in parts.values()))
     console.print(shown)
     console.print(within)

@@ -7,6 +7,7 @@ adapters and data from files are `medusa train`'s.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,9 +29,16 @@ from .trainer import StudentTrainer
 
 @dataclass(frozen=True)
 class HeadMetrics:
-    """accuracy[k][r]: share of positions where head k has the true token among its top r + 1."""
+    """How good heads, and the backbone below them, are at texts.
+
+    Attributes:
+        accuracy: [K][R] share of positions where head k has the true token among its top r + 1.
+        perplexity: the backbone's.
+        positions: learnt tokens.
+    """
 
     accuracy: list[list[float]]
+    perplexity: float
     positions: int
 
 
@@ -78,16 +86,18 @@ def train_heads(
 
 @torch.no_grad()
 def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) -> HeadMetrics:
-    """Top-1 to top-`top` accuracy of every head on held-out texts."""
+    """Top-1 to top-`top` accuracy of every head on held-out texts, and the backbone's perplexity."""
     student = Student(model.base, model.heads)
     hits = torch.zeros(model.heads.config.num_heads, top)
     counts = torch.zeros(1 + model.heads.config.num_heads)
+    entropy = 0.0
     for part in _states(student, examples, progress=False):
         batch = collate_states([part])
         told = student(hidden=batch["hidden"], targets=batch["targets"], top=top)
         hits, counts = hits + told["hits"], counts + told["counts"].cpu()
+        entropy += float(told["sums"][0])
     accuracy = hits / counts[1:, None].clamp_min(1)
-    return HeadMetrics(accuracy.tolist(), int(counts[0]))
+    return HeadMetrics(accuracy.tolist(), math.exp(entropy / float(counts[0])), int(counts[0]))
 
 
 def _states(

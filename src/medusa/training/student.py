@@ -67,6 +67,11 @@ class Student(nn.Module):
         self.rule = LogitRule.of(base.config.get_text_config())
 
     @property
+    def _no_split_modules(self) -> Any:
+        """What engines that spread a model over devices (FSDP) keep whole: the backbone's layers."""
+        return self.base._no_split_modules
+
+    @property
     def backbone_learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.base.parameters())
 

@@ -1,0 +1,267 @@
+"""`make reproduce-training`: tables 2 and 3 of the paper on the embedded model.
+
+It starts from the embedded model's backbone as it was before it had met any heads, and trains it as `medusa train`
+does: heads alone, heads and backbone with and without the protections of section 2.2.2, by self-distillation, and the
+backbone alone on as many tokens. Each result answers the same held-out prompts, whose answers are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from .. import demo
+from ..calibration.prompts import encode
+from ..calibration.recording import record
+from ..calibration.report import measure
+from ..calibration.search import joint_tree
+from ..decoding import PLAIN
+from ..demo.backbone import answers
+from ..demo.recipe import EVEN
+from ..demo.stream import varied_tasks
+from ..demo.tasks import CATEGORIES, Task, make_task
+from ..demo.train import example
+from ..pretrained import MedusaModel
+from ..provenance import provenance
+from ..training import Example, Recipe, Source, evaluate_heads, train
+from ..tree import CandidateTree
+from .measure import Prompt
+from .methods import medusa
+from .prompts import held_out
+from .report import WIDTH, slug
+
+START = Path("benchmarks/backbone-before-heads.safetensors")
+"""The embedded model's weights after step 14,950 of its training, the last before heads learnt along."""
+FIRST_SEED = 50_000_000
+"""Tasks from here on are this benchmark's own."""
+DENSE = CandidateTree.dense([2, 1, 1, 1, 1])
+NODES = len(DENSE)
+"""Of every tree but the chain, so that what a tree gains is not its size."""
+ARGUMENTS: dict[str, Any] = {"max_new_tokens": 320, "do_sample": False}
+SHAPE: dict[str, Any] = {
+    "num_layers": 3, "own_lm_head": False, "packing": True, "max_length": 512, "batch_size": 8, "micro_batch_size": 8,
+    "bf16": True, "log_every": 25, "save_every": 100, "evaluate_every": 0,
+}  # fmt: skip
+"""What all runs share."""
+HEADS = Recipe(method="medusa-1", epochs=2, cache_hidden_states=True, **SHAPE)
+SETTLED = 1.005
+"""Heads alone are trained again, as often as before, until that gives less than this share of tokens a step."""
+BOTH = Recipe(method="medusa-2", epochs=1, lora_rank=0, **SHAPE)
+DISTILLED = Recipe(method="medusa-2", distill=True, epochs=1, lambda0_schedule="sine", **SHAPE)
+DIRECT = Recipe(method="direct", epochs=1, lora_rank=0, **SHAPE)
+BACKBONE = Recipe(method="backbone", epochs=1, lora_rank=0, **SHAPE)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What all results are judged by.
+
+    Attributes:
+        prompts: held-out requests to answer.
+        timed: as many of them to time, by turns with plain decoding.
+        truth: held-out requests with the answers that are right, for perplexity.
+        recorded: token ids of other requests, on which trees are chosen.
+    """
+
+    prompts: Sequence[Prompt]
+    timed: int
+    truth: Sequence[Example]
+    recorded: Sequence[Sequence[int]]
+
+    def tree(self, model: MedusaModel) -> CandidateTree:
+        """The best of `NODES` nodes for these heads (section 2.3.3)."""
+        return joint_tree(record(model, self.recorded, ARGUMENTS), NODES)
+
+    def row(self, method: str, model: MedusaModel, tree: CandidateTree, console: Console) -> dict[str, Any]:
+        """A row of the tables: what the tree's own answers are worth, and how fast they come."""
+        model.tree = tree
+        tokens = steps = 0
+        right: dict[str, list[bool]] = {}
+        for prompt in track(self.prompts, method, console=console):
+            run = medusa(model, prompt.ids, {**ARGUMENTS, "tree": tree})
+            tokens, steps = tokens + run.tokens, steps + run.steps
+            verdict = prompt.judge(run.ids)
+            if verdict is not None:
+                right.setdefault(prompt.category, []).append(verdict)
+        verdicts = [verdict for each in right.values() for verdict in each]
+        timed = None
+        if tree is not PLAIN:
+            timed = measure(model, [each.ids[0].tolist() for each in self.prompts[: self.timed]], tree, ARGUMENTS)
+        return {
+            "method": method,
+            "quality": 100 * sum(verdicts) / len(verdicts),
+            "categories": {name: 100 * sum(each) / len(each) for name, each in right.items()},
+            "prompts": len(verdicts),
+            "perplexity": evaluate_heads(model, self.truth).perplexity,
+            "acceleration_rate": tokens / steps,
+            "overhead": 1.0 if timed is None else timed.overhead,
+            "speedup": 1.0 if timed is None else timed.speedup,
+            "nodes": len(tree),
+        }
+
+
+def begin(weights: Path, folder: Path) -> Path:
+    """The embedded model's backbone with other weights, as a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(demo.FOLDER / "base", folder, ignore=shutil.ignore_patterns("*.safetensors", "training.json"))
+    shutil.copyfile(weights, folder / "model.safetensors")
+    return folder
+
+
+def write_data(backbone: Path, tasks: Sequence[Task], folder: Path) -> dict[str, Path]:
+    """What is learnt from, as files of chats: the tasks' right answers, and the backbone's own."""
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    files = {"truth": folder / "truth.jsonl", "own": folder / "own.jsonl"}
+    if not files["own"].exists():
+        model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
+        own = answers(model, tokenizer, list(tasks))
+        _write(files["truth"], tasks, [task.answer for task in tasks])
+        _write(files["own"], tasks, own)
+    return files
+
+
+def _write(file: Path, tasks: Sequence[Task], texts: Sequence[str]) -> None:
+    lines = [
+        json.dumps({"prompt": task.prompt, "response": text}) for task, text in zip(tasks, texts, strict=True) if text
+    ]
+    beside = file.with_suffix(".unfinished")
+    beside.write_text("\n".join(lines) + "\n")
+    beside.rename(file)
+
+
+def heads_alone(backbone: Path, data: Path, folder: Path, console: Console) -> list[Path]:
+    """Medusa-1 again and again, from where it was, until it stops improving; every result, the last the best."""
+    made: list[Path] = []
+    rates: list[float] = []
+    while len(rates) < 2 or rates[-1] > SETTLED * rates[-2]:
+        start = made[-1] if made else backbone
+        name = f"medusa-1-{len(made) + 1}"
+        made.append(train(HEADS, Source(str(start), str(data)), folder / name, say=told(console, name)))
+        metrics = json.loads((made[-1] / "training.json").read_text())["metrics"]
+        rates.append(metrics["eval_acceleration_rate"])
+    return made
+
+
+def reproduce(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Train what is compared, judge all of it, and say what came of it."""
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    backbone = begin(options.start, work / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    tasks = varied_tasks(EVEN, tokenizer, random.Random(3), FIRST_SEED)
+    data = write_data(backbone, list(itertools.islice(tasks, options.tasks)), work)
+    minutes: dict[str, float] = {}
+
+    def made(method: str, recipe: Recipe, start: Path, learnt_from: str, name: str) -> Path:
+        begun = time.perf_counter()
+        folder = train(recipe, Source(str(start), str(data[learnt_from])), work / name, say=told(console, method))
+        minutes[method] = (time.perf_counter() - begun) / 60
+        return folder
+
+    begun = time.perf_counter()
+    alone = heads_alone(backbone, data["own"], work, console)
+    minutes["Medusa-1"] = (time.perf_counter() - begun) / 60
+    results = {
+        "direct fine-tuning": made("direct fine-tuning", DIRECT, backbone, "truth", "direct"),
+        "Medusa-1": alone[-1],
+        "Medusa-2": made("Medusa-2", BOTH, alone[0], "truth", "medusa-2"),
+        "Medusa-2, self-distilled": made("Medusa-2, self-distilled", DISTILLED, alone[0], "own", "self-distilled"),
+    }
+    longer = made("backbone alone", BACKBONE, backbone, "truth", "backbone-alone")
+    judge = judged(tokenizer, options)
+    rows = [judge.row("baseline", _load(alone[-1]), PLAIN, console)]
+    ladder = []
+    for method, folder in results.items():
+        model = _load(folder)
+        tree = judge.tree(model)
+        if method == "Medusa-1":
+            chain = CandidateTree.chain(model.heads.config.num_heads)
+            ladder += [judge.row("heads alone", model, chain, console), judge.row("dense tree", model, DENSE, console)]
+        rows.append(judge.row(method, model, tree, console))
+    rows.insert(1, judge.row("backbone alone, as many tokens", _load(longer), PLAIN, console))
+    by_name = {row["method"]: row for row in rows}
+    ladder += [{**by_name["Medusa-1"], "method": "optimised tree"}, by_name["Medusa-2"]]
+    return {"rows": rows, "ladder": ladder, "minutes": minutes, "tasks": options.tasks}
+
+
+def told(console: Console, name: str) -> Callable[[str], None]:
+    """Says a run's lines with its name before them."""
+    return lambda line: console.print(f"{name}: {line}", soft_wrap=True, highlight=False)
+
+
+def judged(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Judge:
+    """The held-out requests."""
+    truth = [make_task(name, FIRST_SEED + seed) for name in CATEGORIES for seed in range(options.prompts)]
+    chats = [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(options.recorded)]
+    return Judge(
+        held_out(tokenizer, options.prompts),
+        options.timed,
+        [example(tokenizer, task.prompt, task.answer) for task in truth],
+        [encode(tokenizer, chat) for chat in chats],
+    )
+
+
+def _load(folder: Path) -> MedusaModel:
+    return MedusaModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows as people read them."""
+    categories = list(rows[0]["categories"])
+    shown = Table(
+        "", "quality %", *categories, "perplexity", "nodes", "tokens / step", "overhead", "speedup", title=title
+    )
+    for row in rows:
+        shown.add_row(
+            row["method"],
+            f"{row['quality']:.1f}",
+            *(f"{row['categories'][name]:.1f}" for name in categories),
+            f"{row['perplexity']:.4f}",
+            str(row["nodes"]),
+            *(f"{row[name]:.2f}" for name in ("acceleration_rate", "overhead", "speedup")),
+        )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, default=START, help="weights of the backbone to start from")
+    parser.add_argument("--tasks", type=int, default=8000, help="tasks to learn from")
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of each of the six categories")
+    parser.add_argument("--timed", type=int, default=60, help="of them, prompts to time")
+    parser.add_argument("--recorded", type=int, default=120, help="other prompts, on which trees are chosen")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/training"), help="data and runs, which go on from there"
+    )
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, errors = Console(width=WIDTH), Console(stderr=True)
+    begun = time.perf_counter()
+    made = provenance()
+    report = {"provenance": made, **reproduce(options, errors)}
+    report["minutes"]["all"] = (time.perf_counter() - begun) / 60
+    console.print(table("Table 2", report["rows"]), table("Table 3", report["ladder"]))
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / f"training-{slug(made['device'])}.json"
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()
