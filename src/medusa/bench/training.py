@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ SHAPE: dict[str, Any] = {
     "bf16": True, "log_every": 25, "save_every": 100, "evaluate_every": 0,
 }  # fmt: skip
 """What all runs share."""
-HEADS = Recipe(method="medusa-1", epochs=2, cache_hidden_states=True, **SHAPE)
+HEADS = Recipe(
+    method="medusa-1", epochs=2, cache_hidden_states=True, **{**SHAPE, "batch_size": 32, "micro_batch_size": 32}
+)
 SETTLED = 1.005
 """Heads alone are trained again, as often as before, until that gives less than this share of tokens a step."""
 BOTH = Recipe(method="medusa-2", epochs=1, lora_rank=0, **SHAPE)
@@ -71,14 +74,14 @@ class Judge:
     """What all results are judged by.
 
     Attributes:
-        prompts: held-out requests to answer.
-        timed: as many of them to time, by turns with plain decoding.
+        checked: held-out requests whose answers can be checked.
+        timed: held-out requests to time, by turns with plain decoding.
         truth: held-out requests with the answers that are right, for perplexity.
-        recorded: token ids of other requests, on which trees are chosen.
+        recorded: other requests, on which trees are chosen.
     """
 
-    prompts: Sequence[Prompt]
-    timed: int
+    checked: Sequence[Prompt]
+    timed: Sequence[Sequence[int]]
     truth: Sequence[Example]
     recorded: Sequence[Sequence[int]]
 
@@ -86,31 +89,25 @@ class Judge:
         """The best of `NODES` nodes for these heads (section 2.3.3)."""
         return joint_tree(record(model, self.recorded, ARGUMENTS), NODES)
 
-    def row(self, method: str, model: MedusaModel, tree: CandidateTree, console: Console) -> dict[str, Any]:
-        """A row of the tables: what the tree's own answers are worth, and how fast they come."""
-        model.tree = tree
-        tokens = steps = 0
+    def speed(self, model: MedusaModel, tree: CandidateTree) -> dict[str, Any]:
+        """What a tree gives, against the same model's plain decoding."""
+        if tree is PLAIN:
+            return {"nodes": 1, "acceleration_rate": 1.0, "overhead": 1.0, "speedup": 1.0}
+        told = measure(model, self.timed, tree, ARGUMENTS)
+        rates = {name: getattr(told, name) for name in ("acceleration_rate", "overhead", "speedup")}
+        return {"nodes": len(tree), **rates}
+
+    def quality(self, model: MedusaModel, tree: CandidateTree, shown: Callable[[Any], Any]) -> dict[str, Any]:
+        """Percent of the tree's answers that are right, and the backbone's perplexity of the right ones."""
         right: dict[str, list[bool]] = {}
-        for prompt in track(self.prompts, method, console=console):
+        for prompt in shown(self.checked):
             run = medusa(model, prompt.ids, {**ARGUMENTS, "tree": tree})
-            tokens, steps = tokens + run.tokens, steps + run.steps
-            verdict = prompt.judge(run.ids)
-            if verdict is not None:
-                right.setdefault(prompt.category, []).append(verdict)
-        verdicts = [verdict for each in right.values() for verdict in each]
-        timed = None
-        if tree is not PLAIN:
-            timed = measure(model, [each.ids[0].tolist() for each in self.prompts[: self.timed]], tree, ARGUMENTS)
+            right.setdefault(prompt.category, []).append(bool(prompt.judge(run.ids)))
         return {
-            "method": method,
-            "quality": 100 * sum(verdicts) / len(verdicts),
-            "categories": {name: 100 * sum(each) / len(each) for name, each in right.items()},
-            "prompts": len(verdicts),
+            "quality": 100 * statistics.mean(itertools.chain.from_iterable(right.values())),
+            "categories": {name: 100 * statistics.mean(each) for name, each in right.items()},
+            "prompts": len(self.checked),
             "perplexity": evaluate_heads(model, self.truth).perplexity,
-            "acceleration_rate": tokens / steps,
-            "overhead": 1.0 if timed is None else timed.overhead,
-            "speedup": 1.0 if timed is None else timed.speedup,
-            "nodes": len(tree),
         }
 
 
@@ -122,15 +119,17 @@ def begin(weights: Path, folder: Path) -> Path:
     return folder
 
 
-def write_data(backbone: Path, tasks: Sequence[Task], folder: Path) -> dict[str, Path]:
-    """What is learnt from, as files of chats: the tasks' right answers, and the backbone's own."""
+def write_data(backbone: Path, tasks: Sequence[Task], own: int, folder: Path) -> dict[str, Path]:
+    """What is learnt from, as files: the tasks' right answers, and the backbone's own to the first of them."""
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     files = {"truth": folder / "truth.jsonl", "own": folder / "own.jsonl"}
+    _write(files["truth"], tasks, [task.answer for task in tasks])
     if not files["own"].exists():
-        model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
-        own = answers(model, tokenizer, list(tasks))
-        _write(files["truth"], tasks, [task.answer for task in tasks])
-        _write(files["own"], tasks, own)
+        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
+        model = MedusaModel.from_base(base, num_heads=1, own_lm_head=False)
+        model.refresh()
+        with model.packed_layers.running():
+            _write(files["own"], tasks[:own], answers(base, tokenizer, list(tasks[:own])))
     return files
 
 
@@ -163,7 +162,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     backbone = begin(options.start, work / "backbone")
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     tasks = varied_tasks(EVEN, tokenizer, random.Random(3), FIRST_SEED)
-    data = write_data(backbone, list(itertools.islice(tasks, options.tasks)), work)
+    data = write_data(backbone, list(itertools.islice(tasks, options.tasks)), options.own, work)
     minutes: dict[str, float] = {}
 
     def made(method: str, recipe: Recipe, start: Path, learnt_from: str, name: str) -> Path:
@@ -173,7 +172,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         return folder
 
     begun = time.perf_counter()
-    alone = heads_alone(backbone, data["own"], work, console)
+    alone = heads_alone(backbone, data["truth"], work, console)
     minutes["Medusa-1"] = (time.perf_counter() - begun) / 60
     results = {
         "direct fine-tuning": made("direct fine-tuning", DIRECT, backbone, "truth", "direct"),
@@ -181,21 +180,31 @@ def reproduce(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "Medusa-2": made("Medusa-2", BOTH, alone[0], "truth", "medusa-2"),
         "Medusa-2, self-distilled": made("Medusa-2, self-distilled", DISTILLED, alone[0], "own", "self-distilled"),
     }
-    longer = made("backbone alone", BACKBONE, backbone, "truth", "backbone-alone")
+    longer = made("backbone alone, as many tokens", BACKBONE, backbone, "truth", "backbone-alone")
     judge = judged(tokenizer, options)
-    rows = [judge.row("baseline", _load(alone[-1]), PLAIN, console)]
+
+    def row(method: str, model: MedusaModel, tree: CandidateTree) -> dict[str, Any]:
+        worth = judge.quality(model, tree, lambda prompts: track(prompts, method, console=console))
+        return {"method": method, **worth, **judge.speed(model, tree), "minutes": minutes.get(method, 0.0)}
+
+    rows = [
+        row("baseline", _load(alone[-1]), PLAIN),
+        row("backbone alone, as many tokens", _load(longer), PLAIN),
+    ]
     ladder = []
     for method, folder in results.items():
         model = _load(folder)
         tree = judge.tree(model)
+        rows.append(row(method, model, tree))
         if method == "Medusa-1":
             chain = CandidateTree.chain(model.heads.config.num_heads)
-            ladder += [judge.row("heads alone", model, chain, console), judge.row("dense tree", model, DENSE, console)]
-        rows.append(judge.row(method, model, tree, console))
-    rows.insert(1, judge.row("backbone alone, as many tokens", _load(longer), PLAIN, console))
+            trees = {"heads alone": chain, "dense tree": DENSE}
+            ladder = [{"method": name, **judge.speed(model, each)} for name, each in trees.items()]
+    shipped = demo.load(all_heads=True)[0]
+    rows.append(row("Medusa-2, longer: the embedded model", shipped, judge.tree(shipped)))
     by_name = {row["method"]: row for row in rows}
     ladder += [{**by_name["Medusa-1"], "method": "optimised tree"}, by_name["Medusa-2"]]
-    return {"rows": rows, "ladder": ladder, "minutes": minutes, "tasks": options.tasks}
+    return {"rows": rows, "ladder": ladder, "tasks": options.tasks, "own": options.own}
 
 
 def told(console: Console, name: str) -> Callable[[str], None]:
@@ -205,12 +214,13 @@ def told(console: Console, name: str) -> Callable[[str], None]:
 
 def judged(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Judge:
     """The held-out requests."""
-    truth = [make_task(name, FIRST_SEED + seed) for name in CATEGORIES for seed in range(options.prompts)]
+    prompts = held_out(tokenizer, options.prompts)
+    tasks = [make_task(name, FIRST_SEED + seed) for seed in range(options.prompts) for name in CATEGORIES]
     chats = [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(options.recorded)]
     return Judge(
-        held_out(tokenizer, options.prompts),
-        options.timed,
-        [example(tokenizer, task.prompt, task.answer) for task in truth],
+        [prompt for prompt in prompts if prompt.judge([]) is not None],
+        [prompt.ids[0].tolist() for prompt in prompts[: options.timed]],
+        [example(tokenizer, task.prompt, task.answer) for task in tasks],
         [encode(tokenizer, chat) for chat in chats],
     )
 
@@ -221,28 +231,28 @@ def _load(folder: Path) -> MedusaModel:
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Rows as people read them."""
-    categories = list(rows[0]["categories"])
-    shown = Table(
-        "", "quality %", *categories, "perplexity", "nodes", "tokens / step", "overhead", "speedup", title=title
-    )
+    categories = list(rows[-1]["categories"])
+    shown = Table("", *_GAINS, "quality %", *categories, "perplexity", title=title)
     for row in rows:
-        shown.add_row(
-            row["method"],
-            f"{row['quality']:.1f}",
-            *(f"{row['categories'][name]:.1f}" for name in categories),
-            f"{row['perplexity']:.4f}",
-            str(row["nodes"]),
-            *(f"{row[name]:.2f}" for name in ("acceleration_rate", "overhead", "speedup")),
-        )
+        gains = (f"{row[name]:.2f}" for name in ("acceleration_rate", "overhead", "speedup"))
+        worth: Sequence[str] = ()
+        if "quality" in row:
+            shares = (f"{share:.1f}" for share in (row["quality"], *row["categories"].values()))
+            worth = (*shares, f"{row['perplexity']:.4f}")
+        shown.add_row(row["method"], str(row["nodes"]), *gains, *worth)
     return shown
+
+
+_GAINS = ("nodes", "tokens / step", "overhead", "speedup")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=START, help="weights of the backbone to start from")
     parser.add_argument("--tasks", type=int, default=8000, help="tasks to learn from")
+    parser.add_argument("--own", type=int, default=3000, help="of them, tasks that the backbone answers itself")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of each of the six categories")
-    parser.add_argument("--timed", type=int, default=60, help="of them, prompts to time")
+    parser.add_argument("--timed", type=int, default=120, help="of them, prompts to time")
     parser.add_argument("--recorded", type=int, default=120, help="other prompts, on which trees are chosen")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -255,7 +265,7 @@ def main() -> None:
     begun = time.perf_counter()
     made = provenance()
     report = {"provenance": made, **reproduce(options, errors)}
-    report["minutes"]["all"] = (time.perf_counter() - begun) / 60
+    report["minutes"] = (time.perf_counter() - begun) / 60
     console.print(table("Table 2", report["rows"]), table("Table 3", report["ladder"]))
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / f"training-{slug(made['device'])}.json"
