@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from medusa import MedusaModel
 from medusa.training.chats import Example
 from medusa.training.data import collator
-from medusa.training.losses import chunked, cross_entropy_sum, divergence_sum, medusa1_loss
+from medusa.training.losses import chunked, chunked_each, cross_entropy_sum, divergence_sum, medusa1_loss
 from medusa.training.student import Student
 
 WEIGHTS = (0.8, 0.64, 0.512)
@@ -38,6 +38,22 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
     torch.testing.assert_close(found, whole)
     (3 * found).backward()
     torch.testing.assert_close((states.grad, weight.grad), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_stacked_sums_are_weighted_each_by_its_own():
+    states, weights = torch.randn(3, 10, 4, requires_grad=True), torch.randn(3, 7, 4, requires_grad=True)
+    targets = torch.randint(0, 7, (3, 10))
+
+    def entropy(states, targets, weight):
+        return cross_entropy_sum(states @ weight.T, targets)
+
+    scales = torch.tensor(WEIGHTS)
+    whole = torch.stack([entropy(*each) for each in zip(states, targets, weights, strict=True)])
+    expected = torch.autograd.grad(scales @ whole, (states, weights))
+    found = chunked_each(entropy, [states, targets], [weights], 4)
+    torch.testing.assert_close(found, whole)
+    (scales @ found).backward()
+    torch.testing.assert_close((states.grad, weights.grad), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_divergence_is_kl_from_the_teacher():

@@ -7,6 +7,7 @@ Shapes: M positions, H hidden size, V vocabulary, K heads.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ def chunked(loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[T
         per_position: tensors [M, ...] to cut.
         weights: tensors that every chunk is given whole, and that gradients are wanted of.
     """
+    stacked = [tensor[None] for tensor in per_position], [tensor[None] for tensor in weights]
+    return chunked_each(loss, *stacked, size)[0]
+
+
+def chunked_each(
+    loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[Tensor], size: int = CHUNK
+) -> Tensor:
+    """K such sums [K], of tensors [K, M, ...] and weights [K, ...]; their gradients are never there twice."""
     total: Tensor = _Chunked.apply(loss, size, len(per_position), *per_position, *weights)
     return total
 
@@ -43,34 +52,34 @@ class _Chunked(torch.autograd.Function):
             place: torch.zeros_like(tensors[place], dtype=torch.promote_types(tensors[place].dtype, torch.float32))
             for place in wanted
         }
-        total = torch.zeros((), dtype=torch.float32, device=tensors[0].device)
-        for begin in range(0, len(tensors[0]), size):
-            part = slice(begin, begin + size)
+        count, positions = tensors[0].shape[:2]
+        totals = torch.zeros(count, dtype=torch.float32, device=tensors[0].device)
+        for each, begin in itertools.product(range(count), range(0, positions, size)):
+            parts = [(each, slice(begin, begin + size)) if place < cut else (each,) for place in range(len(tensors))]
             with torch.enable_grad():
                 leaves = [
-                    (tensor[part] if place < cut else tensor).detach().requires_grad_(place in grads)
-                    for place, tensor in enumerate(tensors)
+                    tensor[part].detach().requires_grad_(place in grads)
+                    for place, (tensor, part) in enumerate(zip(tensors, parts, strict=True))
                 ]
                 value = loss(*leaves)
-            total += value.detach()
+            totals[each] += value.detach()
             if wanted:
                 found = torch.autograd.grad(value, [leaves[place] for place in wanted], allow_unused=True)
                 for place, grad in zip(wanted, found, strict=True):
                     if grad is not None:
-                        target = grads[place][part] if place < cut else grads[place]
-                        target.add_(grad)
+                        grads[place][parts[place]].add_(grad)
         ctx.dtypes = {place: tensors[place].dtype for place in wanted}
         ctx.grads, ctx.count = grads, len(tensors)
-        return total
+        return totals
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        (scale,) = outer
-        grads = [
-            (ctx.grads.pop(place).mul_(scale)).to(ctx.dtypes[place]) if place in ctx.dtypes else None
-            for place in range(ctx.count)
-        ]
-        return None, None, None, *grads
+        (scales,) = outer
+        found: list[Tensor | None] = [None] * ctx.count
+        for place, dtype in ctx.dtypes.items():
+            grad = ctx.grads.pop(place)
+            found[place] = grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1))).to(dtype)
+        return None, None, None, *found
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:

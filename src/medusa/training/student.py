@@ -19,7 +19,16 @@ from transformers import PreTrainedModel
 from ..heads import LogitRule, MedusaHeads
 from ..model import Layout, captured_input
 from .chats import IGNORED
-from .losses import CHUNK, chunked, cross_entropy_sum, divergence_sum, head_targets, head_weights, next_targets
+from .losses import (
+    CHUNK,
+    chunked,
+    chunked_each,
+    cross_entropy_sum,
+    divergence_sum,
+    head_targets,
+    head_weights,
+    next_targets,
+)
 
 
 @dataclass(frozen=True)
@@ -198,15 +207,13 @@ class Student(nn.Module):
         """Sums over positions of every head's cross-entropy (eq. 1's terms)."""
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
         states = self.heads.residual(learnt.hidden.to(dtype))
-        if self.heads.w2 is None:
-            project, weights = self._projection()
-            each = [weights] * len(states)
-        else:
-            project, each = self._own, [[weight] for weight in self.heads.w2.unbind()]
-        entropy = _entropy(project)
+        if self.heads.w2 is not None:
+            stacked = [states, learnt.ahead.T]
+            return list(chunked_each(_entropy(self._own), stacked, [self.heads.w2], self.chunk).unbind())
+        project, weights = self._projection()
         return [
-            chunked(entropy, [state, learnt.ahead[:, head]], weights, self.chunk)
-            for head, (state, weights) in enumerate(zip(states, each, strict=True))
+            chunked(_entropy(project), [state, learnt.ahead[:, head]], weights, self.chunk)
+            for head, state in enumerate(states)
         ]
 
     def _own(self, states: Tensor, weight: Tensor) -> Tensor:
