@@ -152,7 +152,7 @@ def main() -> None:
     report: dict[str, Any] = {"provenance": provenance(), "pieces": len(files["all"]), "methods": {}}
     shown = Table("", "perplexity", "heads right", "policy", "tokens / step", "overhead", "speedup")
     for name, folder in {"Medusa-1": alone, "Medusa-2": both, "backbone alone, as long": longer}.items():
-        model = MedusaModel.from_pretrained(folder, dtype=torch.float32)
+        model = MedusaModel.from_pretrained(folder, dtype=torch.float32, all_heads=True)
         told = judge(model, tokenizer, texts["test"], options)
         if folder is longer:  # whose heads nobody trained
             told = {"perplexity": told["perplexity"], "accuracy": [], "policies": {}}

@@ -12,7 +12,7 @@ from medusa.calibration.choice import (
 )
 from medusa.calibration.latency import Latency
 from medusa.calibration.recording import Recording
-from medusa.calibration.search import expected_rate, joint_tree
+from medusa.calibration.search import expected_rate, joint_tree, replayed_rate
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -35,8 +35,18 @@ def test_predictions_are_the_best_trees_of_each_size(nodes):
     recorded = recording()
     each = predictions(recorded, latency(0.1), 16)[nodes - 1]
     assert len(each.tree) == nodes
-    assert each.acceleration_rate == pytest.approx(expected_rate(recorded, joint_tree(recorded, nodes)))
+    assert each.acceleration_rate == pytest.approx(replayed_rate(recorded, joint_tree(recorded, nodes)))
     assert each.overhead == pytest.approx(1 + 0.1 * (nodes - 1))
+
+
+def test_drafts_right_with_a_probability_are_expected_not_replayed():
+    certain = recording()
+    likely = Recording(0.9 * certain.credit, certain.known, certain.lengths)
+    each = predictions(likely, latency(0.1), 8)[7]
+    rate = expected_rate(likely, each.tree)
+    assert each.acceleration_rate == pytest.approx(rate)
+    low, high = rate_interval(likely, each.tree)
+    assert low < rate < high
 
 
 def test_the_dearer_nodes_are_the_fewer_are_chosen():
@@ -57,7 +67,7 @@ def test_intervals_hold_the_value_and_shrink_with_data():
     tree = CandidateTree.dense([2, 2, 1])
     for recorded in (few, many):
         low, high = rate_interval(recorded, tree)
-        assert low < expected_rate(recorded, tree) < high
+        assert low < replayed_rate(recorded, tree) < high
     width = [high - low for low, high in (rate_interval(each, tree) for each in (few, many))]
     assert width[1] < width[0] / 3
     assert overhead_interval(latency(0.1), 8) == pytest.approx((1.7, 1.7))

@@ -230,7 +230,7 @@ def judged(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> J
 
 
 def _load(folder: Path) -> MedusaModel:
-    return MedusaModel.from_pretrained(folder, dtype=torch.float32)
+    return MedusaModel.from_pretrained(folder, dtype=torch.float32, all_heads=True)
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ from ..pace import overhead
 from ..tree import CandidateTree
 from .latency import Latency
 from .recording import Recording
-from .search import accepted_length, joint_tree, likelihoods, nested
+from .search import accepted_length, joint_tree, likelihoods, nested, predicted_rate, replay
 
 WORTH_IT = 1.05
 """A predicted speedup below this is not worth a tree: decode plainly."""
@@ -38,8 +38,8 @@ def predictions(recording: Recording, latency: Latency, max_nodes: int) -> list[
     curve = latency.curve()
     whole = joint_tree(recording, max_nodes)
     return [
-        Prediction(tree, rate, overhead(curve, len(tree)))
-        for tree, rate in nested(whole, likelihoods(recording, whole))
+        Prediction(tree, predicted_rate(recording, tree), overhead(curve, len(tree)))
+        for tree, _ in nested(whole, likelihoods(recording, whole))
     ]
 
 
@@ -50,7 +50,10 @@ def choose(candidates: Sequence[Prediction]) -> Prediction:
 
 
 def rate_interval(recording: Recording, tree: CandidateTree, samples: int = 400) -> Interval:
-    """A 95 % interval of the expected acceleration rate, by drawing texts again."""
+    """A 95 % interval of the predicted acceleration rate, by drawing texts again."""
+    if recording.certain:
+        tokens, steps = replay(recording, tree)
+        return resampled([*map(float, tokens)], [*map(float, steps)], samples)
     gained = [float(part.sum()) for part in (1 + accepted_length(recording, tree)).split(list(recording.lengths))]
     return resampled(gained, [float(length) for length in recording.lengths], samples)
 

@@ -15,7 +15,7 @@ from ..tree import CandidateTree
 from .drawing import new_figure
 from .latency import SIZES, Latency
 from .recording import Recording
-from .search import dense_trees, expected_rate, joint_tree, marginal_tree, replayed_rate
+from .search import dense_trees, joint_tree, marginal_tree, predicted_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,11 +62,9 @@ def trees(recording: Recording, nodes: int, dense: int = 300, widest: int = 10) 
 def replayed(recording: Recording, latency: Latency, chosen: Iterable[tuple[str, CandidateTree]]) -> list[Point]:
     """The trees' rates on the recorded texts, and their speedups by the measured latencies; none is decoded."""
     curve = latency.curve()
-    hard = bool(((recording.credit == 0) | (recording.credit == 1)).all())
-    rate = replayed_rate if hard else expected_rate
     points = []
     for kind, tree in chosen:
-        tokens = rate(recording, tree)
+        tokens = predicted_rate(recording, tree)
         points.append(Point(kind, tree, tokens, tokens / overhead(curve, len(tree))))
     return points
 

@@ -53,6 +53,11 @@ class Recording:
     def num_heads(self) -> int:
         return self.credit.shape[1]
 
+    @property
+    def certain(self) -> bool:
+        """Whether every draft is right or wrong, as in greedy decoding, and none right with a probability."""
+        return bool(((self.credit == 0) | (self.credit == 1)).all())
+
     def first(self, num_heads: int) -> Recording:
         """What the first heads alone would have drafted."""
         return Recording(self.credit[:, :num_heads], self.known[:, :num_heads], self.lengths)

@@ -31,7 +31,7 @@ from .choice import (
 )
 from .latency import SIZES, Latency, measure_latency, usual_contexts
 from .recording import Recording, record
-from .search import joint_tree, likelihoods
+from .search import expected_rate, joint_tree, likelihoods
 
 Prompts = Sequence[Sequence[int]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -118,6 +118,7 @@ class Report:
         rates = rate_interval(self.recording, self.tree)
         overheads = overhead_interval(self.latency, len(self.tree))
         return {
+            "expected_length": expected_rate(self.recording, self.tree),
             "acceleration_rate": self.chosen.acceleration_rate,
             "acceleration_rate_interval": rates,
             "overhead": self.chosen.overhead,

@@ -74,18 +74,32 @@ def expected_rate(recording: Recording, tree: CandidateTree) -> float:
     return 1 + float(accepted_length(recording, tree).mean())
 
 
-def replayed_rate(recording: Recording, tree: CandidateTree) -> float:
-    """The acceleration rate that greedy decoding of the recorded texts has, without decoding them again."""
+def replay(recording: Recording, tree: CandidateTree) -> tuple[list[int], list[int]]:
+    """Tokens and steps of every recorded text as greedy decoding with the tree has them; nothing is decoded again."""
     lengths = accepted_length(recording, tree).round().long().tolist()
-    tokens = steps = begin = 0
+    steps, begin = [], 0
     for count in recording.lengths:
-        place = 0
+        place = taken = 0
         while place < count:
             place += lengths[begin + place] + 1
-            steps += 1
-        tokens += count
+            taken += 1
+        steps.append(taken)
         begin += count
-    return tokens / max(1, steps)
+    return list(recording.lengths), steps
+
+
+def replayed_rate(recording: Recording, tree: CandidateTree) -> float:
+    """The acceleration rate that greedy decoding of the recorded texts has."""
+    tokens, steps = replay(recording, tree)
+    return sum(tokens) / max(1, sum(steps))
+
+
+def predicted_rate(recording: Recording, tree: CandidateTree) -> float:
+    """What decoding more of the same will have: replayed where drafts are right or wrong, else expected.
+
+    The expected length is that of a step from any position. Steps begin where others ended, and a text's last is cut.
+    """
+    return (replayed_rate if recording.certain else expected_rate)(recording, tree)
 
 
 def dense_trees(num_heads: int, nodes: int, widest: int) -> Iterator[CandidateTree]:
