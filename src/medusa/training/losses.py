@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .chats import IGNORED
 
 CHUNK = 288
-"""Positions projected at a time: of a vocabulary of 32,000 just over the 32 MiB up to which glibc keeps freed memory."""
+"""Positions projected at a time; of 32,000 logits each just over the 32 MiB up to which glibc keeps freed memory."""
 ChunkLoss = Callable[..., Tensor]
 
 
