@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from ..calibration.prompts import encode
+from ..demo import calibration_tasks
 from ..demo.tasks import CATEGORIES, check, make_task
 from .measure import Prompt
 
@@ -16,6 +18,12 @@ def held_out(tokenizer: PreTrainedTokenizerBase, per_category: int) -> list[Prom
     return [
         _prompt(tokenizer, category, FIRST_SEED + number) for number in range(per_category) for category in CATEGORIES
     ]
+
+
+def calibration_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
+    """Token ids of the embedded model's tasks for calibration, as requests."""
+    chats = ([{"role": "user", "content": task.prompt}] for task in calibration_tasks(count))
+    return [encode(tokenizer, chat) for chat in chats]
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, category: str, seed: int) -> Prompt:

@@ -22,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from .. import demo
 from ..acceptance import Acceptance, Draft, Generators, Greedy, longest
-from ..calibration.prompts import encode
 from ..calibration.recording import Recording, record
 from ..calibration.search import joint_tree
 from ..decoding import PLAIN, DecodingStats, Row, decode
@@ -32,6 +31,7 @@ from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
+from .prompts import calibration_prompts
 from .report import write_json
 
 PROPORTIONS = LlamaConfig(
@@ -132,8 +132,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console, errors = Console(width=120), Console(stderr=True)
     embedded, tokenizer = demo.load(all_heads=True)
-    chats = [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(max(60, options.texts))]
-    prompts = [encode(tokenizer, chat) for chat in chats]
+    prompts = calibration_prompts(tokenizer, max(60, options.texts))
     recording = record(embedded, prompts, {"max_new_tokens": 256, "do_sample": False})
     report: dict[str, Any] = {"provenance": provenance(), "context": options.context, "models": {}}
     shown = Table("model", "parameters", "nodes", "tokens/step", "step ms", "speedup over plain")

@@ -27,7 +27,6 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from .. import demo
-from ..calibration.prompts import encode
 from ..calibration.recording import record
 from ..calibration.report import measure
 from ..calibration.search import joint_tree
@@ -43,7 +42,7 @@ from ..training import Example, Recipe, Source, evaluate_heads, train
 from ..tree import CandidateTree
 from .measure import Prompt
 from .methods import medusa
-from .prompts import held_out
+from .prompts import calibration_prompts, held_out
 from .report import WIDTH, slug
 
 START = Path("benchmarks/backbone-before-heads.safetensors")
@@ -220,12 +219,11 @@ def judged(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> J
     """The held-out requests."""
     prompts = held_out(tokenizer, options.prompts)
     tasks = [make_task(name, FIRST_SEED + seed) for seed in range(options.prompts) for name in CATEGORIES]
-    chats = [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(options.recorded)]
     return Judge(
         [prompt for prompt in prompts if prompt.judge([]) is not None],
         [prompt.ids[0].tolist() for prompt in prompts[: options.timed]],
         [example(tokenizer, task.prompt, task.answer) for task in tasks],
-        [encode(tokenizer, chat) for chat in chats],
+        calibration_prompts(tokenizer, options.recorded),
     )
 
 

@@ -20,12 +20,12 @@ from ..calibration.choice import choose, predictions
 from ..calibration.drawing import save
 from ..calibration.figures import Point, draw_trees, replayed, trees
 from ..calibration.latency import SIZES, measure_latency, usual_contexts
-from ..calibration.prompts import encode
 from ..calibration.recording import record
 from ..calibration.report import measure
 from ..calibration.search import joint_tree
 from ..provenance import provenance
 from .__main__ import INFLATED_WIDTH
+from .prompts import calibration_prompts
 from .report import write_json
 
 BUDGETS = {"embedded": (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64), "inflated": (2, 4, 6, 8, 12, 16, 24, 32)}
@@ -36,10 +36,7 @@ ARGUMENTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": False}
 def study(name: str, options: argparse.Namespace, console: Console) -> tuple[dict[str, Any], list[Point]]:
     """All points of one model, and what the claims come to."""
     model, tokenizer = demo.load(inflate=INFLATED_WIDTH if name == "inflated" else None, all_heads=True)
-    chats = [
-        [{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(options.prompts + options.decoded)
-    ]
-    ids = [encode(tokenizer, chat) for chat in chats]
+    ids = calibration_prompts(tokenizer, options.prompts + options.decoded)
     recorded, others = ids[: options.prompts], ids[options.prompts :]
     recording = record(model, recorded, ARGUMENTS, ranks=32)
     sizes = [*(size for size in SIZES if size <= 128), 192, 256]

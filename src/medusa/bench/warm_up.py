@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import demo
-from ..calibration.prompts import encode
 from ..provenance import provenance
 from .__main__ import MODELS
+from .prompts import calibration_prompts
 from .report import write_json
 
 RUNS = ("eager", "compiled, empty cache", "compiled, kept cache")
@@ -34,9 +34,8 @@ def answer(width: int | None, run: str, cache: str, prompts: int, threads: int) 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     torch.set_num_threads(threads)
     model, tokenizer = demo.load(inflate=width, compiled=run != "eager")
-    chats = ([{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(prompts + 1))
     took, tokens = [], []
-    for ids in (torch.tensor([encode(tokenizer, chat)]) for chat in chats):
+    for ids in (torch.tensor([each]) for each in calibration_prompts(tokenizer, prompts + 1)):
         begun = time.perf_counter()
         tokens.append(model.generate(ids, max_new_tokens=128, do_sample=False).shape[1] - ids.shape[1])
         took.append(time.perf_counter() - begun)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Recording:
     def num_heads(self) -> int:
         return self.credit.shape[1]
 
-    @property
+    @cached_property
     def certain(self) -> bool:
         """Whether every draft is right or wrong, as in greedy decoding, and none right with a probability."""
         return bool(((self.credit == 0) | (self.credit == 1)).all())
