@@ -26,7 +26,8 @@ def test_the_tables_have_their_rows_and_lossless_ones_the_baselines_quality(tmp_
         "Medusa-2, self-distilled",
         "Medusa-2, longer: the embedded model",
     ]
-    for name in ("quality", "categories", "perplexity"):  # heads alone change nothing
+    assert rows["Medusa-1"]["as_baseline"] == 100  # heads alone change nothing
+    for name in ("quality", "categories", "perplexity"):
         assert rows["Medusa-1"][name] == pytest.approx(rows["baseline"][name])
     assert rows["Medusa-2"]["perplexity"] != rows["baseline"]["perplexity"]
     assert rows["Medusa-2, self-distilled"]["perplexity"] != rows["baseline"]["perplexity"]

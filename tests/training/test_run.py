@@ -205,9 +205,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(base_folder, c
 
 COMMAND = """
 import json, pathlib, sys
+from accelerate import PartialState
 from medusa.training import Recipe, Source, train
 recipe, model, data, folder = sys.argv[1:]
 train(Recipe(**json.loads(recipe)), Source(model, data), pathlib.Path(folder))
+(pathlib.Path(folder) / "processes").write_text(str(PartialState().num_processes))
+PartialState().destroy_process_group()
 """
 
 
@@ -245,9 +248,11 @@ def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path):
+@pytest.mark.parametrize("kept", [False, True], ids=["run", "kept"])
+def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path, kept):
     # 20 examples, so that both have whole batches: accelerate fills up the last one with examples from the first
     options = {"epochs": 2, "micro_batch_size": 2, "max_grad_norm": 0.5, "evaluation_share": 1 / 6}
+    options["cache_hidden_states"] = kept
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
@@ -259,6 +264,7 @@ def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path
         [*launched, str(script), *arguments], check=False, capture_output=True, text=True, env=environment
     )
     assert told.returncode == 0, told.stderr[-3000:]
+    assert (two / "processes").read_text() == "2"
     curves = [[line["loss"] for line in logged(folder) if "loss" in line] for folder in (one, two)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     for name, tensor in weights(one).items():
@@ -267,23 +273,29 @@ def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "options"),
+    ("engine", "stage", "options"),
     [
-        ("1-heads", {}),
-        ("1-both", {"method": "medusa-2", "lora_rank": 4, "lora_dropout": 0}),
-        ("1-both", {"method": "medusa-2", "lora_rank": 0}),
+        ("fsdp2", "1-heads", {}),
+        ("fsdp2", "1-both", {"method": "medusa-2", "lora_rank": 4, "lora_dropout": 0}),
+        ("fsdp2", "1-both", {"method": "medusa-2", "lora_rank": 0}),
+        ("zero3", "1-heads", {}),
     ],
-    ids=["heads", "adapter", "whole"],
+    ids=["heads", "adapter", "whole", "heads by ZeRO-3"],
 )
-def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(base_folder, chats, tmp_path, stage, options):
+def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
+    base_folder, chats, tmp_path, engine, stage, options
+):
+    if engine == "zero3":
+        pytest.importorskip("deepspeed")
     options |= {"epochs": 2, "micro_batch_size": 2, "evaluation_share": 1 / 6, "save_every": 3}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml", "--cpu"]
-    launched += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "29519", str(script)]
+    launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{engine}.yaml"]
+    launched += [] if engine == "zero3" else ["--mixed_precision", "no"]
+    launched += ["--num_processes", "2", "--main_process_port", "29519", str(script)]
 
     def spread():
         told = subprocess.run(
@@ -291,6 +303,7 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(base_folder
             check=False, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert told.returncode == 0, told.stderr[-3000:]
+        assert (two / "processes").read_text() == "2"
         return [line["loss"] for line in logged(two, stage) if "loss" in line]
 
     curve = [line["loss"] for line in logged(one, stage) if "loss" in line]
@@ -303,6 +316,12 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(base_folder
     last = max((two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
     shutil.rmtree(last)
     assert spread() == pytest.approx(curve, rel=1e-3)
+
+
+def test_a_backbone_does_not_learn_spread_by_zero3(base_folder, chats, tmp_path, monkeypatch):
+    monkeypatch.setattr("medusa.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3 spreads a backbone that is frozen"):
+        go(base_folder, chats, tmp_path / "run", method="medusa-2", lora_rank=4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

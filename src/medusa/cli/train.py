@@ -13,6 +13,7 @@ from ..training.chats import IGNORED, Encoder, Example, read_chat
 from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import Source, base_name, train
+from ..training.trainer import processes
 
 
 def run(
@@ -41,6 +42,7 @@ def run(
     train(
         recipe, source, output, merge=merge, report_to=report_to, say=lambda line: console.print(line, soft_wrap=True)
     )
+    processes().destroy_process_group()
 
 
 def show_preview(console: Console, tokenizer: PreTrainedTokenizerBase, source: Source) -> None:

@@ -53,6 +53,11 @@ class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
         return number, file.get_slice("hidden")[begin:end], file.get_slice("targets")[begin:end]
 
 
+def is_kept(folder: Path) -> bool:
+    """Whether `keep` has been here, to the end."""
+    return (folder / INDEX).is_file()
+
+
 def keep(
     student: Student, examples: Sequence[Example], folder: Path, tokens: int = 8192, bar: Any = iter
 ) -> HiddenStates:
@@ -66,7 +71,7 @@ def keep(
         ValueError: the folder holds states of another model or other data.
     """
     state = _digest(student.base, student.heads.config.num_heads, examples)
-    if (folder / INDEX).is_file():
+    if is_kept(folder):
         return HiddenStates(folder, state)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

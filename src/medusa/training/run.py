@@ -10,12 +10,15 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,7 +30,7 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .chats import Example, digest
 from .data import Read, collator, packed, read_examples
-from .hidden import collate_states, keep
+from .hidden import collate_states, is_kept, keep
 from .lora import adapt, save_adapter
 from .recipe import Recipe, Stage
 from .student import Student
@@ -125,7 +128,7 @@ def train(
             metrics = json.loads(done.read_text())
         else:
             trainer.go()
-            metrics = trainer.evaluate() if data.evaluation else {}
+            metrics = trainer.last_evaluation()
             trainer.save_model(str(done.parent / "end"))
             if trainer.args.should_save:
                 done.write_text(json.dumps(metrics, indent=1) + "\n")
@@ -264,13 +267,37 @@ def _trainer(
     evaluation = rows(data.evaluation, dataclasses.replace(recipe, packing=False))
     collate, training = collate_rows(0), rows(data.training, recipe)
     if recipe.cache_hidden_states:
-        collate, kept = collate_states, folder / "hidden-states"
-        with processes().main_process_first():
-            training = keep(student, data.training, kept / "training")  # type: ignore[assignment]
-            evaluation = keep(student, data.evaluation, kept / "evaluation") if data.evaluation else []  # type: ignore[assignment]
+        collate, states = collate_states, folder / "hidden-states"
+        training = _kept(student, data.training, states / "training", say)  # type: ignore[assignment]
+        evaluation = _kept(student, data.evaluation, states / "evaluation", say)  # type: ignore[assignment]
     place = folder / "stages" / f"{number}-{stage}"
     return StudentTrainer(
         student, recipe, stage, epochs, place, collate, training, evaluation, tree, perplexity, say, report_to=report_to
+    )
+
+
+def _kept(
+    student: Student, examples: Sequence[Example], folder: Path, say: Say
+) -> Sequence[tuple[int, Tensor, Tensor]]:
+    """The examples' hidden states, computed by one process where it trains; the others wait for its files.
+
+    A barrier would make them wait, too, but no longer than its time limit.
+    """
+    if not examples:
+        return []
+    if not processes().is_main_process:
+        while not is_kept(folder):
+            time.sleep(0.5)
+    elif not is_kept(folder):
+        if not hasattr(student.base, "hf_device_map"):
+            student.to(processes().device)
+        say(f"the backbone runs over {len(examples)} examples; their hidden states are kept in {folder}")
+    terminal = Console(stderr=True)
+    return keep(
+        student,
+        examples,
+        folder,
+        bar=lambda each: track(each, "hidden states", console=terminal, disable=not terminal.is_terminal),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..tree import CandidateTree
@@ -47,6 +50,9 @@ class StudentTrainer(Trainer):
         tree: whose expected acceleration rate evaluations tell.
         perplexity: the backbone's before anything was trained; by default what the first evaluation says.
         say: told every line of the log; None keeps it quiet.
+
+    Raises:
+        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns.
     """
 
     def __init__(
@@ -64,6 +70,11 @@ class StudentTrainer(Trainer):
         say: Callable[[str], None] | None = None,
         **options: Any,
     ):
+        if is_deepspeed_zero3_enabled() and student.backbone_learns:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method medusa-1), "
+                "or spread the model by FSDP2 (configs/fsdp2.yaml)"
+            )
         self.recipe, self.stage, self.tree = recipe, stage, tree
         self.evaluation, self.perplexity = evaluation, perplexity
         super().__init__(
@@ -197,6 +208,13 @@ class StudentTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, getattr(self, "control"), metrics)  # noqa: B009
         return metrics
 
+    def last_evaluation(self) -> dict[str, float]:
+        """`evaluate`'s metrics after the last step, measured now if they were not then; empty without data."""
+        for line in reversed(self.state.log_history):
+            if "eval_perplexity" in line and line["step"] == self.state.global_step:
+                return {name: value for name, value in line.items() if name.startswith("eval_")}
+        return self.evaluate() if self.evaluation else {}
+
     def _metrics(self, losses: Tensor, accuracy: Tensor, prefix: str) -> dict[str, float]:
         told = {"perplexity": math.exp(min(50.0, float(losses[0])))}
         first = (each[f"{prefix}_perplexity"] for each in self.state.log_history if f"{prefix}_perplexity" in each)
@@ -270,6 +288,9 @@ class _Lines(TrainerCallback):
     def __init__(self, say: Callable[[str], None]):
         self.say = say
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self.begun, self.first = time.monotonic(), state.global_step
+
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
@@ -278,9 +299,11 @@ class _Lines(TrainerCallback):
         shown = " ".join(f"{value:.3f}" for value in heads)
         if "loss" in logs and state.is_world_process_zero:
             backbone = f"  backbone {logs['loss_backbone']:.3f}" if "loss_backbone" in logs else ""
-            rate = f"  lr {logs['learning_rate']:.1e}"
+            pace = (time.monotonic() - self.begun) / max(1, state.global_step - self.first)
+            left = timedelta(seconds=round(pace * (state.max_steps - state.global_step)))
             self.say(
-                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  heads {shown}{rate}"
+                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  heads {shown}"
+                f"  lr {logs['learning_rate']:.1e}  {left} left"
             )
         elif "eval_perplexity" in logs and state.is_world_process_zero:
             top = [f"{value:.1%}" for name, value in logs.items() if name.endswith("_top_1")]
