@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,3 +127,11 @@ class ScriptedHeads(torch.nn.Module):
                     rank = torch.randint(0, 2, (), generator=self.generator)
                     logits[head, row, self.following[text][position + 2 + head]] += 2 - rank
         return logits[:first].to(hidden.dtype)
+
+
+def publish(folder: str | Path, hub: Path, repo: str, commit: str = "a" * 40) -> None:
+    """Lay a folder into a hub cache, as if it had been downloaded from a repository."""
+    place = hub / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from models import COMMON, prompt, tiny
+from models import COMMON, prompt, publish, tiny
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -218,6 +218,37 @@ def test_folders_that_are_not_heads_are_named(base, tmp_path):
     trained(base).save_pretrained(tmp_path)
     assert is_native(tmp_path)
     assert fetch(tmp_path) == tmp_path
+
+
+def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):
+    cache = tmp_path / "hub"
+
+    class Hub:
+        def __init__(self, token=None):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, private, exist_ok):
+            assert (private, exist_ok) == (True, True)
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            publish(folder_path, cache, repo_id)
+            return f"https://hub/{repo_id}/{options['revision']}"
+
+    monkeypatch.setattr("medusa.pretrained.HfApi", Hub)
+    own = tiny("llama", torch.float32)
+    own.save_pretrained(tmp_path / "base")
+    publish(tmp_path / "base", cache, "owner/base")
+    from_folder = trained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    pushed = {"private": True, "token": "secret", "revision": "main"}
+    with pytest.raises(ValueError, match="which others do not have: name its hub id, base='owner/name'"):
+        from_folder.push_to_hub("owner/heads", **pushed)
+    with pytest.raises(ValueError, match="has no name"):
+        trained(own).push_to_hub("owner/heads", **pushed)
+    assert from_folder.push_to_hub("owner/heads", base="owner/base", **pushed) == "https://hub/owner/heads/main"
+    again = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
+    assert again.tree == OWN_TREE
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert again.generate(prompt(), **options).tolist() == from_folder.generate(prompt(), **options).tolist()
 
 
 def refused(config, loader=AutoModelForCausalLM):

@@ -135,12 +135,31 @@ class MedusaModel(TreeModel):
                 shutil.copytree(self.adapter, folder / adapter, dirs_exist_ok=True)
         storage.write_heads(folder, self.heads, self.tree, name, self.calibration, adapter)
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
-        """Upload the native folder to a hub repository, made if need be; returns the commit's address."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        base: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Upload the native folder to a hub repository, made if need be; returns the commit's address.
+
+        Args:
+            base: the hub id to name as the base model; by default what the base was loaded from.
+
+        Raises:
+            ValueError: the base was loaded from a folder, which others do not have, or was not loaded at all.
+        """
+        name = base or self.base.config.name_or_path
+        if not name or Path(name).is_dir():
+            where = f"lies in {name}, which others do not have" if name else "has no name"
+            raise ValueError(f"the base model {where}: name its hub id, base='owner/name'")
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, base=name)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
 
     def generate(

@@ -26,6 +26,8 @@ from .tree import CandidateTree
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
 ADAPTER = "adapter"
 """Where an adapter lies in the folder of its heads."""
+MERGED = "model"
+"""Where a backbone that was trained along with its heads lies in their folder, if it is whole."""
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -35,7 +37,7 @@ def fetch(path_or_id: str | Path, **hub: Any) -> Path:
         return Path(path_or_id)
     if Path(path_or_id).is_absolute() or str(path_or_id).startswith("."):
         raise FileNotFoundError(f"no folder {path_or_id}")
-    patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*"]
+    patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
     return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, **hub))
 
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from models import tiny
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import filter_repo_objects
+from models import publish, tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -33,9 +36,9 @@ SMALL = {
 }
 
 
-def go(base_folder, chats, folder, **options):
+def go(base_folder, chats, folder, merge=False, **options):
     said = []
-    train(Recipe(**{**SMALL, **options}), Source(str(base_folder), str(chats)), folder, say=said.append)
+    train(Recipe(**{**SMALL, **options}), Source(str(base_folder), str(chats)), folder, merge=merge, say=said.append)
     return said
 
 
@@ -322,6 +325,27 @@ def test_a_backbone_does_not_learn_spread_by_zero3(base_folder, chats, tmp_path,
     monkeypatch.setattr("medusa.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="ZeRO-3 spreads a backbone that is frozen"):
         go(base_folder, chats, tmp_path / "run", method="medusa-2", lora_rank=4)
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
+def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats, tmp_path, merge):
+    cache, folder, published = tmp_path / "hub", tmp_path / "run", tmp_path / "published"
+    go(base_folder, chats, folder, method="medusa-2", lora_rank=4, merge=merge)
+    shutil.copytree(folder, published, ignore=shutil.ignore_patterns("stages", "run.json"))
+    if not merge:  # the adapter's base is named by its id
+        MedusaModel.from_pretrained(folder, all_heads=True).save_pretrained(published, base="owner/base")
+        publish(base_folder, cache, "owner/base")
+    publish(published, cache, "owner/heads")
+    files = [str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()]
+    here = MedusaModel.from_pretrained(folder)
+    with patch("medusa.storage.snapshot_download", wraps=snapshot_download) as downloads:
+        there = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
+    asked = set(filter_repo_objects(files, allow_patterns=downloads.call_args.kwargs["allow_patterns"]))
+    assert {file for file in files if file.endswith(".safetensors")} <= asked
+    for mine, theirs in zip(here.base.parameters(), there.base.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    ids = torch.tensor([[1, 2, 3]])
+    assert here.generate(ids, max_new_tokens=6).tolist() == there.generate(ids, max_new_tokens=6).tolist()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -374,9 +374,9 @@ def _save(
         else:
             whole = adapters.apply(whole, folder / storage.ADAPTER)
             shutil.rmtree(folder / storage.ADAPTER)
-        whole.save_pretrained(folder / "model")
-        AutoTokenizer.from_pretrained(base_name).save_pretrained(folder / "model")
-        name, kept = "model", None
+        whole.save_pretrained(folder / storage.MERGED)
+        AutoTokenizer.from_pretrained(base_name).save_pretrained(folder / storage.MERGED)
+        name, kept = storage.MERGED, None
     accuracies = [
         [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, 6)]
         for head in range(1, shape.num_heads + 1)
