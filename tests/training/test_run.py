@@ -348,14 +348,36 @@ def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats
     assert here.generate(ids, max_new_tokens=6).tolist() == there.generate(ids, max_new_tokens=6).tolist()
 
 
+@pytest.fixture(scope="module")
+def block_folder(tmp_path_factory, tokenizer):
+    """A tiny Llama whose matrices are whole blocks of a quantised one."""
+    folder = tmp_path_factory.mktemp("blocks")
+    tiny(dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vicuna-7b-medusa-1", "vicuna-7b-medusa-2", "zephyr-7b-self-distillation"])
+def test_the_papers_recipes_run_as_they_are(block_folder, chats, tmp_path, name):
+    options = Recipe.read(name)
+    if options.get("bits"):
+        pytest.importorskip("bitsandbytes")
+    said = []
+    train(Recipe(**options), Source(str(block_folder), str(chats), str(chats)), tmp_path / "run", say=said.append)
+    assert (tmp_path / "run" / "adapter").is_dir() == (options["method"] == "medusa-2"), said
+    told = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert told["metrics"]["eval_loss_head_1"] < 10
+    model = MedusaModel.from_pretrained(tmp_path / "run", dtype=torch.float32, all_heads=True)
+    assert model.heads.config.num_heads == 5
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape[1] <= 7
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("options", [{}, {"method": "medusa-2", "lora_rank": 4}], ids=["heads", "adapter"])
-def test_heads_and_adapters_learn_on_a_quantised_backbone(tokenizer, chats, tmp_path, bits, options):
+def test_heads_and_adapters_learn_on_a_quantised_backbone(block_folder, chats, tmp_path, bits, options):
     pytest.importorskip("bitsandbytes")
-    base = tiny(dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)  # whole blocks
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    said = go(tmp_path / "base", chats, tmp_path / "run", bits=bits, epochs=4, **options)
+    said = go(block_folder, chats, tmp_path / "run", bits=bits, epochs=4, **options)
     losses = [line["loss"] for line in logged(tmp_path / "run", "1-both" if options else "1-heads") if "loss" in line]
     assert losses[-1] < 0.9 * losses[0], said
     model = MedusaModel.from_pretrained(tmp_path / "run", dtype=torch.float32)
