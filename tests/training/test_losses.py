@@ -56,6 +56,28 @@ def test_stacked_sums_are_weighted_each_by_its_own():
     torch.testing.assert_close((states.grad, weights.grad), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_chunks_under_autocast_share_one_cast_of_the_weights():
+    torch.manual_seed(0)
+    states, weight = torch.randn(10, 8), torch.randn(6, 8, requires_grad=True)
+    targets = torch.randint(6, (10,))
+    given = []
+
+    def entropy(states, targets, weight):
+        given.append(weight)
+        return cross_entropy_sum(F.linear(states, weight), targets)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked(entropy, [states, targets], [weight], 3)
+    found.backward()
+    assert len(given) == 4
+    assert all(each is given[0] and each.dtype == torch.bfloat16 for each in given)
+    whole = cross_entropy_sum(F.linear(states, again := weight.detach().requires_grad_()), targets)
+    whole.backward()
+    torch.testing.assert_close(found, whole, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weight.grad, again.grad, rtol=5e-2, atol=5e-2)
+    assert weight.grad.dtype == torch.float32
+
+
 def test_divergence_is_kl_from_the_teacher():
     student, teacher = torch.randn(2, 5, 7, dtype=torch.float32)
     p, log_q = teacher.softmax(-1), student.log_softmax(-1)

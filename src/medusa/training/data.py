@@ -115,7 +115,8 @@ def collator(pad: int) -> Callable[[Sequence[Sequence[Example]]], dict[str, Tens
         batch = {
             "input_ids": torch.full((len(rows), width), pad),
             "labels": torch.full((len(rows), width), IGNORED),
-            "position_ids": torch.zeros((len(rows), width), dtype=torch.long),
+            # padding counts on: what starts again is packed, and transformers would make a mask for it
+            "position_ids": torch.arange(width).repeat(len(rows), 1),
             "segments": torch.zeros((len(rows), width), dtype=torch.long),
         }
         for line, row in enumerate(rows):

@@ -7,7 +7,6 @@ Shapes: M positions, H hidden size, V vocabulary, K heads.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,25 +18,36 @@ from .chats import IGNORED
 
 CHUNK = 288
 """Positions projected at a time; of 32,000 logits each just over the 32 MiB up to which glibc keeps freed memory."""
+GPU_CHUNK = 2048
+"""On a GPU, whose products of few rows wait for their weights to be read."""
 ChunkLoss = Callable[..., Tensor]
 
 
-def chunked(loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[Tensor], size: int = CHUNK) -> Tensor:
+def chunk_size(device: torch.device) -> int:
+    """Positions to project at a time on a device."""
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
+def chunked(
+    loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[Tensor], size: int | None = None
+) -> Tensor:
     """The sum of `loss(*chunks, *weights)` over chunks of the positions, with its gradients.
 
     Args:
         loss: a scalar of chunks [<= size, ...] and the weights.
         per_position: tensors [M, ...] to cut.
-        weights: tensors that every chunk is given whole, and that gradients are wanted of.
+        weights: tensors that every chunk is given whole, and that gradients are wanted of; under autocast in its dtype.
+        size: of a chunk; by default `chunk_size`'s.
     """
     stacked = [tensor[None] for tensor in per_position], [tensor[None] for tensor in weights]
     return chunked_each(loss, *stacked, size)[0]
 
 
 def chunked_each(
-    loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[Tensor], size: int = CHUNK
+    loss: ChunkLoss, per_position: Sequence[Tensor], weights: Sequence[Tensor], size: int | None = None
 ) -> Tensor:
     """K such sums [K], of tensors [K, M, ...] and weights [K, ...]; their gradients are never there twice."""
+    size = chunk_size(per_position[0].device) if size is None else size
     total: Tensor = _Chunked.apply(loss, size, len(per_position), *per_position, *weights)
     return total
 
@@ -54,20 +64,21 @@ class _Chunked(torch.autograd.Function):
         }
         count, positions = tensors[0].shape[:2]
         totals = torch.zeros(count, dtype=torch.float32, device=tensors[0].device)
-        for each, begin in itertools.product(range(count), range(0, positions, size)):
-            parts = [(each, slice(begin, begin + size)) if place < cut else (each,) for place in range(len(tensors))]
-            with torch.enable_grad():
-                leaves = [
-                    tensor[part].detach().requires_grad_(place in grads)
-                    for place, (tensor, part) in enumerate(zip(tensors, parts, strict=True))
-                ]
-                value = loss(*leaves)
-            totals[each] += value.detach()
-            if wanted:
-                found = torch.autograd.grad(value, [leaves[place] for place in wanted], allow_unused=True)
-                for place, grad in zip(wanted, found, strict=True):
-                    if grad is not None:
-                        grads[place][parts[place]].add_(grad)
+        for each in range(count):
+            # cast here: autocast would keep a copy of every chunk's whole weights
+            whole = [_as_autocast(tensor[each].detach()) for tensor in tensors[cut:]]
+            for begin in range(0, positions, size):
+                part = (each, slice(begin, begin + size))
+                chunk = [tensor[part].detach() for tensor in tensors[:cut]]
+                leaves = [leaf.requires_grad_(place in grads) for place, leaf in enumerate((*chunk, *whole))]
+                with torch.enable_grad():
+                    value = loss(*leaves)
+                totals[each] += value.detach()
+                if wanted:
+                    found = torch.autograd.grad(value, [leaves[place] for place in wanted], allow_unused=True)
+                    for place, grad in zip(wanted, found, strict=True):
+                        if grad is not None:
+                            grads[place][part if place < cut else each].add_(grad)
         ctx.dtypes = {place: tensors[place].dtype for place in wanted}
         ctx.grads, ctx.count = grads, len(tensors)
         return totals
@@ -80,6 +91,14 @@ class _Chunked(torch.autograd.Function):
             grad = ctx.grads.pop(place)
             found[place] = grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1))).to(dtype)
         return None, None, None, *found
+
+
+def _as_autocast(weight: Tensor) -> Tensor:
+    """A float32 weight in the dtype that autocast would compute with."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return weight.to(torch.get_autocast_dtype(kind))
+    return weight
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def train_heads(
     dtype = parameters[0].dtype
     with _frozen(model.base), torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
         student = Student(model.base, model.heads, recipe.decay)
-        kept = [each for each in _states(student, examples, progress) if len(each[1])]
+        found = _states(student, examples, progress)
+        kept = [(number, hidden.cpu(), targets.cpu()) for number, hidden, targets in found if len(hidden)]
         model.heads.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
         trainer = StudentTrainer(
             student,
@@ -78,6 +79,7 @@ def train_heads(
             [],
             CandidateTree.default(model.heads.config.num_heads),
             say=print if progress else None,
+            use_cpu=model.device.type == "cpu",
         )
         trainer.go()
     model.heads.to(dtype)

@@ -38,6 +38,8 @@ from .trainer import StudentTrainer, processes
 
 NODES = 16
 """Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a machine."""
+OF_TOKENIZERS = ("revision", "token", "trust_remote_code")
+"""What is told when a tokenizer is loaded, of what is told when a model is."""
 Say = Callable[[str], None]
 
 
@@ -53,7 +55,7 @@ class Source:
         skip_bad: pass over malformed records.
         limit: read at most so many records.
         split: of a dataset on the hub.
-        loading: passed to transformers (revision, token, trust_remote_code, device_map, ...).
+        loading: passed to transformers (revision, token, trust_remote_code, ...).
     """
 
     model: str
@@ -97,8 +99,12 @@ def train(
     if not processes().is_main_process:
         say = _nothing
     named = base_name(source.model)
-    tokenizer = AutoTokenizer.from_pretrained(named, **_only(source.loading, "revision", "token", "trust_remote_code"))
+    tokenizer = AutoTokenizer.from_pretrained(named, **_only(source.loading, *OF_TOKENIZERS))
     base = load_base(named, recipe, source.loading)
+    if merge and not recipe.bits and getattr(base, "quantization_method", None) is not None:
+        raise ValueError(f"{named} is quantised, so an adapter cannot be merged into it: leave out --merge")
+    if torch.accelerator.device_count() > processes().num_processes:
+        say(f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; torchrun starts more")
     data = read_data(recipe, source, tokenizer, base, say)
     if processes().is_main_process:
         _claim(folder, recipe, source, data)
@@ -375,7 +381,8 @@ def _save(
             whole = adapters.apply(whole, folder / storage.ADAPTER)
             shutil.rmtree(folder / storage.ADAPTER)
         whole.save_pretrained(folder / storage.MERGED)
-        AutoTokenizer.from_pretrained(base_name).save_pretrained(folder / storage.MERGED)
+        named = _only(source.loading, *OF_TOKENIZERS)
+        AutoTokenizer.from_pretrained(base_name, **named).save_pretrained(folder / storage.MERGED)
         name, kept = storage.MERGED, None
     accuracies = [
         [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, 6)]

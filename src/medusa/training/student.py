@@ -20,7 +20,7 @@ from ..heads import LogitRule, MedusaHeads
 from ..model import Layout, captured_input
 from .chats import IGNORED
 from .losses import (
-    CHUNK,
+    chunk_size,
     chunked,
     chunked_each,
     cross_entropy_sum,
@@ -57,7 +57,7 @@ class Student(nn.Module):
         decay: lambda_k = decay^k of eq. 1.
         heads_learn: whether the heads' loss counts (eq. 1, eq. 2) or the backbone's alone.
         distilled: the backbone's loss is the divergence from itself with its adapter off (section 2.3.2).
-        chunk: positions whose logits are held at a time.
+        chunk: positions whose logits are held at a time; by default what suits their device.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Student(nn.Module):
         decay: float = 0.8,
         heads_learn: bool = True,
         distilled: bool = False,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ):
         super().__init__()
         self.base, self.heads = base, heads
@@ -133,8 +133,9 @@ class Student(nn.Module):
         sums, hits = torch.zeros(1 + heads), torch.zeros(heads, top)
         lm_head = self.base.get_output_embeddings()
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
-        for begin in range(0, len(learnt.hidden), self.chunk):
-            part = slice(begin, begin + self.chunk)
+        size = self.chunk or chunk_size(learnt.hidden.device)
+        for begin in range(0, len(learnt.hidden), size):
+            part = slice(begin, begin + size)
             states, following, ahead = learnt.hidden[part], learnt.next[part], learnt.ahead[part]
             sums[0] += float(cross_entropy_sum(self.rule(lm_head(states)), following))
             logits = self.heads(states.to(dtype), lambda each, like=states: lm_head(each.to(like.dtype)))

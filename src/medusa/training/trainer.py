@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,6 +27,8 @@ from .losses import token_counts
 from .recipe import Recipe, Stage
 from .student import Student
 
+SCHEDULER = "scheduler.pt"
+"""Of a checkpoint: the learning rate's place, by the name that transformers gives it."""
 WEIGHTS = "learnt.safetensors"
 """Of a checkpoint: what learns, and nothing else."""
 UNFINISHED = "unfinished"
@@ -52,7 +57,7 @@ class StudentTrainer(Trainer):
         say: told every line of the log; None keeps it quiet.
 
     Raises:
-        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns.
+        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns, or a device map spreads it.
     """
 
     def __init__(
@@ -70,16 +75,22 @@ class StudentTrainer(Trainer):
         say: Callable[[str], None] | None = None,
         **options: Any,
     ):
-        if is_deepspeed_zero3_enabled() and student.backbone_learns:
+        told = arguments(recipe, stage, epochs, folder, len(training), bool(evaluation), **options)
+        if is_deepspeed_zero3_enabled() and student.backbone_learns:  # known once there are arguments
             raise ValueError(
                 "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method medusa-1), "
                 "or spread the model by FSDP2 (configs/fsdp2.yaml)"
+            )
+        if len(set(getattr(student.base, "hf_device_map", {"": 0}).values())) > 1:
+            raise ValueError(
+                "the base model is spread by device_map, which trains nothing here: leave it out, "
+                "and spread the model by FSDP2 (configs/fsdp2.yaml)"
             )
         self.recipe, self.stage, self.tree = recipe, stage, tree
         self.evaluation, self.perplexity = evaluation, perplexity
         super().__init__(
             model=student,
-            args=arguments(recipe, stage, epochs, folder, len(training), bool(evaluation), **options),
+            args=told,
             data_collator=collate,
             train_dataset=training,
             eval_dataset=evaluation or None,
@@ -176,6 +187,9 @@ class StudentTrainer(Trainer):
                 {"params": [p for n, p in named if not _of_heads(n)], "lr": rate},
                 {"params": [p for n, p in named if _of_heads(n)], "lr": rate * factor},
             ]
+            if "bnb" in self.args.optim and any(parameter.numel() >= 2**31 for _, parameter in named):
+                warnings.warn("a weight has more elements than bitsandbytes can count: AdamW in 32 bits", stacklevel=2)
+                self.args.optim = "adamw_torch"
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
             made = kind([group for group in groups if group["params"]], **settings)
         self.optimizer = made
@@ -236,13 +250,16 @@ class StudentTrainer(Trainer):
 
     def learnt(self) -> dict[str, Tensor]:
         """The parameters that learn, whole, on the CPU; empty on processes that do not write."""
-        names = {name for name, parameter in self.student.named_parameters() if parameter.requires_grad}
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
-        else:
-            state = self.student.state_dict()
-        kept = {name: tensor for name, tensor in (state or {}).items() if name in names}
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
+        learning = {name: each.detach() for name, each in self.student.named_parameters() if each.requires_grad}
+        if self.is_deepspeed_enabled and self.model_wrapped is not self.model:
+            state = self.accelerator.get_state_dict(self.model_wrapped) or {}
+            learning = {name: state[name] for name in learning if name in state}
+        kept = {}
+        for name, tensor in learning.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self.args.should_save:
+                kept[name] = whole.to("cpu", copy=True).contiguous()
+        return kept
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What learns; the rest is the base model's own files."""
@@ -269,17 +286,27 @@ class StudentTrainer(Trainer):
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As a trainer's, but of a model that FSDP spreads, too, only what learns is kept, in `WEIGHTS`."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
             return
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         mine = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
         if set(mine) != set(state):
             raise ValueError(f"{resume_from_checkpoint} holds other weights than these that learn: take another folder")
         with torch.no_grad():
             for name, tensor in state.items():
-                mine[name].copy_(tensor)
+                spread = mine[name]
+                if isinstance(spread, DTensor):
+                    tensor = distribute_tensor(tensor.to(spread.device), spread.device_mesh, spread.placements)
+                spread.copy_(tensor)
 
 
 class _Lines(TrainerCallback):
@@ -341,7 +368,7 @@ def arguments(
         )
     steps = math.ceil(examples / recipe.batch_size) * epochs
     rate = recipe.lr * (recipe.heads_lr_factor if stage == "heads" else 1.0)
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
         learning_rate=rate,
@@ -354,7 +381,7 @@ def arguments(
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * devices),
         bf16=recipe.bf16,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=options.pop("use_cpu", not torch.accelerator.is_available()),
         logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated and recipe.evaluate_every else "no",
@@ -369,6 +396,8 @@ def arguments(
         report_to=options.pop("report_to", "none"),
         **options,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # several in one process would be DataParallel's
+    return made
 
 
 def processes() -> PartialState:
@@ -377,9 +406,14 @@ def processes() -> PartialState:
 
 
 def optimizer(name: str) -> str:
-    """`auto` as transformers calls it: 8-bit AdamW (appendix B.2) where bitsandbytes runs on a GPU, else AdamW."""
+    """`auto` as transformers calls it: 8-bit AdamW (appendix B.2) where bitsandbytes runs on a GPU, else AdamW.
+
+    bitsandbytes knows nothing of weights that an engine spreads over devices.
+    """
     if name != "auto":
         return name
+    if any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("1", "true") for engine in ("FSDP", "DEEPSPEED")):
+        return "adamw_torch"
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
