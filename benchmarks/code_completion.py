@@ -45,7 +45,7 @@ CONFIG = LlamaConfig(
 )
 COMMON: dict[str, Any] = {
     "num_layers": 1, "own_lm_head": False, "batch_size": 16, "micro_batch_size": 16, "max_length": 512,
-    "evaluate_every": 0, "save_every": 200, "log_every": 50, "evaluation_share": 0.005,
+    "bf16": True, "evaluate_every": 0, "save_every": 200, "log_every": 50, "evaluation_share": 0.005,
 }  # fmt: skip
 BACKBONE = Recipe(method="backbone", lora_rank=0, packing=True, lr=2e-3, warmup_steps=200, epochs=1, **COMMON)
 HEADS = Recipe(method="medusa-1", cache_hidden_states=True, epochs=2, **COMMON)
