@@ -155,6 +155,29 @@ def test_a_whole_backbone_is_trained_and_saved(base_folder, chats, tmp_path):
     assert not torch.equal(model.base.model.norm.weight, plain.model.norm.weight)
 
 
+def test_muon_takes_the_matrices_of_a_backbone_that_learns(base_folder, chats, tmp_path, monkeypatch):
+    made = []
+    original = StudentTrainer.create_optimizer
+    monkeypatch.setattr(
+        StudentTrainer, "create_optimizer", lambda self, model=None: made.append(original(self, model)) or made[-1]
+    )
+    options = {"method": "medusa-2", "heads_epochs": 1, "epochs": 3, "lora_rank": 0, "micro_batch_size": 4}
+    go(base_folder, chats, tmp_path, optimizer="muon", **options)
+    alone, both = made
+    assert [len(group["params"]) for group in alone.param_groups] == [3]  # w1, b1, w2
+    assert all(each.ndim == 2 for each in both.param_groups[0]["params"])
+    lines = [line for line in logged(tmp_path, "2-both") if "loss_backbone" in line]
+    assert lines[-1]["loss_backbone"] < lines[0]["loss_backbone"]
+    assert [group["initial_lr"] for group in both.param_groups] == [2e-3, 2e-3, 8e-3]
+    assert {group["lr"] for group in both.param_groups} == {0}  # the schedule's end
+
+
+def test_muon_needs_whole_matrices(base_folder, chats, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="muon needs whole matrices"):
+        go(base_folder, chats, tmp_path, method="backbone", lora_rank=0, optimizer="muon")
+
+
 def test_packed_rows_train(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path, epochs=2, packing=True, max_length=64)
     assert logged(tmp_path)
@@ -223,8 +246,9 @@ def command(base_folder, chats, folder, options):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path):
-    options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "lora_rank": 4, "save_every": 3}
+@pytest.mark.parametrize("how", [{"lora_rank": 4}, {"lora_rank": 0, "optimizer": "muon"}], ids=["adapter", "muon"])
+def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path, how):
+    options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "save_every": 3, **how}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(base_folder, chats, whole, options), check=True, capture_output=True, env=environment)
@@ -246,6 +270,9 @@ def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path)
     assert running.returncode == 0
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(broken)[name], tensor), name
+    models = [AutoModelForCausalLM.from_pretrained(each / "model") for each in (whole, broken) if not how["lora_rank"]]
+    for mine, theirs in zip(*(each.parameters() for each in models), strict=True):
+        assert torch.equal(mine, theirs)
     ends = [[line["loss"] for line in logged(folder, "2-both") if "loss" in line] for folder in (whole, broken)]
     assert ends[0] == ends[1]
 

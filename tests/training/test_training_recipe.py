@@ -62,6 +62,8 @@ def test_files_that_are_no_recipes(tmp_path, told, error, said):
         {"cache_hidden_states": True, "method": "medusa-2"},
         {"method": "medusa-2", "lora_rank": 0, "bits": 4},
         {"method": "direct", "heads_epochs": 1},
+        {"optimizer": "muon"},
+        {"method": "medusa-2", "optimizer": "muon"},
     ],
 )
 def test_impossible_options_are_named(options):

@@ -51,6 +51,7 @@ FIRST_SEED = 50_000_000
 DENSE = CandidateTree.dense([2, 1, 1, 1, 1])
 NODES = len(DENSE)
 """Of every tree but the chain, so that what a tree gains is not its size."""
+BASELINE = "baseline"
 TOGETHER = 8
 """Requests answered at a time where nothing is timed."""
 ARGUMENTS: dict[str, Any] = {"max_new_tokens": 320, "do_sample": False}
@@ -201,24 +202,22 @@ def reproduce(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     results = {
         "direct fine-tuning": made("direct fine-tuning", DIRECT, backbone, "truth", "direct"),
         "Medusa-1": alone[-1],
-        "Medusa-2": made("Medusa-2", BOTH, alone[0], "truth", "medusa-2"),
-        "Medusa-2, self-distilled": made("Medusa-2, self-distilled", DISTILLED, alone[0], "own", "self-distilled"),
+        "Medusa-2": made("Medusa-2", BOTH, alone[-2], "truth", "medusa-2"),
+        "Medusa-2, self-distilled": made("Medusa-2, self-distilled", DISTILLED, alone[-2], "own", "self-distilled"),
     }
     longer = made("backbone alone, as many tokens", BACKBONE, backbone, "truth", "backbone-alone")
     judge = judged(tokenizer, options)
 
-    untouched: list[list[int]] = []
+    said: dict[str, list[list[int]]] = {}
 
     def row(method: str, model: MedusaModel, tree: CandidateTree) -> dict[str, Any]:
-        found = judge.answers(model, tree, method, console)
-        if not untouched:
-            untouched.extend(found)
-        same = 100 * statistics.mean(each == theirs for each, theirs in zip(found, untouched, strict=True))
+        found = said[method] = judge.answers(model, tree, method, console)
+        same = 100 * statistics.mean(each == theirs for each, theirs in zip(found, said[BASELINE], strict=True))
         worth = {**judge.quality(model, found), "as_baseline": same, **judge.speed(model, tree)}
         return {"method": method, **worth, "minutes": minutes.get(method, 0.0)}
 
     rows = [
-        row("baseline", _load(alone[-1]), PLAIN),
+        row(BASELINE, _load(alone[-1]), PLAIN),
         row("backbone alone, as many tokens", _load(longer), PLAIN),
     ]
     ladder = []

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..training.chats import IGNORED, Encoder, Example, read_chat
 from ..training.recipe import Recipe
 from ..training.records import read_records
-from ..training.run import Source, base_name, train
+from ..training.run import Source, base_name, load_tokenizer, train
 from ..training.trainer import processes
 
 
@@ -34,8 +34,7 @@ def run(
     recipe = Recipe(**{**(Recipe.read(config) if config else {}), **options})
     console = Console(stderr=True)
     if preview:
-        hub = {name: value for name, value in source.loading.items() if name in ("revision", "trust_remote_code")}
-        show_preview(Console(), AutoTokenizer.from_pretrained(base_name(source.model), **hub), source)
+        show_preview(Console(), load_tokenizer(base_name(source.model), source.loading), source)
         return
     if output is None:
         raise ValueError("where should the heads go? name a folder with --output")

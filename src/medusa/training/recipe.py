@@ -14,6 +14,9 @@ Method = Literal["medusa-1", "medusa-2", "direct", "backbone"]
 Schedule = Literal["constant", "sine"]
 Stage = Literal["heads", "backbone", "both"]
 
+MUON = "muon"
+"""The one `optimizer` that transformers has no name for."""
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -51,10 +54,12 @@ class Recipe:
     lr: float = _option(5e-4, "peak learning rate of the backbone")
     heads_lr_factor: float = _option(4.0, "the heads' peak, as a multiple of the backbone's")
     warmup_steps: int = _option(40, "steps in which the rate rises; it then falls along a cosine")
-    weight_decay: float = _option(0.0, "of AdamW")
+    weight_decay: float = _option(0.0, "of the optimizer")
     max_grad_norm: float = _option(1.0, "longer gradients are shortened to this")
     optimizer: str = _option(
-        "auto", "a transformers optimizer; auto is 8-bit AdamW where bitsandbytes runs, else AdamW"
+        "auto",
+        "a transformers optimizer; auto is 8-bit AdamW where bitsandbytes runs, else AdamW; muon takes Muon for the "
+        "matrices of a backbone that was made with it",
     )
     batch_size: int = _option(64, "examples (rows, if packed) a step, over all devices")
     micro_batch_size: int = _option(4, "examples a device computes at once")
@@ -94,6 +99,8 @@ class Recipe:
             raise ValueError("cache_hidden_states is for method medusa-1: a backbone that learns changes its states")
         if self.method != "medusa-1" and not self.lora_rank and (self.distill or self.bits):
             raise ValueError("distill and bits need an adapter: lora_rank 0 changes the very weights they rest on")
+        if self.optimizer == MUON and (self.lora_rank or self.method == "medusa-1"):
+            raise ValueError("optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out")
 
     @property
     def stages(self) -> list[tuple[Stage, float]]:

@@ -38,8 +38,6 @@ from .trainer import StudentTrainer, processes
 
 NODES = 16
 """Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a machine."""
-OF_TOKENIZERS = ("revision", "token", "trust_remote_code")
-"""What is told when a tokenizer is loaded, of what is told when a model is."""
 Say = Callable[[str], None]
 
 
@@ -99,7 +97,7 @@ def train(
     if not processes().is_main_process:
         say = _nothing
     named = base_name(source.model)
-    tokenizer = AutoTokenizer.from_pretrained(named, **_only(source.loading, *OF_TOKENIZERS))
+    tokenizer = load_tokenizer(named, source.loading)
     base = load_base(named, recipe, source.loading)
     if merge and not recipe.bits and getattr(base, "quantization_method", None) is not None:
         raise ValueError(f"{named} is quantised, so an adapter cannot be merged into it: leave out --merge")
@@ -156,6 +154,13 @@ _STAGES: dict[Stage, str] = {
     "backbone": "the backbone alone",
     "both": "backbone and heads together",
 }
+
+
+def load_tokenizer(name: str, loading: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer, with what it can be told of what the model is."""
+    told = {each: loading[each] for each in ("revision", "token", "trust_remote_code") if each in loading}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **told)
+    return tokenizer
 
 
 def load_base(name: str, recipe: Recipe, loading: dict[str, Any]) -> PreTrainedModel:
@@ -270,16 +275,22 @@ def _trainer(
     say: Say,
     report_to: str,
 ) -> StudentTrainer:
-    evaluation = rows(data.evaluation, dataclasses.replace(recipe, packing=False))
-    collate, training = collate_rows(0), rows(data.training, recipe)
-    if recipe.cache_hidden_states:
-        collate, states = collate_states, folder / "hidden-states"
-        training = _kept(student, data.training, states / "training", say)  # type: ignore[assignment]
-        evaluation = _kept(student, data.evaluation, states / "evaluation", say)  # type: ignore[assignment]
+    learnt_from = _shown(student, recipe, folder / "hidden-states", data, say)
     place = folder / "stages" / f"{number}-{stage}"
     return StudentTrainer(
-        student, recipe, stage, epochs, place, collate, training, evaluation, tree, perplexity, say, report_to=report_to
+        student, recipe, stage, epochs, place, *learnt_from, tree, perplexity, say, report_to=report_to
     )
+
+
+def _shown(
+    student: Student, recipe: Recipe, states: Path, data: Data, say: Say
+) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+    """The data as a trainer takes them: how a batch is made, what is learnt from, what is judged by."""
+    if recipe.cache_hidden_states:
+        training = _kept(student, data.training, states / "training", say)
+        return collate_states, training, _kept(student, data.evaluation, states / "evaluation", say)
+    alone = dataclasses.replace(recipe, packing=False)
+    return collate_rows(0), rows(data.training, recipe), rows(data.evaluation, alone)
 
 
 def _kept(
@@ -381,8 +392,7 @@ def _save(
             whole = adapters.apply(whole, folder / storage.ADAPTER)
             shutil.rmtree(folder / storage.ADAPTER)
         whole.save_pretrained(folder / storage.MERGED)
-        named = _only(source.loading, *OF_TOKENIZERS)
-        AutoTokenizer.from_pretrained(base_name, **named).save_pretrained(folder / storage.MERGED)
+        load_tokenizer(base_name, source.loading).save_pretrained(folder / storage.MERGED)
         name, kept = storage.MERGED, None
     accuracies = [
         [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, 6)]
@@ -402,10 +412,6 @@ def _save(
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
 
 
 def _told(source: str, read: Read) -> str:

@@ -24,7 +24,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..tree import CandidateTree
 from .losses import token_counts
-from .recipe import Recipe, Stage
+from .muon import Muon, matrices
+from .recipe import MUON, Recipe, Stage
 from .student import Student
 
 SCHEDULER = "scheduler.pt"
@@ -183,7 +184,7 @@ class StudentTrainer(Trainer):
             named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
             rate = self.recipe.lr
             factor = self.recipe.heads_factor(self.stage)
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": [p for n, p in named if not _of_heads(n)], "lr": rate},
                 {"params": [p for n, p in named if _of_heads(n)], "lr": rate * factor},
             ]
@@ -191,7 +192,12 @@ class StudentTrainer(Trainer):
                 warnings.warn("a weight has more elements than bitsandbytes can count: AdamW in 32 bits", stacklevel=2)
                 self.args.optim = "adamw_torch"
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
+            inside = matrices(self.student.base) if self.recipe.optimizer == MUON else set()
+            by_muon = [p for p in groups[0]["params"] if p in inside]
+            groups[0]["params"] = [p for p in groups[0]["params"] if p not in inside]
             made = kind([group for group in groups if group["params"]], **settings)
+            if by_muon:
+                made = Muon(by_muon, made, rate, self.recipe.weight_decay)
         self.optimizer = made
         return made
 
@@ -358,8 +364,12 @@ def arguments(
     """The recipe in the words of transformers.
 
     Raises:
-        ValueError: the batch size cannot be made of micro-batches on so many devices.
+        ValueError: the batch size cannot be made of micro-batches on so many devices, or there is no Muon for them.
     """
+    if recipe.optimizer == MUON and _spread():
+        raise ValueError("optimizer muon needs whole matrices: let each process hold the model (torchrun), or leave it")
+    if recipe.optimizer == MUON and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer muon needs torch 2.9 or newer; this is {torch.__version__}: pip install -U torch")
     devices = processes().num_processes
     micro = min(recipe.micro_batch_size, recipe.batch_size)
     if recipe.batch_size % (micro * devices):
@@ -376,7 +386,7 @@ def arguments(
         warmup_steps=min(recipe.warmup_steps, math.ceil(steps / 10)),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optim=optimizer(recipe.optimizer),
+        optim=adamw() if recipe.optimizer in ("auto", MUON) else recipe.optimizer,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * devices),
@@ -405,20 +415,24 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def optimizer(name: str) -> str:
-    """`auto` as transformers calls it: 8-bit AdamW (appendix B.2) where bitsandbytes runs on a GPU, else AdamW.
+def adamw() -> str:
+    """AdamW as transformers calls it: in 8 bits (appendix B.2) where bitsandbytes runs on a GPU.
 
     bitsandbytes knows nothing of weights that an engine spreads over devices.
     """
-    if name != "auto":
-        return name
-    if any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in ("1", "true") for engine in ("FSDP", "DEEPSPEED")):
+    if _spread():
         return "adamw_torch"
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
         return "adamw_torch"
     return "adamw_bnb_8bit" if torch.cuda.is_available() else "adamw_torch"
+
+
+def _spread() -> bool:
+    """Whether an engine that accelerate starts spreads the weights over devices."""
+    engines = (os.environ.get(f"ACCELERATE_USE_{engine}", "") for engine in ("FSDP", "DEEPSPEED"))
+    return any(told.lower() in ("1", "true") for told in engines)
 
 
 def _of_heads(name: str) -> bool:
