@@ -65,11 +65,14 @@ HEADS = Recipe(
 )
 SETTLED = 1.005
 """Heads alone are trained again, as often as before, until that gives less than this share of tokens a step."""
-GENTLY: dict[str, Any] = {"epochs": 1, "lr": 2e-4, "heads_lr_factor": 10, **SHAPE}
-"""So small a model pays for foresight with accuracy: it learns slowly, with a small lambda_0; its heads do not."""
-BOTH = Recipe(method="medusa-2", lora_rank=0, lambda0=0.04, **GENTLY)
-DISTILLED = Recipe(method="medusa-2", distill=True, lambda0=0.02, epochs=1, **SHAPE)
-BACKBONE = Recipe(method="backbone", lora_rank=0, **GENTLY)
+ON: dict[str, Any] = {
+    **SHAPE, "epochs": 1, "lora_rank": 0, "optimizer": "muon", "lr": 9e-4, "batch_size": 16, "micro_batch_size": 16
+}  # fmt: skip
+"""As the backbone was made, with steps as long as it last took."""
+BOTH = Recipe(method="medusa-2", lambda0=0.05, heads_lr_factor=2.5, **ON)
+"""So small a model pays for foresight with accuracy: lambda_0 is small."""
+DISTILLED = Recipe(method="medusa-2", distill=True, lambda0=0.01, epochs=1, **SHAPE)
+BACKBONE = Recipe(method="backbone", **ON)
 DIRECT = Recipe(method="direct", epochs=0.5, lora_rank=0, **SHAPE)
 TASKS = replace(
     REASKING,
@@ -277,7 +280,7 @@ _GAINS = ("nodes", "tokens / step", "overhead", "speedup")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=START, help="weights of the backbone to start from")
-    parser.add_argument("--tasks", type=int, default=14000, help="tasks to learn from")
+    parser.add_argument("--tasks", type=int, default=13500, help="tasks to learn from")
     parser.add_argument("--own", type=int, default=4000, help="of them, tasks that the backbone answers itself")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of each of the six categories")
     parser.add_argument("--timed", type=int, default=60, help="of them, prompts to time")
