@@ -126,6 +126,15 @@ def test_the_shape_is_counted_from_the_tensors(base, tmp_path):
     assert MedusaModel.from_pretrained(tmp_path, base=base).heads.config == model.heads.config
 
 
+def test_a_base_model_that_is_gone_is_named(tmp_path):
+    heads = trained(tiny("llama", torch.float32))
+    for name in ("../away", str(tmp_path / "away"), "model"):
+        heads.save_pretrained(tmp_path / "heads", base=name)
+        place = (tmp_path / "heads" / name).resolve()
+        with pytest.raises(FileNotFoundError, match=f"base model in {place}, which is not there"):
+            base_name(tmp_path / "heads")
+
+
 def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
     own = tiny("llama", torch.float32)
     own.save_pretrained(tmp_path / "heads" / "base")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +29,14 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without a warning to peft's authors: it asks transformers for what will have another name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
 def apply(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base with an adapter merged into its weights, or beside them where they are quantised.
 
@@ -38,7 +49,8 @@ def apply(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise ImportError("this model's backbone has an adapter, which needs peft: pip install peft") from None
     untie(base)
     quantised = getattr(base, "quantization_method", None) is not None
-    model = PeftModel.from_pretrained(base, folder)
+    with quiet_peft():
+        model = PeftModel.from_pretrained(base, folder)
     if quantised:
         return model.get_base_model()
     with torch.no_grad():

@@ -35,10 +35,15 @@ def fetch(path_or_id: str | Path, **hub: Any) -> Path:
     """The local folder of a path or hub id; only the native files are downloaded."""
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
-    if Path(path_or_id).is_absolute() or str(path_or_id).startswith("."):
+    if is_path(str(path_or_id)):
         raise FileNotFoundError(f"no folder {path_or_id}")
     patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
     return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, **hub))
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a folder's, not a hub id."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
 def is_native(folder: Path) -> bool:
@@ -51,6 +56,7 @@ def base_name(folder: Path) -> str:
 
     Raises:
         ValueError: the folder is not a native one, or names no base.
+        FileNotFoundError: the base is a folder, and it is not there.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
@@ -58,7 +64,14 @@ def base_name(folder: Path) -> str:
     name = json.loads((folder / CONFIG).read_text()).get("base_model_name_or_path")
     if not name or name == "N/A":
         raise ValueError(f"{folder / CONFIG} does not name its base model; pass it: from_pretrained(..., base=...)")
-    return str(folder / name) if (folder / name).is_dir() else str(name)
+    if (folder / name).is_dir():
+        return str(folder / name)
+    if is_path(name) or name == MERGED:
+        raise FileNotFoundError(
+            f"the heads in {folder} are for the base model in {(folder / name).resolve()}, which is not there: put it "
+            "back, or name it (base=..., --base)"
+        )
+    return str(name)
 
 
 def adapter(folder: Path) -> Path | None:

@@ -37,6 +37,21 @@ def test_flags_go_before_the_recipes_file(folders, chats, tmp_path):
     assert (recipe["num_heads"], recipe["lr"], recipe["epochs"]) == (3, 1e-3, 1)
 
 
+def test_a_file_can_say_everything_and_flags_go_before_it(folders, chats, tmp_path):
+    file = tmp_path / "mine.yaml"
+    told = {"model": str(folders / "base"), "data": str(chats), "output": str(tmp_path / "one"), "limit": 8}
+    options = {"num-heads": 2, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "save_every": 0, "bf16": False}
+    file.write_text("".join(f"{name}: {value}\n" for name, value in {**told, **options}.items()))
+    told = runner.invoke(app, ["train", "--config", str(file)])
+    assert told.exit_code == 0, told.output
+    assert "8 examples" in told.stderr
+    assert MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).heads.config.num_heads == 2
+    told = runner.invoke(app, ["train", "-o", str(tmp_path / "two"), "--limit", "4", "--config", str(file)])
+    assert told.exit_code == 0, told.output
+    assert "4 examples" in told.stderr
+    assert (tmp_path / "two" / "training.json").is_file()
+
+
 def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
     from io import StringIO
 
@@ -61,11 +76,25 @@ def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
         (["--data", "CHATS", "-o", "x", "--lr", "0"], "lr must be positive"),
         (["--data", "CHATS", "-o", "x", "--config", "nobody"], "vicuna-7b-medusa-2"),
         (["--data", "CHATS", "-o", "x", "--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
+        (["--data", "CHATS", "-o", "x", "--config", "WRONG"], "wrong.yaml: unknown option methd; did you mean method?"),
+        (["--data", "CHATS", "-o", "x", "--config", "ODD"], "odd.yaml: batch_size must be a whole number, got eight"),
+        (["--data", "EMPTY", "--preview"], "empty.jsonl is empty"),
+        (["--data", "UNASKED", "--preview"], "unasked.jsonl, line 1: a chat without an assistant's turn"),
+        (["--data", "CHATS", "-o", "x", "--chat-template", "ODD"], "template cannot be read"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch, options, said):
     monkeypatch.chdir(tmp_path)
-    given = [str(chats) if each == "CHATS" else each for each in options]
+    files = {
+        "WRONG": ("wrong.yaml", "methd: medusa-2"),
+        "ODD": ("odd.yaml", "batch_size: eight # {% if"),
+        "EMPTY": ("empty.jsonl", ""),
+        "UNASKED": ("unasked.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}'),
+    }
+    for name, text in files.values():
+        (tmp_path / name).write_text(text)
+    named = {"CHATS": str(chats), **{each: name for each, (name, _) in files.items()}}
+    given = [named.get(each, each) for each in options]
     told = runner.invoke(app, ["train", str(folders / "base"), *given])
     assert told.exit_code == 1
     assert said in " ".join(told.stderr.split())

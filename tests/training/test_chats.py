@@ -112,7 +112,7 @@ def test_records_of_every_kind():
         ({"foo": 1}, "it has foo"),
         ({"messages": []}, "list of turns"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\] needs role and content"),
-        ({"conversations": [{"from": "gpt", "value": 3}]}, r"conversations\[0\].*must be texts"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, r"conversations\[0\] must hold texts, got int"),
         ({"prompt": "q", "response": None}, "response"),
         (7, "got int"),
     ],

@@ -54,7 +54,7 @@ def test_seeds_of_every_kind(tmp_path):
     seeds = [{"turns": ["a", "b"]}, {"prompt": "c"}, {"messages": ASKED}, "d", {"question": "e", "answer": "f"}]
     file.write_text("\n".join(map(json.dumps, seeds)))
     found = dict(read_seeds(str(file)))
-    assert next(iter(found)) == "seeds.jsonl, line 1"
+    assert next(iter(found)).startswith("seeds.jsonl, line 1, ")
     asked = [[turn["content"] for turn in chat if turn["role"] == "user"] for chat in found.values()]
     assert asked == [["a", "b"], ["c"], ["one", "two"], ["d"], ["e"]]
 
@@ -122,8 +122,26 @@ def test_a_run_that_was_stopped_goes_on_without_loss_or_repetition(engine, tmp_p
     distill(made, seeds(), settings, file)
     assert sorted(line["id"] for line in lines(file)) == sorted(line["id"] for line in lines(tmp_path / "whole"))
     assert {json.dumps(line) for line in lines(file)} == {json.dumps(line) for line in lines(tmp_path / "whole")}
-    with pytest.raises(ValueError, match="other settings"):
-        distill(made, seeds(), Settings("tiny", seed=9), file)
+    with pytest.raises(ValueError, match=r"other settings \(seed, max_new_tokens\)"):
+        distill(made, seeds(), Settings("tiny", seed=9, temperature=1.0), file)
+    theirs = tmp_path / "prompts.jsonl"
+    theirs.write_text("{}")
+    with pytest.raises(ValueError, match="not by medusa distill: take another --output"):
+        distill(made, seeds(), settings, theirs)
+    assert theirs.read_text() == "{}"
+
+
+def test_prompts_that_changed_are_asked_and_the_others_not_again(engine, tmp_path):
+    made, settings = engine(temperature=0.0)
+    file, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    asked = []
+    for text in ("one two\na cat", "one two\nthe mat"):
+        file.write_text(text)
+        progress = distill(made, read_seeds(str(file)), settings, out)
+        asked.append(progress.finished)
+        names = [line["id"] for each in (out, tmp_path / "out.jsonl.left-out") for line in lines(each)]
+    assert asked == [2, 2]
+    assert [name[: name.rindex(",")] for name in sorted(names)] == [f"prompts.txt, line {n}" for n in (1, 2, 2)]
 
 
 @contextmanager
@@ -184,8 +202,13 @@ def test_a_server_answers_with_retries_and_one_refusal_costs_no_other(tmp_path, 
     assert {(body["model"], body["temperature"], body["max_tokens"]) for body in asked} == {("big", 0.3, 50)}
 
 
-def test_a_server_that_is_away_is_named(monkeypatch):
+def test_a_server_that_is_away_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data.time, "sleep", lambda _: None)
     ask = data.Ask([{"role": "user", "content": "hi"}], "assistant", "k")
-    with pytest.raises(OSError, match="does not answer after 6 tries"):
-        Server("http://127.0.0.1:9/v1", Settings("x")).answer(ask)
+    away = Server("http://127.0.0.1:9/v1", Settings("x"))
+    with pytest.raises(ConnectionError, match="does not answer after 6 tries"):
+        away.answer(ask)
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9"):  # not one refusal after the other
+        distill(away, seeds(), away.settings, tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match="begins with http"):
+        Server("127.0.0.1:9", Settings("x"))

@@ -197,6 +197,43 @@ def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
         go(base_folder, chats, tmp_path / "full", epochs=1)
 
 
+def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_path):
+    out = tmp_path / "out"
+    for options, said in (
+        ({"batch_size": 5}, "no multiple"),
+        ({"optimizer": "adamwx"}, "adamwx"),
+        ({"merge": True}, "merge is for a backbone that learns"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            go(base_folder, chats, out, **options)
+    with pytest.raises(FileNotFoundError, match=r"no folder \./nowhere"):
+        go("./nowhere", chats, out)
+    assert not out.exists()
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        go(base_folder, chats, out)
+
+
+def test_a_finished_run_is_left_as_it_is(base_folder, chats, tmp_path):
+    said = go(base_folder, chats, str(tmp_path), epochs=1, evaluation_share=0)
+    assert "nothing is held out" in said[1]
+    tree = tmp_path / "medusa_tree.json"
+    tree.write_text("calibrated")
+    said = go(base_folder, chats, str(tmp_path), epochs=1, evaluation_share=0)
+    assert "finished: nothing is left to do" in said[-1]
+    assert tree.read_text() == "calibrated"
+
+
+def test_an_adapter_can_be_merged_afterwards(base_folder, chats, tmp_path):
+    options = {"method": "medusa-2", "epochs": 1, "lora_rank": 2}
+    go(base_folder, chats, tmp_path, **options)
+    adapted = MedusaModel.from_pretrained(tmp_path).base(torch.arange(5, 25)[None]).logits
+    go(base_folder, chats, tmp_path, merge=True, **options)
+    assert (tmp_path / "model").is_dir()
+    assert not (tmp_path / "adapter").exists()
+    torch.testing.assert_close(MedusaModel.from_pretrained(tmp_path).base(torch.arange(5, 25)[None]).logits, adapted)
+
+
 def test_heads_go_on_training(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "one", epochs=1)
     train(Recipe(**SMALL, epochs=1), Source(str(tmp_path / "one"), str(chats)), tmp_path / "two", say=lambda _: None)
@@ -342,13 +379,15 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)
 
     # from the last checkpoint but one
+    (two / "training.json").unlink()
     (two / "stages" / stage / "done.json").unlink()
     last = max((two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
     shutil.rmtree(last)
     assert spread() == pytest.approx(curve, rel=1e-3)
 
     # all is learnt, only the folder was not written
-    (two / "medusa_lm_head.safetensors").unlink()
+    for name in ("training.json", "medusa_lm_head.safetensors"):
+        (two / name).unlink()
     spread()
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -101,6 +102,17 @@ def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"medusa {version('medusa-llm')}")
         raise typer.Exit
+
+
+def _configured(context: typer.Context, name: Optional[str]) -> Optional[str]:  # noqa: UP045
+    """What a YAML file says, in place of flags that are not given."""
+    if name is not None:
+        with _reported(verbose=False):
+            from ..training.recipe import Recipe
+
+            named = {str(each.name) for each in context.command.params} - {"config", "help", "verbose"}
+            context.default_map = Recipe.read(name, named)
+    return name
 
 
 @app.callback()
@@ -349,7 +361,13 @@ def train(
     ] = None,
     config: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="FILE|NAME", help="A recipe: YAML, or one that comes with medusa.", show_default=False),
+        typer.Option(
+            metavar="FILE|NAME",
+            help="What flags do not say: a YAML file, or a recipe that comes with medusa.",
+            show_default=False,
+            is_eager=True,
+            callback=_configured,
+        ),
     ] = None,
     evaluation: Annotated[
         Optional[str],  # noqa: UP045
@@ -357,7 +375,13 @@ def train(
     ] = None,
     chat_template: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="A Jinja template in place of the tokenizer's.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="A Jinja template in place of the tokenizer's.",
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
     limit: Annotated[
@@ -391,7 +415,6 @@ def train(
                 split=split,
                 loading={**loading, **({"trust_remote_code": True} if trust_remote_code else {})},
             ),
-            config=config,
             options=options,
             output=output,
             merge=merge,
@@ -500,6 +523,7 @@ def show_tree(
 @contextmanager
 def _reported(verbose: bool) -> Iterator[None]:
     """Errors as one line on stderr and exit status 1, an interrupt as 130; verbose lets errors through."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that nothing needs
     try:
         yield
     except KeyboardInterrupt:

@@ -99,7 +99,7 @@ def find_heads(name: str, revision: str | None = None) -> Path | None:
         if not (folder / storage.CONFIG).is_file():
             raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {storage.CONFIG}")
         return None
-    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if storage.is_path(name):
         raise FileNotFoundError(f"no folder {name}: give a folder, a hub id (owner/name) or '{DEMO}'")
     return _hub_heads(name, revision)
 

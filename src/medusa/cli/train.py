@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import transformers
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from ..training.chats import IGNORED, Encoder, Example, read_chat
+from ..training.chats import IGNORED, Encoder, Example
+from ..training.data import encoded
 from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import Source, base_name, load_tokenizer, train
@@ -17,37 +19,44 @@ from ..training.trainer import processes
 
 
 def run(
-    source: Source,
-    *,
-    config: str | None,
-    options: dict[str, Any],
-    output: Path | None,
-    merge: bool,
-    report_to: str,
-    preview: bool,
+    source: Source, *, options: dict[str, Any], output: Path | None, merge: bool, report_to: str, preview: bool
 ) -> None:
-    """Train by the recipe that `config` and then `options` make, or show an example of the data.
+    """Train by the recipe that the options make, or show an example of the data.
 
     Raises:
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
-    recipe = Recipe(**{**(Recipe.read(config) if config else {}), **options})
+    recipe = Recipe(**options)
     console = Console(stderr=True)
+    if not console.is_terminal:
+        transformers.utils.logging.disable_progress_bar()
     if preview:
         show_preview(Console(), load_tokenizer(base_name(source.model), source.loading), source)
         return
     if output is None:
         raise ValueError("where should the heads go? name a folder with --output")
-    train(
-        recipe, source, output, merge=merge, report_to=report_to, say=lambda line: console.print(line, soft_wrap=True)
-    )
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    try:
+        train(recipe, source, output, merge=merge, report_to=report_to, say=say)
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on from the last checkpoint, if there is one")
+        raise
     processes().destroy_process_group()
 
 
 def show_preview(console: Console, tokenizer: PreTrainedTokenizerBase, source: Source) -> None:
-    """One example of the data: what is learnt in green, what is only read in grey."""
-    record = next(iter(read_records(source.data, source.split)))
-    example = Encoder(tokenizer, source.template)(read_chat(record))
+    """The first example of the data: what is learnt in green, what is only read in grey.
+
+    Raises:
+        ValueError: there is none, or it is malformed.
+    """
+    record = next(iter(read_records(source.data, source.split)), None)
+    if record is None:
+        raise ValueError(f"{source.data} is empty")
+    example = encoded(Encoder(tokenizer, source.template), record)
     console.print(f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n", style="bold")
     console.print(_coloured(tokenizer, example), soft_wrap=True)
 

@@ -125,7 +125,7 @@ def _turns(told: Any, field: str, role: str, content: str, place: str) -> Messag
 
 def _turn(role: Any, content: Any, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or not isinstance(content, str):
-        raise ValueError(f"{where}: role and content must be texts")
+        raise ValueError(f"{where} must hold texts, got {type(content if isinstance(role, str) else role).__name__}")
     return {"role": role, "content": content}
 
 

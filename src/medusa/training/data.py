@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jinja2 import TemplateSyntaxError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .chats import IGNORED, Encoder, Example, read_chat
-from .records import read_records
+from .records import Record, read_records
+
+
+class BadRecordError(ValueError):
+    """A record that teaches nothing because something is wrong with it; names its place."""
 
 
 @dataclass
@@ -60,12 +65,11 @@ def read_examples(
         if limit is not None and number >= limit:
             break
         try:
-            example = encoder(read_chat(record))
-        except Exception as error:  # templates raise what they like
-            message = str(error) if str(error).startswith(record.place) else f"{record.place}: {error}"
+            example = encoded(encoder, record)
+        except BadRecordError as error:
             if not skip_bad:
-                raise ValueError(f"{message} (--skip-bad passes over such records)") from None
-            read.bad.append(message)
+                raise ValueError(f"{error} (--skip-bad passes over such records)") from None
+            read.bad.append(str(error))
             continue
         largest = max(example.ids, default=0)
         if largest >= vocab_size:
@@ -81,10 +85,26 @@ def read_examples(
             read.empty += 1
     if not read.examples:
         raise ValueError(
-            f"{source} holds nothing to learn from: {read.empty} records without an answer within {max_length} tokens, "
-            f"{len(read.bad)} malformed ones" + (f", such as {read.bad[0]}" if read.bad else "")
+            f"{source} holds nothing to learn from: {read.empty} records with no answer or none within {max_length} "
+            f"tokens, {len(read.bad)} malformed ones" + (f", such as {read.bad[0]}" if read.bad else "")
         )
     return read
+
+
+def encoded(encoder: Encoder, record: Record) -> Example:
+    """The example of a record.
+
+    Raises:
+        BadRecordError: it is malformed, or the chat template does not take it.
+        ValueError: the chat template itself cannot be read.
+    """
+    try:
+        return encoder(read_chat(record))
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the chat template cannot be read: {error}, line {error.lineno}") from None
+    except Exception as error:  # templates raise what they like
+        message = str(error) if str(error).startswith(record.place) else f"{record.place}: {error}"
+        raise BadRecordError(message) from None
 
 
 def packed(examples: Sequence[Example], max_length: int) -> list[list[Example]]:

@@ -210,6 +210,8 @@ class Server:
     ):
         if settings.self_talk:
             raise ValueError("self-talk writes the user's turns with the model here, which no chat server offers")
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address begins with http:// or https://, got {address}")
         self.address, self.settings, self.timeout = address.rstrip("/"), settings, timeout
         self.key = key or os.environ.get("OPENAI_API_KEY")
         self.in_flight = in_flight
@@ -223,7 +225,7 @@ class Server:
             waiting = {pool.submit(self._whole, each, stop): name for name, each in conversations}
             for done in as_completed(waiting):
                 error = done.exception()
-                if isinstance(error, (OSError, ValueError)):
+                if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConnectionError):
                     yield waiting[done], error, 0
                 else:
                     yield waiting[done], *done.result()
@@ -247,7 +249,8 @@ class Server:
         """A turn, tried again while the server is overloaded or away.
 
         Raises:
-            OSError: it stays away.
+            ConnectionError: it stays away.
+            OSError: it stays overloaded, or fails at this request again and again.
             ValueError: it refuses the request; says what it said.
         """
         settings = self.settings
@@ -270,6 +273,7 @@ class Server:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        problem: OSError
         request = urllib.request.Request(self.address + path, json.dumps(body).encode(), headers)
         for tried in range(1, RETRIES + 1):
             try:
@@ -279,23 +283,27 @@ class Server:
                 said = error.read().decode(errors="replace")[:300]
                 if error.code not in (408, 409, 429) and error.code < 500:
                     raise ValueError(f"{self.address} refuses ({error.code}): {said}") from None
-                problem, pause = f"{error.code}: {said}", error.headers.get("Retry-After", "")
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                problem, pause = str(error), ""
+                problem, pause = OSError(f"{error.code}: {said}"), error.headers.get("Retry-After", "")
+            except TimeoutError as error:
+                problem, pause = error, ""
+            except (urllib.error.URLError, ConnectionError) as error:
+                problem, pause = ConnectionError(str(error)), ""
             if tried < RETRIES:
                 wait = float(pause) if pause.isdigit() else 2.0 ** (tried - 1)
                 time.sleep(wait + random.random())
-        raise OSError(f"{self.address} does not answer after {RETRIES} tries: {problem}")
+        raise type(problem)(f"{self.address} does not answer after {RETRIES} tries: {problem}")
 
 
 def read_seeds(source: str, limit: int | None = None, split: str = "train") -> Iterator[tuple[str, Messages]]:
-    """Seed conversations by name (their place in the source): the user's turns count, answers do not.
+    """Seed conversations by name (their place in the source and a digest): the user's turns count, answers do not.
 
     Raises:
         ValueError: a record is malformed, or nobody asks in it.
     """
     for record in itertools.islice(read_records(source, split), limit):
-        yield record.place, read_asked(record)
+        asked = read_asked(record)
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+        yield f"{record.place}, {digest}", asked
 
 
 def distill(
@@ -311,9 +319,10 @@ def distill(
         ValueError: the file was begun with other settings.
         OSError: a server stays away, or the disk is full; what is finished is kept.
     """
-    done = _begin(output, settings)
+    done, seeds = _begin(output, settings), list(seeds)
     waiting = [(name, conversation(name, seed, settings.self_talk)) for name, seed in seeds if name not in done]
-    progress = Progress(finished=len(done))
+    progress = Progress(finished=len(seeds) - len(waiting))
+    watch(progress)
     with output.open("a", encoding="utf-8") as file, _left_out(output).open("a", encoding="utf-8") as left_out:
         for name, found, tokens in engine.drive(waiting):
             progress.tokens += tokens
@@ -336,9 +345,12 @@ def _begin(output: Path, settings: Settings) -> set[str]:
     told, beside = asdict(settings), output.with_name(output.name + ".settings.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_file():
-        there = json.loads(beside.read_text()) if beside.is_file() else None
-        if there != told:
-            raise ValueError(f"{output} was begun with other settings ({there}): take another --output, or delete it")
+        if not beside.is_file():
+            raise ValueError(f"{output} is there, and not by medusa distill: take another --output")
+        there = json.loads(beside.read_text())
+        other = [name for name in told if there.get(name) != told[name]]
+        if other:
+            raise ValueError(f"{output} was begun with other settings ({', '.join(other)}): take another --output")
     beside.write_text(json.dumps(told) + "\n")
     return {name for file in (output, _left_out(output)) for name in _names(file)}
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import untie
+from ..adapters import quiet_peft, untie
 from .recipe import Recipe
 
 
@@ -27,13 +27,15 @@ def adapt(base: PreTrainedModel, recipe: Recipe) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base, config)
+    with quiet_peft():
+        return get_peft_model(base, config)
 
 
 def save_adapter(model: Any, learnt: dict[str, Tensor], folder: Path) -> None:
     """Write peft's folder; `learnt` are the adapter's weights by their names in the base model."""
     state = {f"base_model.model.{name}": tensor for name, tensor in learnt.items()}
-    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    with quiet_peft():
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
 
 def _is_linear(module: nn.Module) -> bool:

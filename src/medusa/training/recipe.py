@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, fields
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -97,9 +99,12 @@ class Recipe:
             raise ValueError(f"heads_epochs and distill are for method medusa-2, not {self.method}: leave them out")
         if self.cache_hidden_states and self.method != "medusa-1":
             raise ValueError("cache_hidden_states is for method medusa-1: a backbone that learns changes its states")
-        if self.method != "medusa-1" and not self.lora_rank and (self.distill or self.bits):
-            raise ValueError("distill and bits need an adapter: lora_rank 0 changes the very weights they rest on")
-        if self.optimizer == MUON and (self.lora_rank or self.method == "medusa-1"):
+        for name in ("distill", "bits"):
+            if getattr(self, name) and self.method != "medusa-1" and not self.lora_rank:
+                raise ValueError(f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests on")
+        if self.optimizer == MUON and self.method == "medusa-1":
+            raise ValueError("optimizer muon is for a backbone that learns: leave it out, or take method medusa-2")
+        if self.optimizer == MUON and self.lora_rank:
             raise ValueError("optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out")
 
     @property
@@ -125,12 +130,15 @@ class Recipe:
         return 1.0 if self.method == "direct" else self.lambda0
 
     @classmethod
-    def read(cls, source: str | Path) -> dict[str, Any]:
+    def read(cls, source: str | Path, besides: Collection[str] = ()) -> dict[str, Any]:
         """The options a YAML file sets, or a recipe that comes with the library, by its name.
+
+        Args:
+            besides: names that the file may set and a recipe does not have; their values are given as they stand.
 
         Raises:
             FileNotFoundError: there is neither such a file nor such a recipe.
-            ValueError: the file sets what is no option, or is not a mapping.
+            ValueError: the file sets what is no option or to what it cannot be, or is not a mapping.
         """
         shipped = {each.name.removesuffix(".yaml"): each for each in files(f"{__package__}.recipes").iterdir()}
         if str(source) in shipped:
@@ -146,15 +154,19 @@ class Recipe:
             raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(told, dict):
             raise ValueError(f"{source} must hold options, such as 'method: medusa-2'")
-        return cls.known({str(name).replace("-", "_"): value for name, value in told.items()}, str(source))
-
-    @classmethod
-    def known(cls, options: dict[str, Any], source: str) -> dict[str, Any]:
-        """The options themselves; raises ValueError for those that are none."""
-        names = {each.name for each in fields(cls)}
-        unknown = sorted(set(options) - names)
-        if unknown:
-            raise ValueError(f"{source}: unknown option {', '.join(unknown)}; there are {', '.join(sorted(names))}")
+        options = {str(name).replace("-", "_"): value for name, value in told.items()}
+        kinds = get_type_hints(cls)
+        for name, value in options.items():
+            if name in kinds:
+                try:
+                    options[name] = _converted(name, value, kinds[name])
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from None
+            elif name not in besides:
+                names = sorted({*kinds, *besides})
+                near = difflib.get_close_matches(name, names, 1, cutoff=0.8)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+                raise ValueError(f"{source}: unknown option {name}; {hint}")
         return options
 
     def to_json(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def read_records(source: str, split: str = "train") -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: there is no such file or folder, and it is no dataset's name.
-        ValueError: the file is of another kind, or its text cannot be read; says what to do.
+        ValueError: the file is of another kind, or cannot be read; says what to do.
         ImportError: Parquet or a dataset is asked for, and the library `datasets` is not installed.
     """
     path = Path(source).expanduser()
@@ -51,7 +51,12 @@ def read_records(source: str, split: str = "train") -> Iterator[Record]:
 
 def _file(file: Path) -> Iterator[Record]:
     if file.suffix == ".parquet":
-        rows = _datasets().load_dataset("parquet", data_files=str(file), split="train")
+        try:
+            rows = _datasets().load_dataset("parquet", data_files=str(file), split="train")
+        except ImportError:
+            raise
+        except Exception as error:  # several libraries' own
+            raise ValueError(f"{file} cannot be read as Parquet: {error}") from None
         return _numbered(rows, file.name, "row")
     try:
         text = file.read_text(encoding="utf-8")

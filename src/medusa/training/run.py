@@ -20,7 +20,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .. import adapters, storage
 from ..heads import MedusaHeads
@@ -34,10 +41,12 @@ from .hidden import collate_states, is_kept, keep
 from .lora import adapt, save_adapter
 from .recipe import Recipe, Stage
 from .student import Student
-from .trainer import StudentTrainer, processes
+from .trainer import StudentTrainer, arguments, processes
 
 NODES = 16
 """Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a machine."""
+RUN, REPORT = "run.json", "training.json"
+"""What a folder's run is of, written when it begins, and what came of it, written last."""
 Say = Callable[[str], None]
 
 
@@ -75,11 +84,18 @@ class Data:
 
 
 def train(
-    recipe: Recipe, source: Source, folder: Path, *, merge: bool = False, report_to: str = "none", say: Say = print
+    recipe: Recipe,
+    source: Source,
+    folder: str | Path,
+    *,
+    merge: bool = False,
+    report_to: str = "none",
+    say: Say = print,
 ) -> Path:
     """Train heads (and the backbone, where the recipe says so), and write them to `folder`.
 
-    A run that was stopped goes on from its last checkpoint when it is started again.
+    A run that was stopped goes on from its last checkpoint when it is started again; one that is finished is left as
+    it is.
 
     Args:
         merge: write the changed backbone as a model of its own, not as an adapter.
@@ -93,19 +109,30 @@ def train(
         ValueError: model, data, recipe and folder do not fit together; says how, before the first step.
         NotFiniteError: a loss became NaN or infinite.
     """
+    folder = Path(folder)
     torch.manual_seed(recipe.seed)
     if not processes().is_main_process:
         say = _nothing
+    if merge and recipe.method == "medusa-1":
+        raise ValueError("merge is for a backbone that learns, and method medusa-1 changes none: leave it out")
+    for stage, epochs in recipe.stages:
+        arguments(recipe, stage, epochs, folder, 1, evaluated=False)
     named = base_name(source.model)
+    run: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model}
+    _check_folder(folder, run)
     tokenizer = load_tokenizer(named, source.loading)
+    config = AutoConfig.from_pretrained(named, **_of_hub(source.loading)).get_text_config()
+    data = read_data(recipe, source, tokenizer, config, say)
+    run["data"] = digest([*data.training, *data.evaluation])
+    _check_folder(folder, run)
+    if _is_finished(folder, merge):
+        say(f"{folder} holds this run, finished: nothing is left to do")
+        return folder
     base = load_base(named, recipe, source.loading)
     if merge and not recipe.bits and getattr(base, "quantization_method", None) is not None:
         raise ValueError(f"{named} is quantised, so an adapter cannot be merged into it: leave out --merge")
     if torch.accelerator.device_count() > processes().num_processes:
         say(f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; torchrun starts more")
-    data = read_data(recipe, source, tokenizer, base, say)
-    if processes().is_main_process:
-        _claim(folder, recipe, source, data)
     heads = _heads(source.model, base, recipe)
     adapter = None
     if recipe.method != "medusa-1" and recipe.lora_rank:
@@ -120,8 +147,12 @@ def train(
     metrics: dict[str, Any] = {}
     perplexity = None
     state: dict[str, Tensor] = {}
+    if processes().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps(run, indent=1) + "\n")
     for number, (stage, epochs) in enumerate(recipe.stages, start=1):
-        say(f"stage {number} of {len(recipe.stages)}: {_STAGES[stage]}, {epochs:g} epochs")
+        passes = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        say(f"stage {number} of {len(recipe.stages)}: {_STAGES[stage]}, {passes}")
         choose(student, stage, recipe, adapting)
         trainer = _trainer(student, recipe, stage, epochs, folder, number, data, tree, perplexity, say, report_to)
         done = folder / "stages" / f"{number}-{stage}" / "done.json"
@@ -158,9 +189,12 @@ _STAGES: dict[Stage, str] = {
 
 def load_tokenizer(name: str, loading: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer, with what it can be told of what the model is."""
-    told = {each: loading[each] for each in ("revision", "token", "trust_remote_code") if each in loading}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **told)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **_of_hub(loading))
     return tokenizer
+
+
+def _of_hub(loading: dict[str, Any]) -> dict[str, Any]:
+    return {each: loading[each] for each in ("revision", "token", "trust_remote_code") if each in loading}
 
 
 def load_base(name: str, recipe: Recipe, loading: dict[str, Any]) -> PreTrainedModel:
@@ -201,17 +235,20 @@ def _quantisation(recipe: Recipe) -> Any:
 
 
 def read_data(
-    recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel, say: Say = print
+    recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, say: Say = print
 ) -> Data:
     """Examples to learn from, and others to judge by.
+
+    Args:
+        config: of the model's text.
 
     Raises:
         ValueError: the data do not fit the model, or hold nothing to learn.
     """
-    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None) or recipe.max_length
+    longest = getattr(config, "max_position_embeddings", None) or recipe.max_length
     options = {
         "max_length": min(recipe.max_length, longest),
-        "vocab_size": base.get_input_embeddings().weight.shape[0],
+        "vocab_size": config.vocab_size,
         "skip_bad": source.skip_bad,
         "template": source.template,
         "split": source.split,
@@ -225,6 +262,7 @@ def read_data(
     order = torch.randperm(len(read.examples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
     count = round(recipe.evaluation_share * len(order))
     kept = set(order[:count])
+    say(f"{count} of them held out for evaluation" if count else "nothing is held out, so nothing is evaluated")
     training = [each for place, each in enumerate(read.examples) if place not in kept]
     return Data(training, [read.examples[place] for place in sorted(kept)])
 
@@ -319,8 +357,14 @@ def _kept(
 
 
 def base_name(model: str) -> str:
-    """The base model of heads to go on with, or the model itself."""
+    """The base model of heads to go on with, or the model itself.
+
+    Raises:
+        FileNotFoundError: the model can only be a folder, and there is none.
+    """
     folder = Path(model).expanduser()
+    if folder.is_file() or (not folder.is_dir() and storage.is_path(model)):
+        raise FileNotFoundError(f"no folder {model}: give a model's folder, or a hub id (owner/name)")
     return storage.base_name(folder) if folder.is_dir() and storage.is_native(folder) else model
 
 
@@ -344,22 +388,25 @@ def _heads(model: str, base: PreTrainedModel, recipe: Recipe) -> MedusaHeads:
     return heads
 
 
-def _claim(folder: Path, recipe: Recipe, source: Source, data: Data) -> None:
-    """Make the folder this run's; raises ValueError where it is another's."""
-    digested = digest([*data.training, *data.evaluation])
-    told: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model, "data": digested}
-    file = folder / "run.json"
-    if file.is_file():
-        there = json.loads(file.read_text())
-        if there != told:
-            other = [name for name, value in told["recipe"].items() if there["recipe"].get(name) != value]
-            other += [name for name in ("model", "data") if there[name] != told[name]]
-            raise ValueError(f"{folder} holds a run with other {', '.join(other)}: take another --output, or delete it")
+def _check_folder(folder: Path, run: dict[str, Any]) -> None:
+    """Raises ValueError where the folder is not this run's, as far as that is known, and not free for it."""
+    if not processes().is_main_process:  # the first may have begun to write there
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: take another --output")
+    if (folder / RUN).is_file():
+        there = json.loads((folder / RUN).read_text())
+        other = [name for name, value in run["recipe"].items() if there["recipe"].get(name) != value]
+        other += [name for name in run if name != "recipe" and there[name] != run[name]]
+        if other:
+            raise ValueError(f"{folder} holds a run with other {', '.join(other)}: take another --output, or delete it")
+    elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else: take another --output")
-    file.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _is_finished(folder: Path, merge: bool) -> bool:
+    """Whether all is written; an adapter may still be merged."""
+    return (folder / REPORT).is_file() and (not merge or (folder / storage.MERGED).is_dir())
 
 
 def _save(
@@ -406,7 +453,7 @@ def _save(
         calibration = dataclasses.replace(UNCALIBRATED, accuracies=accuracies)
     storage.write_heads(folder, heads.to(dtype), tree, name, calibration, kept)
     told = {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}
-    (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n")
+    (folder / REPORT).write_text(json.dumps(told, indent=1) + "\n")
     say(f"heads{' and adapter' if kept else ' and backbone' if name == 'model' else ''} written to {folder}")
 
 

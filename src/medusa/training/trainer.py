@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,8 @@ class _Lines(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self.begun, self.first = time.monotonic(), state.global_step
+        if self.first and state.is_world_process_zero:
+            self.say(f"going on from step {self.first}")
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
@@ -392,7 +395,7 @@ def arguments(
         gradient_accumulation_steps=recipe.batch_size // (micro * devices),
         bf16=recipe.bf16,
         use_cpu=options.pop("use_cpu", not torch.accelerator.is_available()),
-        logging_steps=recipe.log_every,
+        logging_steps=min(recipe.log_every, max(1, math.ceil(steps))),
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated and recipe.evaluate_every else "no",
         eval_steps=recipe.evaluate_every or None,
@@ -422,11 +425,8 @@ def adamw() -> str:
     """
     if _spread():
         return "adamw_torch"
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        return "adamw_torch"
-    return "adamw_bnb_8bit" if torch.cuda.is_available() else "adamw_torch"
+    there = torch.cuda.is_available() and find_spec("bitsandbytes") is not None
+    return "adamw_bnb_8bit" if there else "adamw_torch"
 
 
 def _spread() -> bool:
