@@ -55,8 +55,7 @@ def load(
     """
     logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    hide_piped_bars()
     prepack: Prepack = "half" if half_weights else None
     if name == DEMO:
         return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
@@ -83,6 +82,12 @@ def load(
         medusa = MedusaModel.from_base(model, num_heads=1, own_lm_head=False, tree=PLAIN)
     medusa.owns_base, medusa.compiled, medusa.prepack = True, compiled, prepack
     return medusa, tokenizer
+
+
+def hide_piped_bars() -> None:
+    """No progress bars of transformers in logs and pipes."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def find_heads(name: str, revision: str | None = None) -> Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import transformers
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import Source, base_name, load_tokenizer, train
 from ..training.trainer import processes
+from .models import hide_piped_bars
 
 
 def run(
@@ -28,8 +28,7 @@ def run(
     """
     recipe = Recipe(**options)
     console = Console(stderr=True)
-    if not console.is_terminal:
-        transformers.utils.logging.disable_progress_bar()
+    hide_piped_bars()
     if preview:
         show_preview(Console(), load_tokenizer(base_name(source.model), source.loading), source)
         return
