@@ -23,9 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from medusa import MedusaModel
 from medusa.bench.report import write_json
-from medusa.calibration.recording import record
-from medusa.calibration.report import measure
-from medusa.calibration.search import joint_tree
+from medusa.calibration.report import Settings, calibrate
 from medusa.provenance import provenance
 from medusa.training import Example, Recipe, Source, evaluate_heads, train
 
@@ -33,7 +31,8 @@ END = "<|end|>"
 VOCABULARY = 4096
 PIECE = 1600
 """Characters of a piece of a file, about; pieces are what is learnt and completed."""
-NODES = 10
+MAX_NODES = 16
+"""The largest tree that calibration thinks of."""
 CONFIG = LlamaConfig(
     vocab_size=VOCABULARY,
     hidden_size=256,
@@ -47,9 +46,10 @@ COMMON: dict[str, Any] = {
     "num_layers": 1, "own_lm_head": False, "batch_size": 16, "micro_batch_size": 16, "max_length": 512,
     "bf16": True, "evaluate_every": 0, "save_every": 200, "log_every": 50, "evaluation_share": 0.005,
 }  # fmt: skip
-BACKBONE = Recipe(method="backbone", lora_rank=0, packing=True, lr=2e-3, warmup_steps=200, epochs=1, **COMMON)
+WHOLE: dict[str, Any] = {**COMMON, "lora_rank": 0, "optimizer": "muon", "packing": True}
+BACKBONE = Recipe(method="backbone", lr=5e-3, warmup_steps=100, epochs=2, **WHOLE)
 HEADS = Recipe(method="medusa-1", cache_hidden_states=True, epochs=2, **COMMON)
-BOTH = Recipe(method="medusa-2", lora_rank=0, packing=True, epochs=1, **COMMON)
+BOTH = Recipe(method="medusa-2", epochs=1, **WHOLE)
 POLICIES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "temperature 0.7": {"do_sample": True, "temperature": 0.7},
@@ -106,19 +106,26 @@ def make_base(texts: dict[str, list[str]], folder: Path) -> Path:
     return folder
 
 
-def judge(model: MedusaModel, tokenizer: Any, texts: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity and the heads' accuracy on held-out pieces; rates and speed of completing their beginnings."""
-    ids = [tokenizer(text)["input_ids"][:512] for text in texts]
-    metrics = evaluate_heads(model, [Example(each, each) for each in ids[: options.judged]])
+def judge(model: MedusaModel, ids: list[list[int]]) -> dict[str, Any]:
+    """Perplexity and the heads' accuracy on held-out pieces."""
+    metrics = evaluate_heads(model, [Example(each, each) for each in ids])
+    return {"perplexity": metrics.perplexity, "accuracy": metrics.accuracy}
+
+
+def complete(model: MedusaModel, ids: list[list[int]], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """For each policy, rates and speed of completing the pieces' beginnings with the tree that is fastest here."""
     prompts = [each[: min(96, len(each) // 2)] for each in ids if len(each) > 64]
     recorded, others = prompts[: options.recorded], prompts[options.recorded :][: options.completed]
-    found: dict[str, Any] = {"perplexity": metrics.perplexity, "accuracy": metrics.accuracy, "policies": {}}
+    found = {}
     for name, policy in POLICIES.items():
-        arguments = {"max_new_tokens": 128, **policy}
-        model.tree = joint_tree(record(model, recorded, arguments), NODES)
-        told = measure(model, others, model.tree, arguments)
-        rates = {"acceleration_rate": told.acceleration_rate, "overhead": told.overhead, "speedup": told.speedup}
-        found["policies"][name] = rates
+        report = calibrate(model, recorded, others, {"max_new_tokens": 128, **policy}, Settings(max_nodes=MAX_NODES))
+        told = report.measured
+        found[name] = {
+            "nodes": len(report.tree),
+            "acceleration_rate": told.acceleration_rate,
+            "overhead": told.overhead,
+            "speedup": told.speedup,
+        }
     return found
 
 
@@ -149,17 +156,21 @@ def main() -> None:
         Recipe(**{**BOTH.to_json(), "method": "backbone"}), Source(str(backbone), some), options.work / "longer"
     )
     tokenizer = AutoTokenizer.from_pretrained(untrained)
+    ids = [tokenizer(text)["input_ids"][:512] for text in texts["test"]]
     report: dict[str, Any] = {"provenance": provenance(), "pieces": len(files["all"]), "methods": {}}
-    shown = Table("", "perplexity", "heads right", "policy", "tokens / step", "overhead", "speedup")
+    shown = Table("", "perplexity", "heads right", "policy", "nodes", "tokens / step", "overhead", "speedup")
     for name, folder in {"Medusa-1": alone, "Medusa-2": both, "backbone alone, as long": longer}.items():
         model = MedusaModel.from_pretrained(folder, dtype=torch.float32, all_heads=True)
-        told = judge(model, tokenizer, texts["test"], options)
+        told = judge(model, ids[: options.judged])
         if folder is longer:  # whose heads nobody trained
-            told = {"perplexity": told["perplexity"], "accuracy": [], "policies": {}}
+            told |= {"accuracy": [], "policies": {}}
+        else:
+            told["policies"] = complete(model, ids, options)
         report["methods"][name] = told
         top = ", ".join(f"{row[0]:.0%}" for row in told["accuracy"])
         for policy, rates in (told["policies"] or {"": {}}).items():
-            shown.add_row(name, f"{told['perplexity']:.2f}", top, policy, *(f"{each:.2f}" for each in rates.values()))
+            figures = (f"{each:.2f}" if isinstance(each, float) else str(each) for each in rates.values())
+            shown.add_row(name, f"{told['perplexity']:.2f}", top, policy, *figures)
     console.print(shown)
     console.print(f"written to {write_json(options.output, report, 'code-completion')}")
 
