@@ -28,7 +28,7 @@ def run(
     """Answer the prompts and append to `output`; says what was left out.
 
     Raises:
-        ValueError: no conversation was finished, and some were refused.
+        ValueError: some conversations were refused.
     """
     console = Console(stderr=True)
     seeds = list(data.read_seeds(prompts, limit, split))
@@ -60,4 +60,6 @@ def run(
     for refused in progress.refused[:5]:
         console.print(f"refused: {refused}", soft_wrap=True)
     if progress.refused:
-        raise ValueError(f"{len(progress.refused)} conversations were refused; the same command tries them again")
+        raise ValueError(
+            f"{len(progress.refused)} of {len(seeds)} conversations were refused; the same command tries them again"
+        )
