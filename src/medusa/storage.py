@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -39,6 +40,46 @@ def fetch(path_or_id: str | Path, **hub: Any) -> Path:
         raise FileNotFoundError(f"no folder {path_or_id}")
     patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
     return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, **hub))
+
+
+def find_heads(name: str, **hub: Any) -> Path | None:
+    """The local folder of the heads that `name` holds, downloaded if need be; None where it is a base model's.
+
+    Args:
+        name: folder or hub id.
+        hub: revision, token, ... of the hub.
+
+    Raises:
+        FileNotFoundError: `name` can only be a folder, and there is none.
+        OSError: neither is there such a hub id, or it cannot be reached.
+        ValueError: the folder holds neither heads nor a model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if is_native(folder):
+            return folder
+        if not (folder / CONFIG).is_file():
+            raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {CONFIG}")
+        return None
+    if folder.is_file() or is_path(name):
+        raise FileNotFoundError(f"no folder {name}: give a folder that is there, or a hub id (owner/name)")
+    return _hub_heads(name, **hub)
+
+
+def _hub_heads(name: str, **hub: Any) -> Path | None:
+    """As `find_heads`, of a hub id; where the hub cannot be reached, what is in the cache counts."""
+    cached = {each: hub[each] for each in ("revision", "cache_dir") if each in hub}
+    try:
+        hf_hub_download(name, WEIGHTS, **hub)
+    except LocalEntryNotFoundError as error:
+        if isinstance(try_to_load_from_cache(name, CONFIG, **cached), str):
+            return None
+        raise OSError(
+            f"no folder {name}, and the hub cannot be reached: give a folder that is there, or check the connection"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    return fetch(name, **hub)
 
 
 def is_path(name: str) -> bool:

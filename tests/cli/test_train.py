@@ -52,6 +52,12 @@ def test_a_file_can_say_everything_and_flags_go_before_it(folders, chats, tmp_pa
     assert (tmp_path / "two" / "training.json").is_file()
 
 
+def test_the_embedded_models_heads_go_on(chats, tmp_path):
+    told = runner.invoke(app, ["train", "demo", "--data", str(chats), "-o", str(tmp_path / "run"), *FAST[2:]])
+    assert told.exit_code == 0, told.output
+    assert MedusaModel.from_pretrained(tmp_path / "run").heads.config.num_layers == 3
+
+
 def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
     from io import StringIO
 
@@ -59,7 +65,7 @@ def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
     from transformers import AutoTokenizer
 
     from medusa.cli.train import show_preview
-    from medusa.training.run import Source
+    from medusa.training import Source
 
     screen = Console(file=StringIO(), force_terminal=True, color_system="standard", width=100)
     show_preview(screen, AutoTokenizer.from_pretrained(folders / "base"), Source("", str(chats)))

@@ -249,6 +249,20 @@ def test_heads_go_on_training(base_folder, chats, tmp_path):
         )
 
 
+def test_heads_of_the_hub_go_on_training(base_folder, chats, tmp_path):
+    cache = tmp_path / "hub"
+    go(base_folder, chats, tmp_path / "one", epochs=1)
+    MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).save_pretrained(tmp_path / "two", base="owner/base")
+    publish(base_folder, cache, "owner/base")
+    publish(tmp_path / "two", cache, "owner/heads")
+    source = Source("owner/heads", str(chats), loading={"cache_dir": cache, "local_files_only": True})
+    train(Recipe(**SMALL, epochs=1), source, tmp_path / "three", say=lambda _: None)
+    first = next(line for line in logged(tmp_path / "three") if "eval_loss_head_1" in line)
+    last = json.loads((tmp_path / "one" / "training.json").read_text())["metrics"]
+    assert first["eval_loss_head_1"] == pytest.approx(last["eval_loss_head_1"], rel=1e-3)
+    assert json.loads((tmp_path / "three" / "config.json").read_text())["base_model_name_or_path"] == "owner/base"
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(base_folder, chats, tmp_path, monkeypatch):
     original = StudentTrainer.compute_loss
 

@@ -33,10 +33,10 @@ from ..demo.train import example
 from ..heads import MedusaConfig, MedusaHeads
 from ..model import new_heads
 from ..provenance import provenance
+from ..training.data import collate_rows, numbered_rows
 from ..training.hidden import collate_states, keep
 from ..training.losses import medusa1_loss
 from ..training.recipe import Recipe
-from ..training.run import choose, collate_rows, rows
 from ..training.student import Student
 from ..training.trainer import StudentTrainer
 from ..tree import CandidateTree
@@ -120,13 +120,13 @@ def states(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         student = Student(model.base, new_heads(model.base, HEADS, 3, False, bias=True))
-        choose(student, "heads", recipe, None)
+        student.base.requires_grad_(False)
         begun = time.perf_counter()
         kept = keep(student, examples, folder / "states")
         keeping = time.perf_counter() - begun
         given: dict[str, tuple[Any, Any]] = {
             "kept": (collate_states, kept),
-            "computed again": (collate_rows(0), rows(examples, recipe)),
+            "computed again": (collate_rows(0), numbered_rows(examples)),
         }
         for turn, way in itertools.product(range(options.epochs), given):
             collate, training = given[way]

@@ -340,7 +340,7 @@ def train(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A base model (folder or hub id), or a folder of heads to go on with.",
+            help="Folder or hub id of a base model or of heads to go on with, or 'demo', the embedded model's heads.",
             show_default=False,
         ),
     ],
@@ -400,7 +400,7 @@ def train(
 ) -> None:
     """Train heads for a model (Medusa-1), or heads and backbone together (Medusa-2)."""
     with _reported(verbose):
-        from ..training.run import Source
+        from ..training.source import Source
         from .train import run
 
         loading = {"revision": revision} if revision is not None else {}

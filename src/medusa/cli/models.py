@@ -8,8 +8,6 @@ from typing import Any
 
 import huggingface_hub
 import typer
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -59,7 +57,7 @@ def load(
     prepack: Prepack = "half" if half_weights else None
     if name == DEMO:
         return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
-    heads = find_heads(name, revision)
+    heads = storage.find_heads(name, revision=revision)
     if heads is None and base is not None:
         raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
     source = name if heads is None else base or _named_base(name, heads)
@@ -88,40 +86,6 @@ def hide_piped_bars() -> None:
     """No progress bars of transformers in logs and pipes."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-
-
-def find_heads(name: str, revision: str | None = None) -> Path | None:
-    """The local folder of the heads that `name` holds, downloaded if need be; None where it holds none.
-
-    Raises:
-        FileNotFoundError: `name` can only be a folder, and there is none.
-        ValueError: the folder holds neither heads nor a model.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if storage.is_native(folder):
-            return folder
-        if not (folder / storage.CONFIG).is_file():
-            raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {storage.CONFIG}")
-        return None
-    if storage.is_path(name):
-        raise FileNotFoundError(f"no folder {name}: give a folder, a hub id (owner/name) or '{DEMO}'")
-    return _hub_heads(name, revision)
-
-
-def _hub_heads(name: str, revision: str | None) -> Path | None:
-    """As `find_heads`, of a hub id; where the hub cannot be reached, what is in the cache counts."""
-    try:
-        hf_hub_download(name, storage.WEIGHTS, revision=revision)
-    except LocalEntryNotFoundError as error:
-        if isinstance(try_to_load_from_cache(name, storage.CONFIG, revision=revision), str):
-            return None
-        raise OSError(
-            f"no folder {name}, and the hub cannot be reached: give a folder that is there, or check the connection"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    return storage.fetch(name, revision=revision)
 
 
 def _named_base(name: str, heads: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from .. import demo
 from ..training.chats import IGNORED, Encoder, Example
 from ..training.data import encoded
 from ..training.recipe import Recipe
 from ..training.records import read_records
-from ..training.run import Source, base_name, load_tokenizer, train
+from ..training.run import train
+from ..training.source import Source
 from ..training.trainer import processes
-from .models import hide_piped_bars
+from .models import DEMO, hide_piped_bars
 
 
 def run(
@@ -27,10 +30,12 @@ def run(
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
     recipe = Recipe(**options)
+    if source.model == DEMO:
+        source = replace(source, model=str(demo.FOLDER / "heads"))
     console = Console(stderr=True)
     hide_piped_bars()
     if preview:
-        show_preview(Console(), load_tokenizer(base_name(source.model), source.loading), source)
+        show_preview(Console(), source.tokenizer(), source)
         return
     if output is None:
         raise ValueError("where should the heads go? name a folder with --output")

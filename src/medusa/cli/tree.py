@@ -15,7 +15,7 @@ from .. import demo, storage
 from ..calibration.drawing import draw_tree, save
 from ..pace import UNCALIBRATED, Calibration
 from ..tree import CandidateTree
-from .models import DEMO, find_heads
+from .models import DEMO
 
 
 def show(name: str, drawings: Sequence[Path]) -> None:
@@ -52,7 +52,7 @@ def read(name: str) -> tuple[CandidateTree, Calibration]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{name} is no tree file ({error!r}): it needs rank paths under "paths"') from None
         return found
-    stored = storage.read_tree(folder or find_heads(name) or file)
+    stored = storage.read_tree(folder or storage.find_heads(name) or file)
     if stored is None:
         raise ValueError(f"{name} has no {storage.TREE}: calibrate it, or give a tree file")
     return stored

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from .chats import Example
     from .medusa1 import HeadMetrics, evaluate_heads, train_heads
     from .recipe import Recipe
-    from .run import Source, train
+    from .run import train
+    from .source import Source
 
 _MODULES = {
     "Example": "chats",
     "HeadMetrics": "medusa1",
     "Recipe": "recipe",
-    "Source": "run",
+    "Source": "source",
     "evaluate_heads": "medusa1",
     "train": "run",
     "train_heads": "medusa1",

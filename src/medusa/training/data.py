@@ -153,6 +153,22 @@ def collator(pad: int) -> Callable[[Sequence[Sequence[Example]]], dict[str, Tens
     return collate
 
 
+def numbered_rows(examples: Sequence[Example], max_length: int | None = None) -> list[tuple[int, list[Example]]]:
+    """Examples as numbered rows of a batch; several in one where they are to be packed to `max_length` tokens."""
+    lines = packed(examples, max_length) if max_length else [[example] for example in examples]
+    return list(enumerate(lines))
+
+
+def collate_rows(pad: int) -> Callable[[Sequence[tuple[int, list[Example]]]], dict[str, Tensor]]:
+    """As `collator`, for numbered rows, whose numbers are `rows`."""
+    collate = collator(pad)
+
+    def numbered(given: Sequence[tuple[int, list[Example]]]) -> dict[str, Tensor]:
+        return {**collate([row for _, row in given]), "rows": torch.tensor([number for number, _ in given])}
+
+    return numbered
+
+
 def batches(examples: Sequence[Example], tokens: int) -> Iterable[list[list[Example]]]:
     """Examples as rows of their own, similar lengths together, at most `tokens` with padding."""
     batch: list[list[Example]] = []

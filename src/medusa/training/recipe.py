@@ -97,14 +97,14 @@ class Recipe:
             raise ValueError("distill, heads_epochs and backbone_epochs are for method medusa-2: medusa-1 trains heads")
         if self.method in ("direct", "backbone") and (self.heads_epochs or self.distill):
             raise ValueError(f"heads_epochs and distill are for method medusa-2, not {self.method}: leave them out")
-        if self.cache_hidden_states and self.method != "medusa-1":
+        if self.cache_hidden_states and self.backbone_learns:
             raise ValueError("cache_hidden_states is for method medusa-1: a backbone that learns changes its states")
         for name in ("distill", "bits"):
-            if getattr(self, name) and self.method != "medusa-1" and not self.lora_rank:
+            if getattr(self, name) and self.backbone_learns and not self.adapts:
                 raise ValueError(f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests on")
-        if self.optimizer == MUON and self.method == "medusa-1":
+        if self.optimizer == MUON and not self.backbone_learns:
             raise ValueError("optimizer muon is for a backbone that learns: leave it out, or take method medusa-2")
-        if self.optimizer == MUON and self.lora_rank:
+        if self.optimizer == MUON and self.adapts:
             raise ValueError("optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out")
 
     @property
@@ -120,6 +120,16 @@ class Recipe:
             ("both", self.epochs),
         ]
         return [(stage, epochs) for stage, epochs in planned if epochs]
+
+    @property
+    def backbone_learns(self) -> bool:
+        """Whether any stage changes the backbone."""
+        return self.method != "medusa-1"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it does so by an adapter."""
+        return self.backbone_learns and self.lora_rank > 0
 
     def heads_factor(self, stage: Stage) -> float:
         """The heads' learning rate over the backbone's; without protection they are one."""

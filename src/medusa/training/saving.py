@@ -1,0 +1,97 @@
+"""What a run leaves: heads with a tree, the backbone where it changed, and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import adapters, storage
+from ..heads import MedusaHeads
+from ..pace import UNCALIBRATED, Calibration
+from ..provenance import provenance
+from ..tree import CandidateTree
+from .learner import Learner
+from .lora import save_adapter
+from .recipe import Recipe
+from .source import Source
+from .trainer import TOP
+
+NODES = 16
+"""Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a machine."""
+REPORT = "training.json"
+"""What came of a run; written last."""
+
+
+def is_saved(folder: Path, merge: bool) -> bool:
+    """Whether `save` has been here, to the end; an adapter may still be merged."""
+    return (folder / REPORT).is_file() and (not merge or (folder / storage.MERGED).is_dir())
+
+
+def save(
+    folder: Path,
+    source: Source,
+    recipe: Recipe,
+    learner: Learner,
+    learnt: dict[str, Tensor],
+    metrics: dict[str, float],
+    merge: bool,
+) -> str:
+    """Write the native folder and the report; returns what was written, in words.
+
+    Args:
+        learnt: the parameters that learnt, by their names in the student.
+        metrics: of the last evaluation; empty where nothing was held out.
+        merge: write a changed backbone whole, not as an adapter.
+    """
+    heads = MedusaHeads(learner.student.heads.config)
+    heads.load_state_dict(_under("heads.", learnt) or learner.student.heads.cpu().state_dict(), strict=False)
+    changed = _under("base.", learnt)
+    base = os.path.relpath(source.base, folder) if Path(source.base).is_dir() else source.base
+    adapter, written = None, "heads"
+    if changed and learner.adapter is not None:
+        save_adapter(learner.adapter, changed, folder / storage.ADAPTER)
+        adapter, written = storage.ADAPTER, "heads and adapter"
+    if changed and (merge or learner.adapter is None):
+        _save_backbone(folder, source, changed, adapter)
+        base, adapter, written = storage.MERGED, None, "heads and backbone"
+    tree, calibration = _judged(metrics, heads.config.num_heads)
+    dtype = learner.student.base.dtype
+    storage.write_heads(
+        folder, heads.to(dtype if dtype.is_floating_point else torch.float32), tree, base, calibration, adapter
+    )
+    report = {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    return written
+
+
+def _save_backbone(folder: Path, source: Source, changed: dict[str, Tensor], adapter: str | None) -> None:
+    """The base model with what changed of it, or with the adapter that lies in the folder, which it replaces."""
+    whole = source.load_base(dtype="auto")
+    if adapter is None:
+        whole.load_state_dict(changed, strict=False)
+    else:
+        whole = adapters.apply(whole, folder / adapter)
+        shutil.rmtree(folder / adapter)
+    whole.save_pretrained(folder / storage.MERGED)
+    source.tokenizer().save_pretrained(folder / storage.MERGED)
+
+
+def _judged(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, Calibration]:
+    """The tree that suits the heads' accuracies, and these; without metrics the usual tree."""
+    if not metrics:
+        return CandidateTree.default(num_heads, NODES), UNCALIBRATED
+    accuracies = [
+        [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, TOP + 1)] for head in range(1, num_heads + 1)
+    ]
+    calibration = dataclasses.replace(UNCALIBRATED, accuracies=accuracies)
+    return CandidateTree.from_accuracies(accuracies, NODES), calibration
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
