@@ -11,13 +11,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from .. import demo
+from ..training.arguments import processes
 from ..training.chats import IGNORED, Encoder, Example
 from ..training.data import encoded
 from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import train
 from ..training.source import Source
-from ..training.trainer import processes
 from .models import DEMO, hide_piped_bars
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..tree import CandidateTree
+from .arguments import arguments, processes
 from .chats import Example, digest
 from .data import Read, collate_rows, numbered_rows, read_examples
 from .hidden import collate_states, is_kept, keep
@@ -28,7 +29,7 @@ from .recipe import Recipe, Stage
 from .saving import NODES, is_saved, save
 from .source import Source
 from .student import Student
-from .trainer import StudentTrainer, arguments, processes
+from .trainer import StudentTrainer
 
 RUN = "run.json"
 """What a folder's run is of; written when it begins."""
