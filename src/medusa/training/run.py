@@ -78,7 +78,7 @@ def train(
     folder, first = Path(folder), processes().is_main_process
     say = say if first else _nothing
     torch.manual_seed(recipe.seed)
-    for stage, epochs in recipe.stages:
+    for stage, epochs in recipe.stages:  # wrong batch sizes and optimizers are found here
         arguments(recipe, stage, epochs, folder, 1, evaluated=False)
     run: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model}
     if first:  # others may find what it has begun to write
@@ -122,28 +122,11 @@ def _train(
         trainer = StudentTrainer(
             learner.student, recipe, stage, epochs, place, *given, tree, perplexity, say, report_to=report_to
         )
-        metrics = _finish(trainer, place)
+        metrics = trainer.finish()
         if metrics:
             perplexity = metrics["eval_perplexity"] - metrics["eval_perplexity_change"]
         learnt |= trainer.learnt()
     return learnt, metrics
-
-
-def _finish(trainer: StudentTrainer, place: Path) -> dict[str, float]:
-    """Train to the end of a stage, or take what it came to before; returns its last evaluation."""
-    done, end = place / "done.json", place / "end"
-    finished = done.is_file()
-    trainer.accelerator.wait_for_everyone()
-    if finished:
-        trainer._load_from_checkpoint(str(end))
-        told: dict[str, float] = json.loads(done.read_text())
-        return told
-    trainer.go()
-    metrics = trainer.last_evaluation()
-    trainer.save_model(str(end))
-    if trainer.args.should_save:
-        done.write_text(json.dumps(metrics, indent=1) + "\n")
-    return metrics
 
 
 def _nothing(_: str) -> None:

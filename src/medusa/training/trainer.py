@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -34,6 +35,8 @@ WEIGHTS = "learnt.safetensors"
 """Of a checkpoint: what learns, and nothing else."""
 UNFINISHED = "unfinished"
 """Where a checkpoint is written before it takes its place."""
+END, METRICS = "end", "metrics.json"
+"""What learnt by the end, and what the last evaluation told; the second is written last."""
 TOP = 5
 """Ranks that evaluations count."""
 
@@ -113,6 +116,22 @@ class StudentTrainer(Trainer):
         shutil.rmtree(Path(self.args.output_dir) / UNFINISHED, ignore_errors=True)
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         self.train(resume_from_checkpoint=get_last_checkpoint(self.args.output_dir))
+
+    def finish(self) -> dict[str, float]:
+        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its last evaluation."""
+        end = Path(self.args.output_dir) / END
+        ended = (end / METRICS).is_file()
+        self.accelerator.wait_for_everyone()
+        if ended:
+            self._load_from_checkpoint(str(end))
+            told: dict[str, float] = json.loads((end / METRICS).read_text())
+            return told
+        self.go()
+        metrics = self.last_evaluation()
+        self.save_model(str(end))
+        if self.args.should_save:
+            (end / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+        return metrics
 
     # --- losses
 
