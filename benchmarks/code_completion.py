@@ -48,7 +48,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 WHOLE: dict[str, Any] = {**COMMON, "lora_rank": 0, "optimizer": "muon", "packing": True}
 BACKBONE = Recipe(method="backbone", lr=5e-3, warmup_steps=100, epochs=2, **WHOLE)
-HEADS = Recipe(method="medusa-1", cache_hidden_states=True, epochs=2, **COMMON)
+HEADS = Recipe(**{**COMMON, "method": "medusa-1", "num_layers": 3, "cache_hidden_states": True, "epochs": 2})
 BOTH = Recipe(method="medusa-2", epochs=1, **WHOLE)
 POLICIES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -132,7 +132,8 @@ def complete(model: MedusaModel, ids: list[list[int]], options: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pieces", type=int, help="of the library to learn from (default: all)")
-    parser.add_argument("--head-pieces", type=int, default=4000, help="of them, for the heads")
+    parser.add_argument("--head-pieces", type=int, default=12000, help="of them, for the heads alone")
+    parser.add_argument("--both-pieces", type=int, default=4000, help="of them, for heads and backbone together")
     parser.add_argument("--judged", type=int, default=200, help="held-out pieces for perplexity and accuracy")
     parser.add_argument("--recorded", type=int, default=60, help="held-out pieces on which trees are chosen")
     parser.add_argument("--completed", type=int, default=40, help="held-out pieces to complete")
@@ -144,20 +145,25 @@ def main() -> None:
     console = Console(width=120)
     options.work.mkdir(parents=True, exist_ok=True)
     texts = corpus()
-    files = {"all": texts["train"][: options.pieces], "heads": texts["train"][: options.head_pieces]}
+    sizes = {"all": options.pieces, "heads": options.head_pieces, "both": options.both_pieces}
+    files = {name: texts["train"][:size] for name, size in sizes.items()}
     for name, part in files.items():
         (options.work / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
-    whole, some = str(options.work / "all.jsonl"), str(options.work / "heads.jsonl")
+    data = {name: str(options.work / f"{name}.jsonl") for name in files}
     untrained = make_base(texts, options.work / "untrained")
-    backbone = train(BACKBONE, Source(str(untrained), whole), options.work / "backbone") / "model"
-    alone = train(HEADS, Source(str(backbone), some), options.work / "medusa-1")
-    both = train(BOTH, Source(str(alone), some), options.work / "medusa-2")
+    backbone = train(BACKBONE, Source(str(untrained), data["all"]), options.work / "backbone") / "model"
+    alone = train(HEADS, Source(str(backbone), data["heads"]), options.work / "medusa-1")
+    both = train(BOTH, Source(str(alone), data["both"]), options.work / "medusa-2")
     longer = train(
-        Recipe(**{**BOTH.to_json(), "method": "backbone"}), Source(str(backbone), some), options.work / "longer"
+        Recipe(**{**BOTH.to_json(), "method": "backbone"}), Source(str(backbone), data["both"]), options.work / "longer"
     )
     tokenizer = AutoTokenizer.from_pretrained(untrained)
     ids = [tokenizer(text)["input_ids"][:512] for text in texts["test"]]
-    report: dict[str, Any] = {"provenance": provenance(), "pieces": len(files["all"]), "methods": {}}
+    report: dict[str, Any] = {
+        "provenance": provenance(),
+        "pieces": {name: len(part) for name, part in files.items()},
+        "methods": {},
+    }
     shown = Table("", "perplexity", "heads right", "policy", "nodes", "tokens / step", "overhead", "speedup")
     for name, folder in {"Medusa-1": alone, "Medusa-2": both, "backbone alone, as long": longer}.items():
         model = MedusaModel.from_pretrained(folder, dtype=torch.float32, all_heads=True)
