@@ -21,7 +21,7 @@ from ..calibration.prompts import encode, read_prompts
 from ..calibration.report import Prompts, Report, Settings, calibrate
 from ..calibration.search import likelihoods
 from ..pretrained import MedusaModel
-from .models import DEMO, load
+from .models import DEMO, folder_or_id, load
 
 TRIED = 5
 """One prompt in so many is kept to try the chosen tree on."""
@@ -77,8 +77,7 @@ def draw(report: Report, folder: Path) -> None:
 
 def _folder(name: str, output: Path | None, revision: str | None) -> Path:
     """Where the tree goes: `output`, else beside the heads where they lie in a folder of the user's."""
-    if name == DEMO:
-        return output or demo.FOLDER / "heads"
+    name = folder_or_id(name)
     heads = storage.find_heads(name, revision=revision)
     if heads is None:
         raise ValueError(f"{name} has no Medusa heads: there is nothing to calibrate")

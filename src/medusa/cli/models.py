@@ -82,6 +82,11 @@ def load(
     return medusa, tokenizer
 
 
+def folder_or_id(name: str) -> str:
+    """What `name` stands for: the folder of the embedded model's heads, or itself."""
+    return str(demo.FOLDER / "heads") if name == DEMO else name
+
+
 def hide_piped_bars() -> None:
     """No progress bars of transformers in logs and pipes."""
     if not sys.stderr.isatty():

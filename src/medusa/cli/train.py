@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from .. import demo
 from ..training.arguments import processes
 from ..training.chats import IGNORED, Encoder, Example
 from ..training.data import encoded
@@ -18,7 +17,7 @@ from ..training.recipe import Recipe
 from ..training.records import read_records
 from ..training.run import train
 from ..training.source import Source
-from .models import DEMO, hide_piped_bars
+from .models import folder_or_id, hide_piped_bars
 
 
 def run(
@@ -30,8 +29,7 @@ def run(
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
     recipe = Recipe(**options)
-    if source.model == DEMO:
-        source = replace(source, model=str(demo.FOLDER / "heads"))
+    source = replace(source, model=folder_or_id(source.model))
     console = Console(stderr=True)
     hide_piped_bars()
     if preview:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from .. import demo, storage
+from .. import storage
 from ..calibration.drawing import draw_tree, save
 from ..pace import UNCALIBRATED, Calibration
 from ..tree import CandidateTree
-from .models import DEMO
+from .models import folder_or_id
 
 
 def show(name: str, drawings: Sequence[Path]) -> None:
@@ -44,15 +44,15 @@ def show(name: str, drawings: Sequence[Path]) -> None:
 
 def read(name: str) -> tuple[CandidateTree, Calibration]:
     """The tree that `name` stands for, and what was measured for it."""
+    name = folder_or_id(name)
     file = Path(name).expanduser()
-    folder = demo.FOLDER / "heads" if name == DEMO else None
-    if folder is None and file.is_file():
+    if file.is_file():
         try:
             found = storage.parse_tree(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{name} is no tree file ({error!r}): it needs rank paths under "paths"') from None
         return found
-    stored = storage.read_tree(folder or storage.find_heads(name) or file)
+    stored = storage.read_tree(storage.find_heads(name) or file)
     if stored is None:
         raise ValueError(f"{name} has no {storage.TREE}: calibrate it, or give a tree file")
     return stored

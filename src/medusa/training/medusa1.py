@@ -57,7 +57,7 @@ def train_heads(
             nothing to learn.
     """
     recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0)
-    if recipe.method != "medusa-1":
+    if recipe.backbone_learns:
         raise ValueError(f"train_heads leaves the backbone as it is: {recipe.method} is for medusa train")
     parameters = list(model.heads.parameters())
     if not parameters:

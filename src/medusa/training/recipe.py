@@ -93,7 +93,7 @@ class Recipe:
             raise ValueError(f"evaluation_share must be in [0, 1), got {self.evaluation_share}")
         if self.bits not in (0, 4, 8):
             raise ValueError(f"bits must be 0, 4 or 8, got {self.bits}")
-        if self.method == "medusa-1" and (self.distill or self.heads_epochs or self.backbone_epochs):
+        if not self.backbone_learns and (self.distill or self.heads_epochs or self.backbone_epochs):
             raise ValueError("distill, heads_epochs and backbone_epochs are for method medusa-2: medusa-1 trains heads")
         if self.method in ("direct", "backbone") and (self.heads_epochs or self.distill):
             raise ValueError(f"heads_epochs and distill are for method medusa-2, not {self.method}: leave them out")
@@ -110,7 +110,7 @@ class Recipe:
     @property
     def stages(self) -> list[tuple[Stage, float]]:
         """What is trained, and for how many epochs, in order."""
-        if self.method == "medusa-1":
+        if not self.backbone_learns:
             return [("heads", self.epochs)]
         if self.method == "backbone":
             return [("backbone", self.epochs)]
