@@ -34,6 +34,7 @@ ROOMS = (
 
 # Supporting modules and the room each one stands right behind.
 SUPPORT = {
+    "files": "heads",
     "pace": "tree",
     "provenance": "heads",
     "processing": "acceptance",

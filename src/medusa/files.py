@@ -1,0 +1,106 @@
+"""Small files of ours: read with errors that name file and field, written whole or not at all, locked while used."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SHOWN = 3
+"""Problems of a file that an error message lists."""
+
+
+class Schema(BaseModel):
+    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer, NaN no number."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def read_json(file: Path, schema: type[S]) -> S:
+    """Return the content of a JSON file, checked against `schema`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or does not hold what the schema says; names the file and the fields.
+    """
+    try:
+        return schema.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors(include_url=False)]
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(f"{file}: {'; '.join(problems[:SHOWN])}{more}") from None
+
+
+def _problem(error: Any) -> str:
+    """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
+    if error["type"] == "json_invalid":
+        return f"not JSON ({error['ctx']['error']})"
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{field or 'the whole file'}: {message[:1].lower()}{message[1:]}"
+
+
+def write_json(file: Path, content: Any, indent: int | None = None) -> None:
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part."""
+    text = json.dumps(content, indent=indent) + "\n"
+    with replacing(file) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield the path of an empty file beside `file`, which takes its place when the block ends without an error.
+
+    After an error, such as a full disk, `file` is as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask())
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The permissions that new files lack. They can only be read by setting them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Hold `place`, a file or folder that is written to, for this process alone.
+
+    The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    place = place.absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process is writing to {place}: wait until it has ended, or write elsewhere (--output)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

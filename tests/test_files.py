@@ -1,0 +1,95 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from pydantic import Field
+
+from medusa.files import Schema, locked, read_json, replacing, write_json
+
+
+class Shape(Schema):
+    name: str
+    sizes: list[list[int]] = Field(default_factory=list)
+    share: float = 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not JSON"),
+        ('{"name": "a"', "not JSON"),
+        ("[]", "the whole file: input should be an object"),
+        ("null", "the whole file: input should be an object"),
+        ("3", "the whole file: input should be an object"),
+        ("{}", "name: field required"),
+        ('{"name": 3}', "name: input should be a valid string"),
+        ('{"name": "a", "sizes": [[0, 0.7]]}', r"sizes\[0\]\[1\]: input should be a valid integer"),
+        ('{"name": "a", "sizes": [[true]]}', r"sizes\[0\]\[0\]: input should be a valid integer"),
+        ('{"name": "a", "sizes": [["0"]]}', r"sizes\[0\]\[0\]: input should be a valid integer"),
+        ('{"name": "a", "sizes": null}', "sizes: input should be a valid array"),
+        ('{"name": "a", "share": NaN}', "share: input should be a finite number"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_field(tmp_path, text, problem):
+    file = tmp_path / "shape.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"shape.json: .*{problem}"):
+        read_json(file, Shape)
+
+
+def test_text_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "shape.json").write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(ValueError, match=r"shape\.json: not JSON"):
+        read_json(tmp_path / "shape.json", Shape)
+
+
+def test_what_is_written_is_read(tmp_path):
+    file = tmp_path / "shape.json"
+    write_json(file, {"name": "ä", "sizes": [[1], []]})
+    assert read_json(file, Shape) == Shape(name="ä", sizes=[[1], []])
+    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "shape.json"
+    file.write_text("good")
+
+    def fill_the_disk():
+        with replacing(file) as beside:
+            beside.write_text("hal")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill_the_disk()
+    with pytest.raises(TypeError):
+        write_json(file, {"name": object()})
+    assert file.read_text() == "good"
+    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+
+
+def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):
+    plain, file = tmp_path / "plain", tmp_path / "shape.json"
+    plain.touch()
+    write_json(file, 1)
+    assert file.stat().st_mode == plain.stat().st_mode
+    os.chmod(file, 0o640)
+    write_json(file, 2)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
+    hold = "import sys; from medusa.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):"
+    place = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{hold}\n print('held', flush=True); sys.stdin.read()", str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process is writing to"), locked(place):
+            pass
+        other.kill()
+    with locked(place):
+        pass
