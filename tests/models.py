@@ -73,8 +73,8 @@ def tiny(
 ) -> PreTrainedModel:
     """A random model whose greedy text is varied: small weights would make it say one token for ever."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name, **{**COMMON, **ARCHITECTURES[name], **changes})
-    extra = {"experts_implementation": "eager"} if "num_experts_per_tok" in ARCHITECTURES[name] else {}
+    config = AutoConfig.for_model(name, **{**COMMON, **ARCHITECTURES.get(name, {}), **changes})
+    extra = {"experts_implementation": "eager"} if "num_experts_per_tok" in ARCHITECTURES.get(name, {}) else {}
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **extra).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():

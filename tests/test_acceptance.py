@@ -125,6 +125,32 @@ def test_typical_roots():
     assert chi_square(sampled.bincount(minlength=3), torch.tensor([0.5, 0.3, 0.2])) > 1e-3
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.09, 0.25])
+def test_delta_is_by_default_the_square_root_of_epsilon(epsilon):
+    """The paper's recommendation (section 2.3.1)."""
+    logits = torch.randn(4, 5, VOCAB, generator=torch.Generator().manual_seed(0)).double()
+    draft = Draft(torch.randint(VOCAB, (4, 5), generator=torch.Generator().manual_seed(1)))
+    tree = CandidateTree([(0,), (0, 0), (1,), (1, 0)])
+    given, same = (
+        policy.accept(tree, draft, logits, [None] * 4) for policy in (Typical(epsilon), Typical(epsilon, epsilon**0.5))
+    )
+    assert (given.path.tolist(), given.root.tolist()) == (same.path.tolist(), same.root.tolist())
+    assert Typical(epsilon).entropy_threshold == pytest.approx(epsilon**0.5)
+
+
+def test_a_refusal_that_leaves_nothing_by_rounding_still_gives_a_token(monkeypatch):
+    """Where p is q but for rounding, p - q can have no positive part."""
+    from medusa import acceptance
+
+    monkeypatch.setattr(
+        acceptance, "_uniforms", lambda generators, count, like: torch.full((1, count), 1 - 1e-9).double()
+    )
+    draft = Draft(torch.zeros(1, 2, dtype=torch.long), torch.full((1, 1, 2), 0.50001))
+    found = Rejection().accept(CandidateTree.chain(1), draft, torch.zeros(1, 2, 2), [None])
+    assert found.count.item() == 1
+    assert found.root.item() in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"epsilon": 1.5}, "epsilon"), ({"delta": 1.0}, "delta"), ({"delta": -0.1}, "delta"), ({"root": "best"}, "root")],

@@ -8,7 +8,10 @@ from models import VOCAB, ScriptedHeads, prompt, tiny, varied_prompt
 from test_acceptance import chi_square
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPVisionConfig,
     GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -18,6 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from medusa import CandidateTree, Greedy, MedusaGenerateOutput, MedusaModel, Rejection, Typical
+from medusa.model import TreeModel
 
 NEW = 30
 TREE = CandidateTree.dense([3, 2, 2])
@@ -209,11 +213,17 @@ def test_a_streamer_hears_what_it_would_hear_from_the_base(base, model, ids):
     base.generate(ids, max_new_tokens=11, do_sample=False, streamer=of_base)
     model.generate(ids, max_new_tokens=11, do_sample=False, streamer=of_medusa)
     assert of_medusa.calls == of_base.calls
+    of_steps = Heard()
+    for _ in model.steps(ids, max_new_tokens=11, do_sample=False, streamer=of_steps):
+        pass
+    assert of_steps.calls == of_base.calls
 
 
 def test_a_streamer_follows_one_sequence(model, ids):
     with pytest.raises(ValueError, match="one sequence"):
         model.generate(ids.expand(2, -1), max_new_tokens=4, do_sample=False, streamer=Heard())
+    with pytest.raises(ValueError, match="one sequence"):
+        model.steps(ids, max_new_tokens=4, do_sample=True, num_return_sequences=2, streamer=Heard())
 
 
 def test_a_dictionary_carries_the_statistics(model, ids, text):
@@ -415,8 +425,8 @@ def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, 
         ({"dola_layers": "low"}, "dola_layers"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
         ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
-        ({"output_attentions": True}, "output_attentions"),
-        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
         ({"output_logits": True, "return_dict_in_generate": True}, "output_logits"),
         ({"assistant_model": object()}, "assistant_model"),
@@ -424,7 +434,8 @@ def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, 
         ({"past_key_values": object()}, "past_key_values"),
         ({"negative_prompt_ids": torch.ones(1, 3)}, "negative_prompt_ids"),
         ({"custom_generate": print}, "custom_generate"),
-        ({"position_ids": torch.ones(1, 3)}, "position_ids"),
+        ({"position_ids": torch.ones(1, 12)}, "position_ids"),
+        ({"cache_implementation": "quantized"}, "cache_implementation"),
         ({"use_cache": False}, "use_cache=False"),
         ({"token_healing": True}, "heal_tokens"),
         ({"generation_config": GenerationConfig(guidance_scale=2.0)}, "guidance_scale=2.0"),
@@ -436,21 +447,134 @@ def test_what_is_not_supported_is_named(model, ids, options, words):
         model.generate(ids, **{"max_new_tokens": 3, **options})
 
 
-def test_inputs_other_than_tokens_are_refused():
-    model = MedusaModel.from_base(tiny("gpt2"), num_heads=2)
-    with pytest.raises(ValueError, match="token_type_ids"):
-        model.generate(prompt(), token_type_ids=torch.ones_like(prompt()), max_new_tokens=3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 1.0},
+        {"penalty_alpha": 0.0},
+        {"penalty_alpha": 0.6, "top_k": 1},
+        {"logits_to_keep": 1},
+        {"num_beams": 1},
+        {"token_healing": False},
+        {"output_scores": True},
+        {"use_cache": True},
+        {"cache_implementation": "dynamic"},
+        {"trust_remote_code": False},
+        {"position_ids": torch.arange(12)[None]},
+        {"assistant_model": None},
+        {"temperature": 0.7},
+    ],
+    ids=lambda each: next(iter(each)),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_options_that_change_no_text_are_taken(base, model, ids, text, options):
+    expected = base.generate(ids, max_new_tokens=5, do_sample=False, **options)
+    assert model.generate(ids, max_new_tokens=5, do_sample=False, **options).tolist() == expected.tolist()
 
 
-def test_texts_that_outgrow_their_rotary_factors_are_refused():
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
-    own = tiny("phi3", rope_parameters=rope, original_max_position_embeddings=64, sliding_window=None)
+@pytest.mark.parametrize("new", [2.5, 3.0, torch.tensor(3)], ids=str)
+def test_lengths_that_are_no_integers_are_rounded_up_as_in_transformers(base, model, ids, new):
+    expected = base.generate(ids, max_new_tokens=new, do_sample=False)
+    assert model.generate(ids, max_new_tokens=new, do_sample=False).tolist() == expected.tolist()
+
+
+def test_a_text_without_a_prompt_begins_as_in_transformers(base, model):
+    options = {"bos_token_id": 1, "max_new_tokens": 5, "do_sample": False}
+    assert model.generate(**options).tolist() == base.generate(**options).tolist()
+    with pytest.raises(ValueError, match="bos_token_id"):
+        model.generate(max_new_tokens=5)
+
+
+def image_model():
+    """A tiny vision-language model."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    text = tiny("llama").config
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=VOCAB - 1)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        (lambda: tiny("gpt2"), "token_type_ids", torch.ones(1, 7, dtype=torch.long)),
+        (image_model, "pixel_values", torch.ones(1, 3, 16, 16)),
+        (image_model, "image_sizes", torch.ones(1, 2)),
+    ],
+    ids=["types", "image", "sizes"],
+)
+def test_inputs_other_than_tokens_are_refused(base, name, value):
+    """By the user's own name, although transformers encodes images while it prepares a request."""
+    model = MedusaModel.from_base(base(), num_heads=2)
+    ids = torch.tensor([[1, 2, *[VOCAB - 1] * 4, 3]])
+    with pytest.raises(ValueError, match=f"{name}: only token ids"):
+        model.generate(ids, max_new_tokens=3, **{name: value})
+
+
+def test_a_vision_language_model_decodes_text_alone():
+    base = image_model()
+    expected = base.generate(prompt(), max_new_tokens=9, do_sample=False)
+    given = MedusaModel.from_base(base, num_heads=2).generate(prompt(), max_new_tokens=9, do_sample=False)
+    assert given.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("policy", [Rejection(), Typical(), Typical(root="sample")], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("after", [0, 4])
+def test_sampling_from_no_distribution_is_an_error(base, model, ids, policy, value, after):
+    class Spoil(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return torch.full_like(scores, value) if input_ids.shape[1] >= ids.shape[1] + after else scores
+
+    options = {"max_new_tokens": 9, "do_sample": True, "logits_processor": [Spoil()]}
+    with pytest.raises(RuntimeError, match="probability tensor"):
+        base.generate(ids, **options)
+    with pytest.raises(RuntimeError, match="no token can be sampled"):
+        model.generate(ids, acceptance=policy, **options)
+    model.generate(ids, acceptance=policy, **{**options, "max_new_tokens": after or 1, "logits_processor": []})
+
+
+@pytest.mark.parametrize("acceptance", ["typical", Typical(epsilon=0.01), Typical(root="sample")], ids=str)
+@pytest.mark.parametrize("temperature", [None, 0.0])
+@pytest.mark.filterwarnings("ignore")
+def test_typical_acceptance_without_sampling_is_greedy(base, model, ids, text, acceptance, temperature):
+    given = model.generate(ids, acceptance=acceptance, temperature=temperature, do_sample=False, max_new_tokens=NEW)
+    assert given[0, ids.shape[1] :].tolist() == text[:NEW]
+    assert isinstance(model.steps(ids, acceptance=acceptance, max_new_tokens=3).policy, Greedy)
+
+
+def test_a_temperature_for_typical_acceptance_needs_sampling(model, ids):
+    for options in ({"temperature": 0.7}, {"generation_config": GenerationConfig(temperature=0.7)}):
+        with pytest.raises(ValueError, match="do_sample=True"):
+            model.generate(ids, acceptance="typical", max_new_tokens=3, **options)
+
+
+def test_heads_that_no_longer_fit_a_resized_base_are_named(tmp_path):
+    own = tiny("llama")
     model = MedusaModel.from_base(own, num_heads=2)
-    with pytest.raises(ValueError, match="max_new_tokens <= 14"):
-        model.generate(prompt(50), max_new_tokens=20)
-    for length, new in ((50, 14), (70, 20)):
-        expected = own.generate(prompt(length), max_new_tokens=new, do_sample=False)
-        assert model.generate(prompt(length), max_new_tokens=new, do_sample=False).tolist() == expected.tolist()
+    for size in (VOCAB + 3, VOCAB - 3):
+        own.resize_token_embeddings(size)
+        for use in (
+            lambda: model.generate(prompt(), max_new_tokens=3),
+            lambda: model.generate(prompt(), max_new_tokens=3, do_sample=True),
+            lambda: model.save_pretrained(tmp_path / "heads"),
+        ):
+            with pytest.raises(ValueError, match=f"vocab_size is {VOCAB} .*resized since"):
+                use()
+    assert not (tmp_path / "heads").exists()
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("prepack", "nonsense"), ("prepack", 0.5), ("capture", "yes"), ("compiled", "no")]
+)
+def test_switches_take_no_other_values(ids, switch, value):
+    with pytest.raises(ValueError, match=f"{switch} must be one of"):
+        TreeModel(tiny("llama"), MedusaModel.from_base(tiny("llama"), 2).heads, **{switch: value})
+    model = MedusaModel.from_base(tiny("llama"), num_heads=2)
+    setattr(model, switch, value)
+    with pytest.raises(ValueError, match=f"{switch} must be one of"):
+        model.generate(ids, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("setting", [{"num_beams": 2}, {"guidance_scale": 1.5}])
@@ -473,26 +597,37 @@ def test_a_base_saved_without_its_cache_decodes_all_the_same(ids, text):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (None, "got nothing"),
-        (torch.zeros(1, 0, dtype=torch.long), "at least one token"),
+        (torch.zeros(1, 0, dtype=torch.long), "at least one row and one token"),
+        (torch.zeros(0, 3, dtype=torch.long), "at least one row and one token"),
         (torch.ones(3, dtype=torch.long), r"\[3\]"),
         (torch.ones(1, 3), "float32"),
+        (torch.ones(1, 3, dtype=torch.bool), "bool"),
+        ([[1, 2]], "list"),
+        (torch.tensor([[1, VOCAB]]), "0 to 60"),
+        (torch.tensor([[1, -2]]), "0 to 60"),
     ],
-    ids=["none", "empty", "flat", "floats"],
+    ids=["empty", "no rows", "flat", "floats", "truths", "list", "beyond", "negative"],
 )
 def test_inputs_that_are_not_token_ids_are_refused(model, inputs, words):
     with pytest.raises(ValueError, match=words):
         model.generate(inputs, max_new_tokens=3)
 
 
+def test_masked_tokens_inside_a_prompt_are_left_out(base, model, ids):
+    holes = torch.ones_like(ids)
+    holes[0, [0, 4]] = 0
+    expected = base.generate(ids, attention_mask=holes, max_new_tokens=9, do_sample=False)
+    given = model.generate(ids, attention_mask=holes, max_new_tokens=9, do_sample=False)
+    assert given.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match=r"hole in row 0 at column 4.*sliding windows"):
+        MedusaModel.from_base(tiny("mistral"), num_heads=2).generate(ids, attention_mask=holes, max_new_tokens=3)
+
+
 def test_right_padding_is_refused(model, ids):
     right = torch.cat([ids, torch.zeros(1, 2, dtype=torch.long)], 1)
-    with pytest.raises(ValueError, match="padded on the left"):
-        model.generate(right, attention_mask=right != 0, max_new_tokens=3)
+    with pytest.raises(ValueError, match="row 1 of attention_mask ends in 0: pad on the left"):
+        model.generate(right.repeat(2, 1), attention_mask=torch.stack([right[0] >= 0, right[0] != 0]), max_new_tokens=3)
     holes = torch.ones_like(ids)
-    holes[0, 4] = 0
-    with pytest.raises(ValueError, match="padded on the left"):
-        model.generate(ids, attention_mask=holes, max_new_tokens=3)
     with pytest.raises(ValueError, match="attention_mask has shape"):
         model.generate(ids, attention_mask=holes[:, 1:], max_new_tokens=3)
 

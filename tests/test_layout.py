@@ -35,9 +35,11 @@ ROOMS = (
 # Supporting modules and the room each one stands right behind.
 SUPPORT = {
     "files": "heads",
+    "positions": "heads",
     "pace": "tree",
     "provenance": "heads",
     "processing": "acceptance",
+    "options": "acceptance",
     "backends": "cache",
     "capture": "cache",
     "programs": "cache",

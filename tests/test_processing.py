@@ -34,15 +34,26 @@ class NoneTwice(LogitsProcessor):
 
 
 class Locked(LogitsProcessor):
-    """Cannot be copied."""
+    """Cannot be pickled, and has a memory."""
 
     def __init__(self):
-        self.lock, self.calls = threading.Lock(), 0
+        self.lock, self.calls, self.last = threading.Lock(), 0, None
 
     def __call__(self, input_ids, scores):
         self.calls += 1
+        self.last = input_ids[0].tolist()
         with self.lock:
-            return scores - torch.nn.functional.one_hot(input_ids[:, -1], scores.shape[-1]) * 5.0
+            scores = scores - torch.nn.functional.one_hot(input_ids[:, -1], scores.shape[-1]) * 5.0
+            scores[:, self.calls % scores.shape[-1]] += 1
+        return scores
+
+
+class Running(Locked):
+    """Holds a generator, which nothing can copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = iter(number for number in range(10))
 
 
 PREFIX_FREE = [lp.TemperatureLogitsWarper(0.7), lp.TopKLogitsWarper(5), lp.TopPLogitsWarper(0.8)]
@@ -130,8 +141,9 @@ def test_processors_are_told_apart():
     assert not TreeProcessors(BY_DEPTH).prefix_free
     assert TreeProcessors(BY_DEPTH).stateless
     assert not TreeProcessors([NoneTwice()]).stateless
-    assert TreeProcessors([NoneTwice()]).copyable()
-    assert not TreeProcessors([Locked()]).copyable()
+    assert TreeProcessors([NoneTwice()]).uncopied() is None
+    assert TreeProcessors([Locked()]).uncopied() is None, "copies share locks"
+    assert TreeProcessors([Running()]).uncopied().startswith("Running cannot be copied (cannot pickle 'generator'")
 
 
 def test_a_subclass_of_a_known_processor_may_remember():
@@ -171,8 +183,8 @@ def with_heads(name="llama"):
     return base, ids, model
 
 
-@pytest.mark.parametrize("kind", [NoneTwice, Locked])
-@pytest.mark.filterwarnings("ignore:a logits processor cannot be copied")
+@pytest.mark.parametrize("kind", [NoneTwice, Locked, Running])
+@pytest.mark.filterwarnings("ignore:Running cannot be copied")
 def test_custom_processors_give_the_base_models_text(kind):
     base, ids, model = with_heads()
     options = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
@@ -183,17 +195,59 @@ def test_custom_processors_give_the_base_models_text(kind):
     mine = kind()
     output = model.generate(ids, logits_processor=LogitsProcessorList([mine]), **options)
     assert output.sequences.tolist() == text.tolist()
-    if kind is NoneTwice:
+    if kind is not Running:
         assert output.stats.acceleration_rate > 1.2
         assert (mine.calls, mine.last) == (0, None), "the caller's own processor is not used up"
 
 
+@pytest.mark.parametrize("kind", [Locked, Running])
+@pytest.mark.filterwarnings("ignore:Running cannot be copied")
+def test_several_sequences_take_processors_that_cannot_be_pickled(kind):
+    base, ids, model = with_heads()
+    options = {"max_new_tokens": 6, "do_sample": True, "top_k": 1}
+    expected = base.generate(ids, logits_processor=LogitsProcessorList([kind()]), **options)[0].tolist()
+    for prompts, copies in ((ids, 2), (ids.expand(2, -1), 1)):
+        given = model.generate(
+            prompts, logits_processor=LogitsProcessorList([kind()]), num_return_sequences=copies, **options
+        )
+        assert given.tolist() == [expected, expected]
+
+
+class Narrow(LogitsProcessor):
+    """Scores of the first tokens only."""
+
+    def __call__(self, input_ids, scores):
+        return scores[:, :20]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_processor_may_leave_out_the_end_of_the_vocabulary(sampled):
+    base, ids, model = with_heads()
+    options = {"max_new_tokens": NEW, "do_sample": sampled, **({"top_k": 1} if sampled else {})}
+    expected = base.generate(ids, logits_processor=LogitsProcessorList([Narrow()]), **options)
+    assert (
+        model.generate(ids, logits_processor=LogitsProcessorList([Narrow()]), **options).tolist() == expected.tolist()
+    )
+    many = model.generate(ids, logits_processor=[Narrow()], max_new_tokens=NEW, do_sample=True, num_return_sequences=4)
+    assert many[:, ids.shape[1] :].max() < 20
+
+
+def test_more_scores_than_tokens_are_refused():
+    class Wide(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores.repeat(1, 2)
+
+    _, ids, model = with_heads()
+    with pytest.raises(ValueError, match="122 scores for 61 tokens"):
+        model.generate(ids, logits_processor=LogitsProcessorList([Wide()]), max_new_tokens=3)
+
+
 def test_what_cannot_be_copied_is_decoded_plainly_with_a_warning():
     _, ids, model = with_heads()
-    with pytest.warns(UserWarning, match="cannot be copied per branch: decoding plainly"):
+    with pytest.warns(UserWarning, match="Running cannot be copied .*: decoding plainly"):
         output = model.generate(
             ids,
-            logits_processor=LogitsProcessorList([Locked()]),
+            logits_processor=LogitsProcessorList([Running()]),
             max_new_tokens=NEW,
             do_sample=False,
             return_dict_in_generate=True,

@@ -100,3 +100,11 @@ def test_the_default_tree_is_the_best_of_its_size(nodes):
 def test_impossible_accuracies_are_refused(row):
     with pytest.raises(ValueError, match="head 0"):
         CandidateTree.from_accuracies([row], 4)
+
+
+def test_a_large_tree_knows_its_children():
+    tree = CandidateTree([(rank,) for rank in range(2000)] + [(rank, 0) for rank in range(2000)])
+    assert tree.children[0] == tuple(range(1, 4001, 2))
+    assert tree.children[1:] == tuple((node + 1,) if node % 2 else () for node in range(1, 4001))
+    with pytest.raises(ValueError, match=r"repeated: \[\(7,\)\]"):
+        CandidateTree([*tree.paths, (7,)])

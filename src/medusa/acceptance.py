@@ -6,6 +6,7 @@ temperature, truncation and constraints are already in them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Acceptance:
     Attributes:
         path: [B, D + 1] accepted nodes from the root down, padded with the last of them.
         count: [B] accepted nodes, the root included.
-        root: [B] the base model's own next token after the accepted path.
+        root: [B] the base model's own next token after the accepted path; -1 where sampling found no distribution,
+            because the logits hold NaN or infinity, or a processor excluded every token.
     """
 
     path: Tensor
@@ -76,39 +78,46 @@ class Typical(AcceptancePolicy):
     """Typical acceptance (section 2.3.1): plausible tokens pass, without following the distribution exactly.
 
     A token is accepted if p(x) > min(epsilon, delta * exp(-H(p))), H the entropy of p in nats; the longest accepted
-    candidate wins, ties by likelihood. The most probable token always passes for delta < 1, and as the temperature
-    goes to 0 this is greedy decoding.
+    candidate wins, ties by likelihood. The most probable token always passes for delta < 1. As the temperature goes to
+    0 this becomes greedy decoding, so a request that does not sample is decoded greedily.
 
     Args:
         epsilon: hard threshold.
-        delta: entropy-dependent threshold; the paper's recommendation is sqrt(epsilon).
+        delta: entropy-dependent threshold; None is sqrt(epsilon), as the paper recommends.
         root: the base model's own token, accepted unconditionally, is its most probable one as in the paper
             ("greedy": then every seed gives the same text) or is sampled ("sample").
     """
 
     epsilon: float = 0.09
-    delta: float = 0.3
+    delta: float | None = None
     root: Literal["greedy", "sample"] = "greedy"
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"epsilon is a probability, got {self.epsilon}")
-        if not 0 <= self.delta < 1:
-            raise ValueError(f"delta must lie in [0, 1), so that the most probable token passes; got {self.delta}")
+        if not 0 <= self.entropy_threshold < 1:
+            raise ValueError(
+                f"delta must lie in [0, 1), so that the most probable token passes; got {self.entropy_threshold}"
+            )
         if self.root not in ("greedy", "sample"):
             raise ValueError(f"root must be 'greedy' or 'sample', got {self.root!r}")
+
+    @property
+    def entropy_threshold(self) -> float:
+        """delta, or sqrt(epsilon) where it is not given."""
+        return math.sqrt(self.epsilon) if self.delta is None else self.delta
 
     def accept(self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators) -> Acceptance:
         log_p = logits.float().log_softmax(-1)
         p = log_p.exp()
         entropy = -(p * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
-        threshold = (self.delta * torch.exp(-entropy)).clamp_max(self.epsilon)
+        threshold = (self.entropy_threshold * torch.exp(-entropy)).clamp_max(self.epsilon)
         parent = tree.parent.to(logits.device)
         likelihood = log_p[:, parent].gather(-1, draft.tokens[..., None]).squeeze(-1)
         passes = likelihood.exp() > threshold[:, parent]
         passes[:, 0], likelihood[:, 0] = True, 0.0
         target = p.argmax(-1) if self.root == "greedy" else _sample(p, _uniforms(generators, len(tree), p))
-        return longest(tree, passes, target, likelihood)
+        return longest(tree, passes, target.masked_fill(entropy.isnan(), -1), likelihood)
 
 
 class Rejection(AcceptancePolicy):
@@ -150,7 +159,9 @@ class Rejection(AcceptancePolicy):
                 if not _any(alive):
                     break
                 refused = (offered & ~accepted)[:, None]
-                p = torch.where(refused, normalised((p - q).clamp_min(0)), p)
+                rest = (p - q).clamp_min(0)
+                left_over = rest.sum(-1, keepdim=True) > 0  # rounding can leave nothing where p is all but q
+                p = torch.where(refused & left_over, normalised(rest), p)
                 q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
             first_draw += width
             reached = count == depth + 2
@@ -187,11 +198,15 @@ def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
 
 
 def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability 0."""
+    """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability 0.
+
+    Where the probabilities hold NaN or are all 0, the token is -1.
+    """
     cumulative = _precise(probs).cumsum(-1)
     total = cumulative[..., -1:]
     threshold = (uniform.to(cumulative.dtype)[..., None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    return tokens.masked_fill(~(total > 0), -1).squeeze(-1)
 
 
 def _precise(numbers: Tensor) -> Tensor:

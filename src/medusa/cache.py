@@ -116,8 +116,8 @@ class TreeCache(Cache):
         num_layers: how many attention layers the model has.
         expected: columns the request is expected to need (prompt + new tokens + nodes). Memory is bounded by what
             is really used: the cache starts not much larger than the prompt and grows as the text does.
-        longest: [B] tokens each row may have in the end. Nodes past them are never delivered, and share the last
-            position, so that no position is asked for that the model may not have.
+        longest: [B] tokens each row may have in the end. The last of them is never run, and nodes past it are never
+            delivered: they share the position before it, so that no position is asked for that the model may not have.
         static: keep the shapes and addresses of a step as they are for as long as possible, so that it can be captured.
         named: name the columns a tree is written to, so that a program can be told of them.
     """
@@ -221,9 +221,9 @@ class TreeCache(Cache):
         """[B, N] position ids of the nodes: a row's own length plus each node's depth."""
         lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
         positions = torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
-        if self.longest is None or max(lengths) + tree.max_depth < min(self.longest):
+        if self.longest is None or max(lengths) + tree.max_depth < min(self.longest) - 1:
             return positions
-        return positions.minimum(torch.tensor(self.longest, device=device)[:, None] - 1)
+        return positions.minimum(torch.tensor(self.longest, device=device)[:, None] - 2)
 
     def visible(self, tree: CandidateTree, device: torch.device, window: int | None = None) -> Tensor:
         """[B, N, C] what each node sees: its row's context, its ancestors and itself.

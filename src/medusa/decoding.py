@@ -83,9 +83,17 @@ class Row:
     finished: bool = False
 
     def deliver(self, tokens: Sequence[int]) -> list[int]:
-        """Take tokens one by one up to where the row ends; returns those taken."""
+        """Take tokens one by one up to where the row ends; returns those taken.
+
+        Raises:
+            RuntimeError: a token is -1: there was no distribution to sample it from.
+        """
         taken = 0
         while taken < len(tokens) and not self.finished:
+            if tokens[taken] < 0:
+                raise RuntimeError(
+                    "no token can be sampled: the logits hold NaN or infinity, or a processor excluded every token"
+                )
             self.ids.append(tokens[taken])
             taken += 1
             self.finished = self.stop(self.ids)
@@ -148,6 +156,7 @@ def _draft(
     generators: Generators,
 ) -> Draft:
     """The tree's tokens; a tree that is only its root asks nothing of the heads."""
+    root = root.clamp_min(0)  # -1 only where a row has ended
     if head_logits is None:
         return Draft(root[:, None])
     if any(row.processors for row in rows):

@@ -7,6 +7,7 @@ transformers itself turns configuration and keyword arguments into processors an
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,40 +20,17 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StopStr
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
+from .acceptance import AcceptancePolicy
 from .decoding import PLAIN, DecodingStats, Row, decode
-from .model import TreeModel, check_length
+from .model import TreeModel
+from .options import ELSEWHERE, choose_policy, refuse_arguments, refuse_inputs, refuse_options
 from .pace import Adaptive, Pace, Steady
+from .positions import Positions
 from .processing import TreeProcessors, copied_processors
 from .tree import CandidateTree
 
-POLICIES: dict[str, type[AcceptancePolicy]] = {"greedy": Greedy, "typical": Typical, "rejection": Rejection}
-
-UNSUPPORTED = {
-    "num_beams": (1, "beam search explores other texts than decoding one: call model.base.generate"),
-    "penalty_alpha": (None, "contrastive search: call model.base.generate, or sample with top_k"),
-    "dola_layers": (None, "DoLa decoding: call model.base.generate"),
-    "prompt_lookup_num_tokens": (None, "prompt lookup drafts on its own: call model.base.generate without heads"),
-    "guidance_scale": (None, "classifier-free guidance runs the model twice a token: call model.base.generate"),
-    "output_attentions": (False, "call model.base on the finished text instead"),
-    "output_hidden_states": (False, "call model.base on the finished text instead"),
-    "output_scores": (False, "call model.base on the finished text instead"),
-    "output_logits": (False, "call model.base on the finished text instead"),
-    "token_healing": (False, "heal the prompt first: model.base.heal_tokens(input_ids, tokenizer)"),
-}
-"""Generation options that cannot be honoured: the value that asks for nothing, and what to do instead."""
-UNSUPPORTED_ARGUMENTS = (
-    "assistant_model",
-    "inputs_embeds",
-    "past_key_values",
-    "negative_prompt_ids",
-    "custom_generate",
-    "position_ids",
-)
-
-
-USED_INPUTS = ("logits_processor", "stopping_criteria", "generation_config", "use_cache")
-"""What transformers prepares that decoding uses; other arguments it passes on are inputs of the model."""
+Prepared = tuple[LogitsProcessorList, StoppingCriteriaList, GenerationConfig]
+"""A row's processors, stopping criteria and complete configuration, as transformers prepares them."""
 
 
 @dataclass
@@ -70,7 +48,10 @@ class MedusaGenerateOutput(ModelOutput):
 
 @dataclass
 class Session:
-    """A request made ready: rows, policy and the pace of trees. Iterating decodes it, a step at a time."""
+    """A request made ready: rows, policy and the pace of trees. Iterating decodes it, a step at a time.
+
+    A streamer, if there is one, gets the prompt and then every token, as from transformers' `generate`.
+    """
 
     model: TreeModel
     rows: list[Row]
@@ -78,11 +59,21 @@ class Session:
     pace: Pace
     config: GenerationConfig
     inputs: Tensor
+    streamer: BaseStreamer | None = None
     stats: DecodingStats = field(default_factory=DecodingStats)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        """Yields the new tokens of each row, [B][n]; the prefill's single tokens come first."""
-        return decode(self.model, self.rows, self.policy, self.pace, self.stats)
+        """Yield the new tokens of each row, [B][n]; the prefill's single tokens come first."""
+        steps = decode(self.model, self.rows, self.policy, self.pace, self.stats)
+        return steps if self.streamer is None else self._streamed(steps, self.streamer)
+
+    def _streamed(self, steps: Iterator[list[list[int]]], streamer: BaseStreamer) -> Iterator[list[list[int]]]:
+        streamer.put(torch.tensor([self.rows[0].ids]))
+        for delivered in steps:
+            for token in delivered[0]:
+                streamer.put(torch.tensor([token]))
+            yield delivered
+        streamer.end()
 
 
 def prepare(
@@ -94,11 +85,14 @@ def prepare(
     tree: CandidateTree | Pace | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     attention_mask: Tensor | None = None,
+    streamer: BaseStreamer | None = None,
+    within_positions: bool = False,
     **kwargs: Any,
 ) -> Session:
-    """Check a request and make it ready to decode; the arguments are those of `generate`."""
+    """Check a request and make it ready to decode; the arguments are those of `MedusaModel.generate`."""
     inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-    _refuse(kwargs, generation_config)
+    refuse_arguments(kwargs, generation_config)
+    inputs = _input_ids(model, inputs, generation_config, kwargs)
     prompts = _prompts(model, inputs, attention_mask, generation_config, kwargs)
     base, generation_config, kwargs = _stop_strings_as_criterion(model.base, generation_config, kwargs)
     prepared = [
@@ -106,63 +100,77 @@ def prepare(
         for number, prompt in enumerate(prompts)
     ]
     config = prepared[0][2]
-    _refuse({}, config)
     copies = config.num_return_sequences or 1
-    prepared = [
-        (LogitsProcessorList(copied_processors(processors)) if copy_number else processors, criteria, row_config)
-        for processors, criteria, row_config in prepared
-        for copy_number in range(copies)
-    ]
-    prompts = [prompt for prompt in prompts for _ in range(copies)]
-    generators = _generators(generator, len(prompts), model.device) if config.do_sample else [None] * len(prompts)
-    rows = [
-        Row(prompt.tolist(), each.max_length, _Stop(criteria, model.device), TreeProcessors(processors), own_generator)
-        for prompt, (processors, criteria, each), own_generator in zip(prompts, prepared, generators, strict=True)
-    ]
+    if streamer is not None and copies * len(prompts) > 1:
+        raise ValueError("a streamer follows one sequence: pass a batch of one, or iterate model.steps(...)")
+    temperature = _setting("temperature", generation_config, GenerationConfig(), kwargs)
+    policy = choose_policy(acceptance, config, temperature)
+    rows = _rows(model, prompts, prepared, copies, within_positions)
+    if config.do_sample:
+        for row, own in zip(rows, _generators(generator, len(rows), model.device), strict=True):
+            row.generator = own
     pace = _pace(model, tree, config)
     pace.largest.check_heads(model.heads.config.num_heads)
-    if pace.largest.max_depth and not all(row.processors.copyable() for row in rows):
-        warnings.warn(
-            "a logits processor cannot be copied per branch: decoding plainly, one token a step", stacklevel=3
-        )
+    uncopied = next(filter(None, (row.processors.uncopied() for row in rows)), None)
+    if pace.largest.max_depth and uncopied is not None:
+        shared = ", and rows share what cannot be copied" if len(rows) > 1 else ""
+        warnings.warn(f"{uncopied}: decoding plainly, one token a step{shared}", stacklevel=3)
         pace = Steady(PLAIN)
-    for row in rows:
-        check_length(model.base, len(row.ids), row.max_length)
-    return Session(model, rows, _policy(acceptance, config), pace, config, inputs.repeat_interleave(copies, 0))
+    return Session(model, rows, policy, pace, config, inputs.repeat_interleave(copies, 0), streamer)
 
 
 @torch.no_grad()
 def generate(
-    model: TreeModel,
-    inputs: Tensor | None = None,
-    generation_config: GenerationConfig | None = None,
-    *,
-    streamer: BaseStreamer | None = None,
-    **kwargs: Any,
+    model: TreeModel, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
 ) -> Tensor | MedusaGenerateOutput:
     """Generate as `transformers`' `generate` does, several tokens a step. See `MedusaModel.generate`."""
     session = prepare(model, inputs, generation_config, **kwargs)
-    if streamer is not None and len(session.rows) > 1:
-        raise ValueError("a streamer follows one sequence: pass a batch of one, or iterate model.steps(...)")
-    if streamer is not None:
-        streamer.put(torch.tensor([session.rows[0].ids]))
     prompts = [len(row.ids) for row in session.rows]
-    for delivered in session:
-        if streamer is not None:
-            for token in delivered[0]:
-                streamer.put(torch.tensor([token]))
-    if streamer is not None:
-        streamer.end()
+    for _ in session:
+        pass
     sequences = _sequences(session, prompts)
     if session.config.return_dict_in_generate:
         return MedusaGenerateOutput(sequences=sequences, stats=session.stats)
     return sequences
 
 
-class _Stop:
-    """A row's stopping criteria, called after every token; the common two without a tensor."""
+def _rows(
+    model: TreeModel, prompts: Sequence[Tensor], prepared: Sequence[Prepared], copies: int, within_positions: bool
+) -> list[Row]:
+    """The rows to decode, `copies` of each prompt, none longer than the model's positions allow."""
+    rows = []
+    for prompt, (processors, criteria, config) in zip(prompts, prepared, strict=True):
+        ids, longest = prompt.tolist(), math.ceil(config.max_length)
+        end = _end(model.positions, len(ids), within_positions)
+        for number in range(copies):
+            own = LogitsProcessorList(copied_processors(processors)) if number else processors
+            stop = _Stop(criteria, model.device, end, must_stop_before=not within_positions)
+            rows.append(Row(list(ids), longest if end is None else min(longest, end), stop, TreeProcessors(own)))
+    model.positions.check([len(row.ids) for row in rows], [row.max_length for row in rows])
+    return rows
 
-    def __init__(self, criteria: StoppingCriteriaList, device: torch.device):
+
+def _end(positions: Positions, prompt: int, within_positions: bool) -> int | None:
+    """The length at which a row ends because of the model's positions; None where they do not end it."""
+    if not within_positions:
+        return None if positions.table is None else positions.table + 1
+    end = positions.longest(prompt)
+    if end is not None and end <= prompt:
+        raise ValueError(f"the prompt has {prompt} tokens and the model holds {end - 1}: shorten it")
+    return end
+
+
+class _Stop:
+    """A row's stopping criteria, called after every token; the common two without a tensor.
+
+    Args:
+        criteria: as transformers prepared them.
+        device: of the tensors that criteria get.
+        end: length at which the model's positions end.
+        must_stop_before: whether it is an error that no criterion has stopped the row at `end`.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, device: torch.device, end: int | None, must_stop_before: bool):
         self.max_length = min((each.max_length for each in criteria if type(each) is MaxLengthCriteria), default=None)
         self.eos = {
             token for each in criteria if type(each) is EosTokenCriteria for token in each.eos_token_id.tolist()
@@ -170,12 +178,21 @@ class _Stop:
         self.others = StoppingCriteriaList(
             each for each in criteria if type(each) not in (MaxLengthCriteria, EosTokenCriteria)
         )
-        self.device = device
+        self.device, self.end, self.must_stop_before = device, end, must_stop_before
 
     def __call__(self, ids: list[int]) -> bool:
         if ids[-1] in self.eos or (self.max_length is not None and len(ids) >= self.max_length):
             return True
-        return bool(self.others) and bool(self.others(torch.tensor([ids], device=self.device), None).any())
+        if self.others and self.others(torch.tensor([ids], device=self.device), None).any():
+            return True
+        if self.end is None or len(ids) < self.end:
+            return False
+        if self.must_stop_before:
+            raise ValueError(
+                f"a text has {len(ids)} tokens and the model has only {self.end - 1} positions: pass max_new_tokens so "
+                "that it ends before, or within_positions=True to end it there"
+            )
+        return True
 
 
 def _stop_strings_as_criterion(
@@ -203,13 +220,16 @@ def _stop_strings_as_criterion(
 
 def _prepare_row(
     base: PreTrainedModel, prompt: Tensor, config: GenerationConfig | None, kwargs: dict[str, Any]
-) -> tuple[LogitsProcessorList, StoppingCriteriaList, GenerationConfig]:
-    """What transformers would decode this prompt with, were it alone."""
+) -> Prepared:
+    """What transformers would decode this prompt with, were it alone.
 
-    def captured(_model: Any, input_ids: Tensor, **prepared: Any) -> tuple[Any, ...]:
-        unused = [name for name in prepared if name in kwargs and name not in USED_INPUTS and kwargs[name] is not None]
-        if unused:
-            raise ValueError(f"{', '.join(unused)}: only token ids are decoded with Medusa heads; leave it out")
+    Raises:
+        ValueError: the request holds an option or an input that decoding with heads does not support.
+    """
+
+    def captured(_model: Any, input_ids: Tensor, **prepared: Any) -> Prepared:
+        refuse_inputs(base, kwargs)
+        refuse_options(prepared["generation_config"])
         return prepared["logits_processor"], prepared["stopping_criteria"], prepared["generation_config"]
 
     return base.generate(
@@ -220,30 +240,58 @@ def _prepare_row(
 def _arguments_of_row(kwargs: dict[str, Any], number: int) -> dict[str, Any]:
     """The request's arguments for one of its prompts, which is prepared as if it were alone.
 
-    The row gets its own copy of processors that may remember, where they can be copied, and its own number where
+    The row gets its own copy of processors that may remember, and its own number where
     `prefix_allowed_tokens_fn(row, ids)` asks for one.
     """
     own = dict(kwargs)
     processors, allowed = kwargs.get("logits_processor"), kwargs.get("prefix_allowed_tokens_fn")
-    if processors is not None and TreeProcessors(processors).copyable():
+    if processors is not None:
         own["logits_processor"] = LogitsProcessorList(copied_processors(processors))
     if allowed is not None:
         own["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(number, ids)
     return own
 
 
+def _input_ids(
+    model: TreeModel, inputs: Tensor | None, config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> Tensor:
+    """Token ids [B, P] on the model's device; without any, the token that begins a text, as transformers has it.
+
+    Raises:
+        ValueError: these are no token ids of this model.
+    """
+    if inputs is None:
+        begin = _setting("bos_token_id", config, model.base.generation_config, kwargs)
+        if begin is None:
+            raise ValueError("there is no prompt: pass input_ids, or bos_token_id, the token that begins a text")
+        return torch.tensor([[begin]], device=model.device)
+    if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.long, torch.int) or inputs.ndim != 2:
+        told = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ValueError(f"input_ids must be a tensor of token ids [batch, length], got {told}")
+    if not inputs.numel():
+        raise ValueError(f"input_ids must have at least one row and one token a row, got {list(inputs.shape)}")
+    vocabulary = model.base.get_input_embeddings().num_embeddings
+    if inputs.min() < 0 or inputs.max() >= vocabulary:
+        raise ValueError(
+            f"input_ids must lie in 0 to {vocabulary - 1}, the model's vocabulary; got {int(inputs.min())} to "
+            f"{int(inputs.max())}"
+        )
+    return inputs.to(model.device)
+
+
 def _prompts(
     model: TreeModel,
-    inputs: Tensor | None,
+    inputs: Tensor,
     attention_mask: Tensor | None,
     config: GenerationConfig | None,
     kwargs: dict[str, Any],
 ) -> list[Tensor]:
-    """The rows without their left padding."""
-    if inputs is None or inputs.ndim != 2 or inputs.shape[1] == 0 or inputs.is_floating_point():
-        shape = "nothing" if inputs is None else f"{inputs.dtype} {list(inputs.shape)}"
-        raise ValueError(f"input_ids must be token ids [batch, length] with at least one token a row, got {shape}")
-    inputs = inputs.to(model.device)
+    """The rows without what their mask leaves out: left padding, and holes.
+
+    Raises:
+        ValueError: the mask has another shape, a row ends in masked tokens, a row of a sliding-window model has holes,
+            over which transformers' windows count columns, or positions are given that do not follow from the mask.
+    """
     if attention_mask is None:
         pad = _setting("pad_token_id", config, model.base.generation_config, kwargs)
         eos = _setting("eos_token_id", config, model.base.generation_config, kwargs)
@@ -254,8 +302,24 @@ def _prompts(
     mask = attention_mask.to(model.device).bool()
     if mask.shape != inputs.shape:
         raise ValueError(f"attention_mask has shape {list(mask.shape)}, input_ids {list(inputs.shape)}")
-    if not mask[:, -1].all() or (mask[:, 1:] < mask[:, :-1]).any():
-        raise ValueError("prompts must be padded on the left: set tokenizer.padding_side = 'left'")
+    if not mask[:, -1].all():
+        row = int(mask[:, -1].int().argmin())
+        raise ValueError(
+            f"row {row} of attention_mask ends in 0: pad on the left (tokenizer.padding_side = 'left'), so that every "
+            "row ends in a token of its prompt"
+        )
+    positions = kwargs.pop("position_ids", None)
+    if positions is not None and not torch.equal(positions.to(mask.device)[mask], (mask.cumsum(1) - 1)[mask]):
+        raise ValueError(
+            f"position_ids: only those that follow from attention_mask are decoded; {ELSEWHERE} for others"
+        )
+    holes = mask[:, 1:] < mask[:, :-1]
+    if holes.any() and any(model.windows.values()):
+        row, column = holes.nonzero()[0].tolist()
+        raise ValueError(
+            f"attention_mask has a hole in row {row} at column {column + 1}, and this model has sliding windows: take "
+            "the masked tokens out of input_ids"
+        )
     return [row[row_mask] for row, row_mask in zip(inputs, mask, strict=True)]
 
 
@@ -271,32 +335,6 @@ def _ends(eos: int | list[int] | None) -> list[int]:
     if eos is None:
         return []
     return eos if isinstance(eos, list) else [eos]
-
-
-def _refuse(kwargs: dict[str, Any], config: GenerationConfig | None) -> None:
-    for name in UNSUPPORTED_ARGUMENTS:
-        if kwargs.get(name) is not None:
-            raise ValueError(f"generate does not support {name} with Medusa heads; call model.base.generate for it")
-    if kwargs.get("use_cache") is False:
-        raise ValueError("use_cache=False: tree verification needs a cache; call model.base.generate")
-    for source in (kwargs, config.to_dict() if config is not None else {}):
-        for name, (nothing, remedy) in UNSUPPORTED.items():
-            value = source.get(name)
-            if value is not None and value != nothing:
-                raise ValueError(f"{name}={value!r} is not supported with Medusa heads ({remedy})")
-
-
-def _policy(acceptance: str | AcceptancePolicy, config: GenerationConfig) -> AcceptancePolicy:
-    if acceptance == "auto":
-        acceptance = "rejection" if config.do_sample else "greedy"
-    if isinstance(acceptance, str) and acceptance not in POLICIES:
-        raise ValueError(f"acceptance must be 'auto', {', '.join(map(repr, POLICIES))} or a policy, got {acceptance!r}")
-    policy = POLICIES[acceptance]() if isinstance(acceptance, str) else acceptance
-    if isinstance(policy, Rejection) and not config.do_sample:
-        raise ValueError("acceptance='rejection' samples: pass do_sample=True, or use acceptance='greedy'")
-    if isinstance(policy, Greedy) and config.do_sample:
-        raise ValueError("acceptance='greedy' does not sample: drop do_sample=True, or use acceptance='rejection'")
-    return policy
 
 
 def _pace(model: TreeModel, tree: CandidateTree | Pace | None, config: GenerationConfig) -> Pace:

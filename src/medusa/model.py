@@ -24,6 +24,7 @@ from .cache import TreeCache
 from .capture import Captures
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .pace import UNCALIBRATED, Calibration, StepTimes
+from .positions import Positions
 from .programs import Programs
 from .tree import CandidateTree
 
@@ -94,7 +95,9 @@ class TreeModel(nn.Module):
         super().__init__()
         check_base(base)
         check_heads(base, heads.config)
+        _check_switches(prepack, capture, compiled)
         self.base = base
+        self.positions = Positions.of(base)
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
         self.tree.check_heads(heads.config.num_heads)
@@ -121,8 +124,11 @@ class TreeModel(nn.Module):
         """Pack the weights where they were not packed yet or have changed since; every prefill does.
 
         Raises:
-            ValueError: the model is to be compiled, and is not on the CPU or runs flex attention.
+            ValueError: the heads no longer fit the base model, or a switch has no such value, or the model is to be
+                compiled, and is not on the CPU or runs flex attention.
         """
+        _check_switches(self.prepack, self.capture, self.compiled)
+        check_heads(self.base, self.heads.config)
         if self.compiled and self.device.type != "cpu":
             raise ValueError("compiled=True is for models on the CPU; on a GPU steps are captured without it")
         self._layout = Layout.of(self.base)
@@ -144,6 +150,11 @@ class TreeModel(nn.Module):
     def captures_steps(self) -> bool:
         """Whether requests run with shapes that can be captured."""
         return capturable(self.base) if self.capture is None else self.capture
+
+    @property
+    def windows(self) -> Mapping[str, int | None]:
+        """How many positions back each kind of attention layer sees; None is all of them."""
+        return self._layout.windows
 
     @property
     def lm_head(self) -> nn.Module:
@@ -329,6 +340,18 @@ def check_base(base: PreTrainedModel) -> None:
         )
 
 
+def _check_switches(prepack: Prepack, capture: bool | None, compiled: bool) -> None:
+    """Raises ValueError for a value that a switch does not have, such as another name of a packing."""
+    taken: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "prepack": (prepack, (None, True, False, "half")),
+        "capture": (capture, (None, True, False)),
+        "compiled": (compiled, (True, False)),
+    }
+    for name, (value, values) in taken.items():
+        if value not in values:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}, got {value!r}")
+
+
 def running_device(base: PreTrainedModel) -> torch.device:
     """Where a base model runs. Offloaded weights are on no device (`meta`); they come to where the others are."""
     places = (parameter.device for parameter in base.parameters())
@@ -348,24 +371,9 @@ def capturable(base: PreTrainedModel) -> bool:
     return on_gpu and not moved and not experts and config._attn_implementation != "flex_attention"
 
 
-def check_length(base: PreTrainedModel, prompt: int, longest: int) -> None:
-    """Raises ValueError where a text would outgrow the rotary factors that its cached keys were made with.
-
-    Models with long and short factors (longrope) recompute their keys when a text crosses from one to the other.
-    """
-    config = base.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if rope.get("rope_type") == "longrope" and limit is not None and prompt <= limit < longest:
-        raise ValueError(
-            f"a prompt of {prompt} tokens may grow to {longest}, past the {limit} after which this model's positions "
-            f"change: pass max_new_tokens <= {limit - prompt}, or call model.base.generate"
-        )
-
-
 def check_heads(base: PreTrainedModel, heads: MedusaConfig) -> None:
     """Raises ValueError where the heads' sizes are not the base model's."""
-    vocab_size, hidden_size = base.get_output_embeddings().weight.shape
+    vocab_size, hidden_size = _output_shape(base)
     for field, mine, theirs in (
         ("hidden_size", heads.hidden_size, hidden_size),
         ("vocab_size", heads.vocab_size, vocab_size),
@@ -373,8 +381,17 @@ def check_heads(base: PreTrainedModel, heads: MedusaConfig) -> None:
         if mine != theirs:
             raise ValueError(
                 f"the heads' {field} is {mine} but {base.config.name_or_path or type(base).__name__} has {theirs}: "
-                "they were trained on another base model"
+                "they were made for another base model, or its embeddings were resized since"
             )
+
+
+def _output_shape(base: PreTrainedModel) -> tuple[int, int]:
+    """V and H of the lm_head; asked without its weight, which may be packed."""
+    lm_head = base.get_output_embeddings()
+    if isinstance(lm_head, nn.Linear):
+        return lm_head.out_features, lm_head.in_features
+    vocab_size, hidden_size = lm_head.weight.shape
+    return vocab_size, hidden_size
 
 
 def new_heads(base: PreTrainedModel, num_heads: int, num_layers: int, own_lm_head: bool, bias: bool) -> MedusaHeads:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from . import adapters, generation, storage
-from .model import Prepack, TreeModel, new_heads, running_device
+from .model import Prepack, TreeModel, check_heads, new_heads, running_device
 from .pace import UNCALIBRATED, Calibration
 from .provenance import device_name
 from .tree import CandidateTree
@@ -126,7 +126,11 @@ class MedusaModel(TreeModel):
             folder: made if need be.
             base: what to name as the base model: a hub id, or a folder's path seen from `folder`. By default
                 what the base was loaded from.
+
+        Raises:
+            ValueError: the heads do not fit the base model, whose embeddings were resized since.
         """
+        check_heads(self.base, self.heads.config)
         name = base or self.base.config.name_or_path or "N/A"
         folder, adapter = Path(folder), None
         if self.adapter is not None:
@@ -168,30 +172,39 @@ class MedusaModel(TreeModel):
         """Generate as `transformers`' `generate` does, several tokens a step.
 
         Greedy text is the base model's own, token for token; sampled text follows its distribution exactly unless
-        `acceptance="typical"` is asked for.
+        `acceptance="typical"` is asked for. Without `do_sample`, typical acceptance is greedy decoding, too.
 
         Args:
-            inputs: token ids [B, P], padded on the left (also as `input_ids`, with `attention_mask`).
+            inputs: token ids [B, P], padded on the left (also as `input_ids`, with `attention_mask`). Masked tokens are
+                left out of a prompt. Without inputs a text begins with `bos_token_id`.
             generation_config: as in transformers, and so are its fields as keyword arguments. Lengths count a row's
                 own tokens, without padding.
             acceptance: "auto" (greedy without sampling, rejection with it), "greedy", "rejection", "typical", or
                 a policy.
             tree: the candidates of a step, in place of `model.tree`.
             generator: source of randomness, or one a sequence; without it torch's global one seeds the rows.
+            within_positions: end a row where the model's positions end (`max_position_embeddings`, or where its rotary
+                frequencies change), however many new tokens are asked for.
             logits_processor, stopping_criteria, stop_strings (with tokenizer), streamer: as in transformers.
 
         Returns:
             Sequences [B, P + T], or with `return_dict_in_generate=True` a `MedusaGenerateOutput` with statistics.
 
         Raises:
-            ValueError: an option is not supported; names the alternative.
+            ValueError: an option or input is not supported, or a text would outgrow the model's positions; names the
+                alternative.
+            RuntimeError: there is no distribution to sample from, because logits hold NaN or infinity, or a processor
+                excluded every token.
         """
         return generation.generate(self, inputs, generation_config, **kwargs)
 
     def steps(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> generation.Session:
-        """As `generate`, a step at a time: iterate the session for each step's new tokens of every row [B][n]."""
+        """Make a request ready, with the arguments of `generate`; iterate the session to decode it step by step.
+
+        Each iteration gives a step's new tokens of every row, [B][n].
+        """
         return generation.prepare(self, inputs, generation_config, **kwargs)
 
 

@@ -8,10 +8,14 @@ along every branch, so that each copy has seen exactly the calls plain decoding 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation import logits_process as lp
 
@@ -49,6 +53,18 @@ STATELESS = (
 )
 """Processors whose answer depends on their arguments alone; others may remember, and are copied per branch."""
 
+SHARED = (
+    nn.Module,
+    PreTrainedTokenizerBase,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    threading.local,
+)
+"""What copies of a processor share: large and unchanging things, and locks, which hold no state between calls."""
+
 
 class TreeProcessors:
     """The logits processors of one row, applied to the nodes of a tree.
@@ -66,13 +82,18 @@ class TreeProcessors:
     def __bool__(self) -> bool:
         return bool(self.processors)
 
-    def copyable(self) -> bool:
-        """Whether what may remember can be copied per branch; if not, only plain decoding is right."""
-        try:
-            copied_processors(self.processors)
-        except Exception:
-            return False
-        return True
+    def uncopied(self) -> str | None:
+        """Say which processor holds state that cannot be copied for each branch, and why; None where there is none.
+
+        Only plain decoding is right with such a processor.
+        """
+        for each in self.processors:
+            if type(each) not in STATELESS:
+                try:
+                    copy.deepcopy(each, _shared(each))
+                except Exception as error:  # whatever a class that cannot be copied raises
+                    return f"{type(each).__name__} cannot be copied ({error})"
+        return None
 
     def __call__(self, ids: Sequence[int], tree: CandidateTree, tokens: Tensor, scores: Tensor) -> Tensor:
         """Scores of every node after the processors.
@@ -116,18 +137,47 @@ class TreeProcessors:
             branch = copied_processors(parent) if node else parent
             self._branches.append(branch)
             one = torch.tensor([node], device=tokens.device)
-            rows.append(branch(_prefixes(context, tree, tokens, one, len(path)), scores[one]))
+            rows.append(_widened(branch(_prefixes(context, tree, tokens, one, len(path)), scores[one]), scores))
         return torch.cat(rows)
 
 
 def copied_processors(processors: Iterable[LogitsProcessor]) -> LogitsProcessorList:
-    """The processors with copies of those that may remember; models and tokenizers they hold are shared."""
-    copies = []
-    for each in processors:
-        shared = [held for held in vars(each).values() if isinstance(held, (nn.Module, PreTrainedTokenizerBase))]
-        memo = {id(held): held for held in shared}
-        copies.append(each if type(each) in STATELESS else copy.deepcopy(each, memo))
-    return LogitsProcessorList(copies)
+    """Return the processors, with copies of those that may remember earlier calls."""
+    return LogitsProcessorList(each if type(each) in STATELESS else _copied(each) for each in processors)
+
+
+def _copied(processor: LogitsProcessor) -> LogitsProcessor:
+    """A copy; what cannot be copied of it, such as an open file, is shared."""
+    memo = _shared(processor)
+    try:
+        return copy.deepcopy(processor, memo)
+    except Exception:  # whatever a class that cannot be copied raises
+        try:
+            twin = copy.copy(processor)
+        except Exception:
+            return processor
+    for name, value in vars(twin).items() if hasattr(twin, "__dict__") else ():
+        with suppress(Exception):
+            vars(twin)[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+def _shared(processor: LogitsProcessor) -> dict[int, Any]:
+    """What copies of a processor share, as `deepcopy` is told: models, tokenizers and locks."""
+    held = getattr(processor, "__dict__", {}).values()
+    return {id(each): each for each in held if isinstance(each, SHARED)}
+
+
+def _widened(scores: Tensor, like: Tensor) -> Tensor:
+    """Scores [n, V] of a processor that left tokens out at the end of the vocabulary, which get no probability.
+
+    Raises:
+        ValueError: there are more scores than tokens.
+    """
+    missing = like.shape[-1] - scores.shape[-1]
+    if missing < 0:
+        raise ValueError(f"a logits processor returned {scores.shape[-1]} scores for {like.shape[-1]} tokens")
+    return F.pad(scores, (0, missing), value=-torch.inf) if missing else scores
 
 
 def _prefixes(context: Tensor, tree: CandidateTree, tokens: Tensor, nodes: Tensor, depth: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,7 @@ class CandidateTree:
         given = [path for path in given if path]
         known = set(given)
         if len(known) < len(given):
-            twice = sorted({path for path in given if given.count(path) > 1})
+            twice = sorted(path for path, times in Counter(given).items() if times > 1)
             raise ValueError(f"paths must be distinct; repeated: {twice}")
         for path in given:
             if min(path) < 0:
@@ -179,10 +180,10 @@ class CandidateTree:
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
         """For each node its children in order of rank."""
-        parents = self.parent.tolist()
-        return tuple(
-            tuple(child for child in range(1, len(self)) if parents[child] == node) for node in range(len(self))
-        )
+        children: list[list[int]] = [[] for _ in self.paths]
+        for child, parent in enumerate(self.parent.tolist()[1:], start=1):
+            children[parent].append(child)
+        return tuple(map(tuple, children))
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
