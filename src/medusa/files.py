@@ -64,10 +64,17 @@ def _problem(error: Any, whole: str) -> str:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part."""
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
     text = json.dumps(content, indent=indent) + "\n"
-    with replacing(file) as beside:
-        beside.write_text(text, encoding="utf-8")
+    try:
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None  # a full disk's own error names no file
 
 
 @contextmanager

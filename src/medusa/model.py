@@ -348,34 +348,19 @@ def capturable(base: PreTrainedModel) -> bool:
     return on_gpu and not moved and not experts and config._attn_implementation != "flex_attention"
 
 
-def longest_text(base: PreTrainedModel, prompt: int) -> int | None:
-    """Return how many tokens a text that begins with `prompt` tokens may have; None where the model does not say."""
-    change = _rope_change(base)
-    if change is not None and prompt <= change:
-        return change
-    return getattr(base.config.get_text_config(), "max_position_embeddings", None)
-
-
 def check_length(base: PreTrainedModel, prompt: int, longest: int) -> None:
-    """Raises ValueError where a text would outgrow the rotary factors that its cached keys were made with."""
-    limit = _rope_change(base)
-    if limit is not None and prompt <= limit < longest:
+    """Raises ValueError where a text would outgrow the rotary factors that its cached keys were made with.
+
+    Models with long and short factors (longrope) recompute their keys when a text crosses from one to the other.
+    """
+    config = base.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if rope.get("rope_type") == "longrope" and limit is not None and prompt <= limit < longest:
         raise ValueError(
             f"a prompt of {prompt} tokens may grow to {longest}, past the {limit} after which this model's positions "
             f"change: pass max_new_tokens <= {limit - prompt}, or call model.base.generate"
         )
-
-
-def _rope_change(base: PreTrainedModel) -> int | None:
-    """Return the length after which a model takes other rotary factors (longrope); None where it never does.
-
-    Such a model recomputes its keys when a text crosses from short factors to long ones.
-    """
-    config = base.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
 
 
 def check_heads(base: PreTrainedModel, heads: MedusaConfig) -> None:

@@ -124,15 +124,18 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 
 def test_a_full_disk_is_named_and_what_is_finished_is_kept(path, monkeypatch):
     class Full:
+        """A file on a disk that has room for nine more bytes."""
+
         def __init__(self, file):
-            self.file = file
+            self.file, self.room = file, 9
+            self.fileno, self.truncate = file.fileno, file.truncate
 
         def write(self, line):
-            self.file.write(line[:9])
-
-        def flush(self):
-            self.file.flush()
-            raise OSError(errno.ENOSPC, "No space left on device")
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self.file.write(line[: self.room])
+            self.room -= written
+            return written
 
     with answers_file(path, SETTINGS) as answers:
         answers.append("a", answered("a"))
@@ -140,16 +143,16 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(path, monkeypatch):
         monkeypatch.setattr(answers, "file", Full(answers.file))
         with pytest.raises(OSError, match=r"No space left on device: '.*answers\.jsonl'"):
             answers.append("b", answered("b"))
-    write(path)
-    assert path.read_bytes() == whole
+        assert path.read_bytes() == whole
+        assert answers.kept == {"a"}
 
 
 def test_a_full_disk_is_found_before_anything_is_asked(path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_json", full)
-    with pytest.raises(OSError, match="No space left"), answers_file(path, SETTINGS):
+    monkeypatch.setattr(module.Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*settings\.json'"), answers_file(path, SETTINGS):
         raise AssertionError("it was opened")
 
 

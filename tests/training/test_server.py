@@ -1,3 +1,4 @@
+import asyncio
 import gzip
 import json
 import os
@@ -284,6 +285,28 @@ def test_an_interrupt_ends_a_run_at_once_and_keeps_what_is_finished(tmp_path, ha
     finally:
         released.set()
     assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.timeout(60)
+def test_the_end_of_a_program_does_not_wait_for_a_name(monkeypatch):
+    asked, released = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        asked.set()
+        released.wait()
+        raise OSError("too late")
+
+    async def ask():
+        await asyncio.get_running_loop().getaddrinfo("example.com", 80)
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", slow)
+    work = module._Background(ask())
+    asked.wait()
+    work.stop()
+    waiting = [thread for thread in threading.enumerate() if thread.name == module.THREAD]
+    released.set()
+    assert [thread.daemon for thread in waiting] == [True]
+    waiting[0].join()
 
 
 def test_a_server_that_is_away_ends_the_run():

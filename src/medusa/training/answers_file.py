@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from ..files import Schema, locked, parse_json, read_json, write_json
 from .conversations import Ended, Settings
@@ -53,7 +53,7 @@ class AnswersFile:
     settings: Settings
     kept: set[str]
     left_out: set[str]
-    file: TextIO
+    file: BinaryIO
 
     def __contains__(self, name: str) -> bool:
         return name in self.kept or name in self.left_out
@@ -63,14 +63,14 @@ class AnswersFile:
 
         Raises:
             UnicodeEncodeError: a text holds half of a surrogate pair; nothing is written.
-            OSError: the disk is full, or another error of writing; names the file.
+            OSError: the disk is full, or another error of writing; names the file, which is as it was.
         """
         if ended.answered:
             _write(self.file, self.path, {"id": name, "messages": ended.messages})
             self.kept.add(name)
         else:
             place = _left_out(self.path)
-            with place.open("a", encoding="utf-8") as file:
+            with _opened(place) as file:
                 _write(file, place, {"id": name, "why": ended.why})
             self.left_out.add(name)
 
@@ -94,7 +94,7 @@ def answers_file(path: Path, settings: Settings) -> Iterator[AnswersFile]:
             _check_settings(path, beside, settings)
         kept, left_out = _names(path, Kept), _names(_left_out(path), LeftOut)
         write_json(beside, {"settings": asdict(settings)})
-        with path.open("a", encoding="utf-8") as file:
+        with _opened(path) as file:
             yield AnswersFile(path, settings, kept, left_out, file)
 
 
@@ -150,11 +150,18 @@ def _name(line: bytes, schema: type[Kept] | type[LeftOut], place: str) -> str:
         raise ValueError(f"{error}: delete the line, and its prompt is asked again, or take another --output") from None
 
 
-def _write(file: TextIO, place: Path, content: dict[str, Any]) -> None:
-    line = json.dumps(content, ensure_ascii=False) + "\n"
-    line.encode("utf-8")  # fails before anything is written
+def _opened(path: Path) -> BinaryIO:
+    """Open a file for lines that are appended. Without a buffer, no part of a line waits to be written later."""
+    return path.open("ab", buffering=0)
+
+
+def _write(file: BinaryIO, place: Path, content: dict[str, Any]) -> None:
+    """Append a line; where that fails, the file is as it was before."""
+    line = json.dumps(content, ensure_ascii=False).encode("utf-8") + b"\n"
+    before = os.fstat(file.fileno()).st_size
     try:
-        file.write(line)
-        file.flush()
+        while line:
+            line = line[file.write(line) :]
     except OSError as error:
+        file.truncate(before)
         raise OSError(error.errno, error.strerror, str(place)) from None

@@ -12,8 +12,10 @@ import math
 import os
 import queue
 import random
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -40,7 +42,7 @@ BUSY = (408, 409, 425, 429)
 CUT = ("length", "content_filter")
 """Finish reasons of an answer that the model itself did not end."""
 THREAD = "medusa requests"
-"""Name of the thread that requests run in."""
+"""Name of the threads that requests run in."""
 
 
 class Part(BaseModel):
@@ -235,11 +237,29 @@ class Server:
             raise _TryAgainError(f"{error}; it begins with {_start(reply)!r}") from None
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that looks up names in daemon threads. asyncio's own threads hold up the end of the program."""
+
+    async def getaddrinfo(self, *where: Any, **how: Any) -> Any:
+        """Return what `socket.getaddrinfo` does."""
+        addresses: Future[Any] = Future()
+        addresses.set_running_or_notify_cancel()  # so that a result which comes too late is no error
+
+        def look_up() -> None:
+            try:
+                addresses.set_result(socket.getaddrinfo(*where, **how))
+            except Exception as error:
+                addresses.set_exception(error)
+
+        threading.Thread(target=look_up, name=THREAD, daemon=True).start()
+        return await asyncio.wrap_future(addresses, loop=self)
+
+
 class _Background:
     """A coroutine that runs in a daemon thread: nobody has to wait for it, not even the end of the program."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]):
-        self.loop = asyncio.new_event_loop()
+        self.loop = _Loop()
         self.task = self.loop.create_task(coroutine)
         self.thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         self.thread.start()
