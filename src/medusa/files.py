@@ -23,7 +23,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-S = TypeVar("S", bound=Schema)
+S = TypeVar("S", bound=BaseModel)
 
 
 def read_json(file: Path, schema: type[S]) -> S:
@@ -33,28 +33,48 @@ def read_json(file: Path, schema: type[S]) -> S:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or does not hold what the schema says; names the file and the fields.
     """
+    return parse_json(file.read_bytes(), schema, str(file), "the whole file")
+
+
+def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
+    """Return what JSON holds, checked against `schema`.
+
+    Args:
+        place: where the text is, for errors.
+        whole: what an error calls all of the text, such as "the whole file".
+
+    Raises:
+        ValueError: the text is not JSON, or does not hold what the schema says; names the place and the fields.
+    """
     try:
-        return schema.model_validate_json(file.read_bytes())
+        return schema.model_validate_json(text)
     except ValidationError as error:
-        problems = [_problem(each) for each in error.errors(include_url=False)]
+        problems = [_problem(each, whole) for each in error.errors(include_url=False)]
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{file}: {'; '.join(problems[:SHOWN])}{more}") from None
+        raise ValueError(f"{place}: {'; '.join(problems[:SHOWN])}{more}") from None
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, whole: str) -> str:
     """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field or 'the whole file'}: {message[:1].lower()}{message[1:]}"
+    return f"{field or whole}: {message[:1].lower()}{message[1:]}"
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part."""
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
     text = json.dumps(content, indent=indent) + "\n"
-    with replacing(file) as beside:
-        beside.write_text(text, encoding="utf-8")
+    try:
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None  # a full disk's own error names no file
 
 
 @contextmanager

@@ -105,18 +105,3 @@ def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch
     assert told.exit_code == 1
     assert said in " ".join(told.stderr.split())
     assert "Traceback" not in told.stderr
-
-
-def test_distill_writes_conversations(folders, tmp_path):
-    seeds = tmp_path / "seeds.txt"
-    seeds.write_text("one two\nthree four\n")
-    out = tmp_path / "out.jsonl"
-    options = ["--prompts", str(seeds), "-o", str(out), "--max-new-tokens", "8", "--temperature", "0"]
-    told = runner.invoke(app, ["distill", str(folders / "heads"), *options])
-    assert told.exit_code == 0, told.output
-    assert "conversations in" in told.stderr
-    again = runner.invoke(app, ["distill", str(folders / "heads"), *options])
-    assert again.exit_code == 0
-    other = runner.invoke(app, ["distill", str(folders / "heads"), *options, "--seed", "3"])
-    assert other.exit_code == 1
-    assert "other settings" in other.stderr

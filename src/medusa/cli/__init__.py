@@ -429,7 +429,7 @@ def distill(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Who answers: as for generate; with --server, the name the server knows it by.",
+            help="The model that answers, as for generate; with --server, the model's name on the server.",
             show_default=False,
         ),
     ],
@@ -437,35 +437,42 @@ def distill(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Seed prompts or chats, of which the user's turns count: a file, a folder, a dataset on the hub.",
+            help="Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on the hub.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="JSON lines; a run that stopped goes on.", show_default=False
+            "--output", "-o", metavar="FILE", help="Output file, JSON lines; rerun to resume.", show_default=False
         ),
     ],
     temperature: Temperature = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest turn; longer ones are left out.")] = 1024,
-    self_talk: Annotated[int, typer.Option(min=0, help="Turns the model asks itself afterwards.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations decoded at once.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    leave_out_cut: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-cut", help="Leave out answers that reach --max-new-tokens, instead of marking them as cut."
+        ),
+    ] = False,
+    self_talk: Annotated[int, typer.Option(min=0, help="Number of questions the model asks itself afterwards.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of conversations decoded at once.")] = 8,
     limit: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Read at most so many seeds.", show_default=False),
+        typer.Option(min=1, help="Read at most this many prompts.", show_default=False),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
     server: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="URL",
-            help="An OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
+            help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
             show_default=False,
         ),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Conversations at once with a server.")] = 8,
+    in_flight: Annotated[int, typer.Option(min=1, help="Number of requests to the server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which the server must answer a request.")] = 600,
     base: Base = None,
     dtype: Precision = DType.auto,
     device: Device = None,
@@ -476,22 +483,23 @@ def distill(
     half_weights: Half = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let a model answer prompts itself: the data for self-distillation."""
+    """Let a model answer prompts: its own answers are what its heads learn from."""
     _check_devices(device, device_map)
     with _reported(verbose):
-        from ..training.distill import Settings
+        from ..training.conversations import Settings
         from .distill import run
 
         run(
             model,
             prompts,
-            Settings(model, temperature, seed, max_new_tokens, self_talk),
+            Settings(model, temperature, seed, max_new_tokens, self_talk, leave_out_cut),
             output,
             batch_size=batch_size,
             limit=limit,
             split=split,
             server=server,
             in_flight=in_flight,
+            timeout=timeout,
             base=base,
             dtype=dtype.value,
             device=device,
