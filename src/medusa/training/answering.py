@@ -68,7 +68,7 @@ class OwnEngine:
             except Exception as error:  # chat templates and tokenizers raise what they like
                 turns[place] = ValueError(f"the conversation cannot be written as a prompt: {error}")
                 continue
-            limit = _longest(self.model, len(prompt))
+            limit = self.model.positions.longest(len(prompt))
             room = min(self.settings.max_new_tokens, limit - len(prompt)) if limit else self.settings.max_new_tokens
             if room < 1:
                 turns[place] = Turn("", 0, cut=True)
@@ -130,19 +130,6 @@ class OwnEngine:
         if not ids:
             raise ValueError("it has no tokens")
         return list(ids)
-
-
-def _longest(model: MedusaModel, prompt: int) -> int | None:
-    """Return how many tokens a text that begins with `prompt` tokens may have; None where the model does not say.
-
-    A text must not outgrow the rotary factors that its cached keys were made with (longrope).
-    """
-    config = model.base.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    change = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if rope.get("rope_type") == "longrope" and change is not None and prompt <= change:
-        return change
-    return getattr(config, "max_position_embeddings", None)
 
 
 def _listed(value: Any) -> list[Any]:
