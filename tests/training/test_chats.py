@@ -1,6 +1,7 @@
 import pytest
 
-from medusa.training.chats import IGNORED, Encoder, Example, read_chat
+from medusa.training.chats import IGNORED, Encoder, Example
+from medusa.training.fields import read_chat
 from medusa.training.records import Record
 
 CHAT = [

@@ -25,7 +25,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..pretrained import MedusaModel
-from .chats import Encoder, Messages, read_asked
+from .chats import Encoder
+from .fields import Messages, read_asked
 from .records import read_records
 
 RETRIES = 6
