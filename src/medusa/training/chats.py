@@ -99,6 +99,10 @@ class Encoder:
         Raises:
             ValueError: the chat has no assistant's turn, or the template does not take it.
         """
+        example = self._encoded(chat, tools)
+        return example if self._most is None else example.cut(self._most)
+
+    def _encoded(self, chat: Messages | str, tools: Tools) -> Example:
         if isinstance(chat, str):
             told = self._tokens.of(chat)
             ids = self._tokens.begun(told.ids)
