@@ -49,8 +49,10 @@ MARKS = (
     "{% for m in messages %}\n\n### {{ 'Human' if m.role == 'user' else 'Assistant' }}: {{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}\n\n### Assistant:{% endif %}"
 )
-UNHEARD = "{% for m in messages %}{{ m.role }}> {{ m.content }} [over]\n{% endfor %}"
+UNHEARD = (
+    "{% for m in messages %}{{ m.role }}> {{ m.content }} [over]\n{% endfor %}"
     "{% if add_generation_prompt %}assistant> {% endif %}"
+)
 
 
 def learnt(tokenizer, example):
@@ -119,6 +121,10 @@ def test_calls_of_tools_are_learnt(with_tokens):
     chat = [Q, CALL, {"role": "tool", "content": "on the mat"}, LAST]
     said = ["<call>cat</call><|im_end|>", "a cat sat<|im_end|>"]
     assert learnt(tokenizer, Encoder(tokenizer, CHATML)(chat)) == said
+    silent = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    silent += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    example = Encoder(tokenizer, silent)([Q, CALL])  # a tool speaks next, and not the user
+    assert not learnt(tokenizer, example)[0].endswith("<|user|>")
     plain = Encoder(tokenizer)
     plain.template = None
     with pytest.raises(ValueError, match="needs a chat template"):

@@ -82,7 +82,8 @@ class ChatTemplate:
         if chat[-1].get("cut"):
             last = self._span(chat, len(chat) - 1, text, tools)
             return text if last is None else text[: last[1]]
-        if chat[-1]["role"] == "assistant" and self._next and not self.marked and text.endswith(self._silent):
+        answered = chat[-1]["role"] == "assistant" and not _calls(chat[-1])
+        if answered and self._next and not self.marked and text.endswith(self._silent):
             return text[: len(text) - len(self._silent)] + self._next
         return text
 
@@ -127,8 +128,7 @@ class ChatTemplate:
         """
         asked = self.render(chat[:number], tools, prompt=True) if number else ""
         begin = len(asked) if asked and text.startswith(asked) else None
-        turn = chat[number]
-        if turn.get("tool_calls") or turn.get("function_call"):
+        if _calls(chat[number]):
             return self._calling(chat[: number + 1], text, tools, begin)
         return self._changing(chat, number, text, tools, begin)
 
@@ -219,6 +219,11 @@ class ChatTemplate:
 def shown(chat: Messages) -> Messages:
     """Return a chat as templates see it."""
     return [{name: value for name, value in turn.items() if name not in OURS} for turn in chat]
+
+
+def _calls(turn: dict[str, Any]) -> bool:
+    """Return whether a turn calls tools."""
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
 def _between(text: str | None, before: str, after: str | None) -> str | None:

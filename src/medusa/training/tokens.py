@@ -68,7 +68,7 @@ class Tokens:
 
     def _of(self, text: str, most: int) -> Tokenised:
         exact = self.tokenizer.is_fast
-        told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=exact)
+        told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=exact, verbose=False)
         ids, offsets = told["input_ids"], told["offset_mapping"] if exact else []
         return Tokenised(ids[:most], offsets[:most], len(ids) <= most)
 
