@@ -116,6 +116,7 @@ def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
             '{"role": "assistant", "content": "a"}]}',
             [["s", "q"]],
         ),
+        ("c.jsonl", '{"instruction": "q", "input": "i", "system": "s", "output": "a"}', [["s", "q\n\ni"]]),
     ],
 )
 def test_prompts_are_read_from_the_usual_files(tmp_path, name, text, expected):
@@ -125,7 +126,14 @@ def test_prompts_are_read_from_the_usual_files(tmp_path, name, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"foo": 1}', "it has foo"), ("{", "line 1: not JSON"), ("", "no prompts"), ("3", "int")]
+    ("text", "message"),
+    [
+        ('{"foo": 1}', "it has foo"),
+        ("{", "line 1: not JSON"),
+        ("", "no prompts"),
+        ("3", "int"),
+        ('{"prompt": "q", "text": "a document"}', "text holds a part of the conversation"),
+    ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)

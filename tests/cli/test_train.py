@@ -105,3 +105,26 @@ def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch
     assert told.exit_code == 1
     assert said in " ".join(told.stderr.split())
     assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.jsonl", b"", "empty.jsonl is empty"),
+        ("latin.txt", "caf\xe9".encode("latin-1"), "latin.txt, line 1: not UTF-8"),
+        ("both.jsonl", b'{"messages": [{"role": "user", "content": "q"}], "query": "z"}', "query holds a part"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1: JSON that is nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "distill", "calibrate"])
+def test_every_command_names_what_is_wrong_with_its_data(folders, tmp_path, command, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    options = [
+        "--prompts" if command == "distill" else "--data",
+        str(tmp_path / name),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    told = runner.invoke(app, [command, str(folders / "heads"), *options])
+    assert told.exit_code == 1
+    assert said in " ".join(told.stderr.split())

@@ -409,7 +409,7 @@ def train(
                 model,
                 data,
                 evaluation,
-                template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+                template=None if chat_template is None else chat_template.read_text(encoding="utf-8-sig"),
                 skip_bad=skip_bad,
                 limit=limit,
                 split=split,

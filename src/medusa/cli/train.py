@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def run(
     console = Console(stderr=True)
     hide_piped_bars()
     if preview:
-        show_preview(Console(), source.tokenizer(), source)
+        show_preview(Console(), source.tokenizer(), source, recipe.max_length, source.stops())
         return
     if output is None:
         raise ValueError("where should the heads go? name a folder with --output")
@@ -49,16 +50,26 @@ def run(
     processes().destroy_process_group()
 
 
-def show_preview(console: Console, tokenizer: PreTrainedTokenizerBase, source: Source) -> None:
-    """The first example of the data: what is learnt in green, what is only read in grey.
+def show_preview(
+    console: Console,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    max_length: int | None = None,
+    stops: Collection[int] = (),
+) -> None:
+    """Print the first example of the data: what is learnt in green, what is only read in grey.
+
+    Args:
+        max_length: tokens an example keeps; None for all.
+        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
 
     Raises:
-        ValueError: there is none, or it is malformed.
+        ValueError: the source is empty, or its first record is malformed.
     """
-    record = next(iter(read_records(source.data, source.split)), None)
-    if record is None:
-        raise ValueError(f"{source.data} is empty")
-    example = encoded(Encoder(tokenizer, source.template), record)
+    record = next(read_records(source.data, source.split))
+    encoder = Encoder(tokenizer, source.template, max_length=max_length, stops=stops)
+    example = encoded(encoder, record)
+    example = example if max_length is None else example.cut(max_length)
     console.print(f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n", style="bold")
     console.print(_coloured(tokenizer, example), soft_wrap=True)
 

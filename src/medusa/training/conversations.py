@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .chats import Messages
+from .fields import Messages
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from .answers_file import AnswersFile
-from .chats import Messages, read_asked
 from .conversations import Engine, Outcome, conversation
+from .fields import Messages, read_asked
 from .records import read_records
 
 
@@ -47,15 +47,12 @@ def read_seeds(source: str, limit: int | None = None, split: str = "train") -> I
     """Yield seed conversations by name (place and digest): the user's turns count, answers do not.
 
     Raises:
-        ValueError: a record is malformed, nobody asks in it, or there is none.
+        ValueError: the source is empty, a record is malformed, or nobody asks in it.
     """
-    record = None
     for record in itertools.islice(read_records(source, split), limit):
         asked = read_asked(record)
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         yield f"{record.place}, {digest}", asked
-    if record is None:
-        raise ValueError(f"{source} holds no prompts")
 
 
 def distill(

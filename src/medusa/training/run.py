@@ -154,6 +154,7 @@ def read_data(
         "skip_bad": source.skip_bad,
         "template": source.template,
         "split": source.split,
+        "stops": source.stops(),
     }
     read = read_examples(source.data, tokenizer, limit=source.limit, **options)
     say(_told(source.data, read))

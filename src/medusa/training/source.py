@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -75,6 +76,15 @@ class Source:
         """The base model's; it can be read before the weights."""
         config: PreTrainedConfig = AutoConfig.from_pretrained(self.base, **self._named)
         return config
+
+    def stops(self) -> set[int]:
+        """Return the ids that end an answer by the base model's generation configuration."""
+        try:
+            found = GenerationConfig.from_pretrained(self.base, **_chosen(self._of_base, *storage.HUB_ARGUMENTS))
+        except OSError:  # it has none of its own
+            found = GenerationConfig.from_model_config(self.config())
+        ends = found.eos_token_id
+        return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
     def load_base(self, **options: Any) -> PreTrainedModel:
         """The base model, by transformers' `options`."""
