@@ -29,6 +29,7 @@ def run(
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
     recipe = Recipe(**options)
+    recipe.check_effect(options)
     source = replace(source, model=folder_or_id(source.model))
     console = Console(stderr=True)
     hide_piped_bars()
