@@ -27,8 +27,8 @@ PUBLISHED_ACCURACIES = (
 )
 """Top-1 to top-5 accuracies of the published Vicuna-7B heads (v1.3), a head a row.
 
-They are training accuracies: the last values that the authors logged while the heads were trained, on the data that they
-were trained on. On other text heads are right less often.
+They are training accuracies: the last values that the authors logged while they trained the heads, on the data that the
+heads were trained on. On other text heads are right less often.
 """
 
 

@@ -1,4 +1,4 @@
-"""`medusa train`: heads, and with Medusa-2 the backbone, from data as they lie about."""
+"""`medusa train`: train heads, and with Medusa-2 the backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from .models import folder_or_id, hide_piped_bars
 
 
 def run(
-    source: Source, *, options: dict[str, Any], output: Path | None, merge: bool, report_to: str, preview: bool
+    source: Source,
+    *,
+    options: dict[str, Any],
+    output: Path | None,
+    hidden_states: Path | None,
+    merge: bool,
+    report_to: str,
+    preview: bool,
 ) -> None:
     """Train by the recipe that the options make, or show an example of the data.
 
@@ -43,7 +50,7 @@ def run(
         console.print(line, soft_wrap=True)
 
     try:
-        train(recipe, source, output, merge=merge, report_to=report_to, say=say)
+        train(recipe, source, output, merge=merge, report_to=report_to, hidden_states=hidden_states, say=say)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from the last checkpoint, if there is one")
         raise

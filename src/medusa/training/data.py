@@ -46,6 +46,7 @@ def read_examples(
     limit: int | None = None,
     template: str | None = None,
     split: str = "train",
+    advance: Callable[[int], None] | None = None,
 ) -> Read:
     """The examples of a file, folder or dataset.
 
@@ -56,6 +57,7 @@ def read_examples(
         limit: read at most so many records.
         template: a chat template in place of the tokenizer's.
         split: of a dataset on the hub.
+        advance: told of every record.
 
     Raises:
         ValueError: a record is malformed (unless skipped), no example is left, or a token is outside the vocabulary.
@@ -64,6 +66,8 @@ def read_examples(
     for number, record in enumerate(read_records(source, split)):
         if limit is not None and number >= limit:
             break
+        if advance is not None:
+            advance(1)
         try:
             example = encoded(encoder, record)
         except BadRecordError as error:
