@@ -90,6 +90,7 @@ def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="another process is writing to"), locked(place):
             pass
-        other.kill()
+        with locked(place, waiting=other.kill):  # waits until the other has ended
+            pass
     with locked(place):
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,13 +103,16 @@ def _umask() -> int:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def locked(place: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold `place`, a file or folder that is written to, for this process alone.
 
     The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it ends.
 
+    Args:
+        waiting: called where another process holds the place, before waiting until that process has ended.
+
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and `waiting` is None.
     """
     place = place.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +120,12 @@ def locked(place: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
-            f"another process is writing to {place}: wait until it has ended, or write elsewhere (--output)"
-        ) from None
+        if waiting is None:
+            raise ValueError(
+                f"another process is writing to {place}: wait until it has ended, or write elsewhere (--output)"
+            ) from None
+        waiting()
+        lock.acquire()
     try:
         yield
     finally:

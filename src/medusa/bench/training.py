@@ -61,7 +61,10 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 """What all runs share."""
 HEADS = Recipe(
-    method="medusa-1", epochs=2, cache_hidden_states=True, **{**SHAPE, "batch_size": 32, "micro_batch_size": 32}
+    method="medusa-1",
+    epochs=2,
+    cache_hidden_states=True,
+    **{**SHAPE, "packing": False, "batch_size": 32, "micro_batch_size": 32},
 )
 SETTLED = 1.005
 """Heads alone are trained again, as often as before, until that gives less than this share of tokens a step."""

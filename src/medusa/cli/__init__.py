@@ -348,22 +348,20 @@ def train(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="What to learn from: a .jsonl, .json, .parquet or .txt file, a folder of them, a dataset on the hub.",
+            help="Training data: a .jsonl, .json, .parquet or .txt file, a folder of them, or a dataset on the hub.",
             show_default=False,
         ),
     ],
     options: dict,  # type: ignore[type-arg]
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Of the run; one that stopped goes on.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder; rerun to resume.", show_default=False),
     ] = None,
     config: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="FILE|NAME",
-            help="What flags do not say: a YAML file, or a recipe that comes with medusa.",
+            help="Options from a YAML file, or from a recipe that comes with medusa; flags override them.",
             show_default=False,
             is_eager=True,
             callback=_configured,
@@ -371,29 +369,42 @@ def train(
     ] = None,
     evaluation: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="SOURCE", help="Held-out data; by default a share of --data.", show_default=False),
+        typer.Option(metavar="SOURCE", help="Data for evaluation; by default a share of --data.", show_default=False),
     ] = None,
     chat_template: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             metavar="FILE",
-            help="A Jinja template in place of the tokenizer's.",
+            help="Jinja chat template to use instead of the tokenizer's.",
             show_default=False,
             exists=True,
             dir_okay=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Read at most so many records.", show_default=False),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count malformed records instead of stopping.")] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Write a changed backbone whole, not as an adapter.")] = False,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Print an example with what is learnt in green, and stop.")
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip malformed records, and count them.")] = False,
+    hidden_states: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep hidden states here for several runs to share; without it, --cache-hidden-states keeps them in "
+            "the output folder.",
+            show_default=False,
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the changed backbone as a whole model, not as an adapter.")
     ] = False,
-    report_to: Annotated[str, typer.Option(help="Where to log besides: tensorboard, wandb, ...")] = "none",
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Print the first example, what is learnt in green, and stop.")
+    ] = False,
+    report_to: Annotated[
+        str, typer.Option(help="Log to this service of transformers, too: tensorboard, wandb, ...")
+    ] = "none",
     revision: Revision = None,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
@@ -417,6 +428,7 @@ def train(
             ),
             options=options,
             output=output,
+            hidden_states=hidden_states,
             merge=merge,
             report_to=report_to,
             preview=preview,
