@@ -1,4 +1,5 @@
 import builtins
+import importlib
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from medusa.calibration.prompts import encode, read_prompts
 from medusa.cli import app
 
 runner = CliRunner()
+module = importlib.import_module("medusa.cli.calibrate")  # its name in the package is the command's, too
 QUICK = ["--prompts", "6", "--rounds", "3", "--context", "20", "--max-new-tokens", "12", "--max-nodes", "8"]
 
 
@@ -91,7 +93,7 @@ def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
 @pytest.fixture
 def no_model(monkeypatch):
     """Loading a model fails the test."""
-    monkeypatch.setattr("medusa.cli.calibrate.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.mark.parametrize("option", ["--json", "--output", "--figures", "--resume"])
@@ -142,7 +144,7 @@ def test_what_fails_afterwards_leaves_the_other_results(heads, prompts, tmp_path
     def failing(*_):
         raise RuntimeError("no more ink")
 
-    monkeypatch.setattr(f"medusa.cli.calibrate.{broken}", failing)
+    monkeypatch.setattr(module, broken, failing)
     report, figures, out = tmp_path / "new" / "report.json", tmp_path / "figures", tmp_path / "out"
     options = ["--json", str(report), "--figures", str(figures), "--output", str(out), *QUICK]
     told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])

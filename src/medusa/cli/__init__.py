@@ -528,7 +528,8 @@ def _line(error: Exception) -> str:
         return f"error: {message or kind}"
     if isinstance(error, (RuntimeError, MemoryError)):  # such as memory that is not enough
         return f"error: {message or kind} (--verbose shows the traceback)"
-    return f"error: unexpected {kind}: {message}; --verbose shows the traceback, please report it"
+    told = f"{kind}: {message}" if message else kind
+    return f"error: unexpected {told}; --verbose shows the traceback, please report it"
 
 
 def _check_sampling(temperature: float, top_p: float | None, top_k: int | None, acceptance: Acceptance) -> None:
