@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medusa.cli import app
-from medusa.cli.streams import as_text, prepare
+from medusa.cli.streams import as_text
 
 SHORT = ["--max-new-tokens", "12"]
 
@@ -26,10 +26,10 @@ def full():
     return io.FileIO("/dev/full", "w")
 
 
-def run(arguments, monkeypatch, *, encoding="utf-8", stdin=b"", raw=None):
+def run(arguments, monkeypatch, *, encoding="utf-8", stdin=b"", raw=None, buffer=8192):
     """Run a command on streams of this encoding as Python opens them; returns status, stdout and stderr."""
     raw = raw or io.BytesIO()
-    out = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="strict", write_through=True)
+    out = io.TextIOWrapper(io.BufferedWriter(raw, buffer), encoding, errors="strict", write_through=True)
     err = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict", write_through=True)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding, errors="strict"))
     monkeypatch.setattr(sys, "stdout", out)
@@ -70,10 +70,11 @@ def test_characters_that_a_terminal_lacks_stop_no_command(commands, monkeypatch,
 
 
 @pytest.mark.parametrize("name", ["help", "show", "generate", "chat", "calibrate"])
+@pytest.mark.parametrize("buffer", [1, 8192])  # what fails is a write, or only the flush at the end
 @pytest.mark.parametrize(("place", "said"), [(unread, ""), (full, "No space left on device")])
-def test_output_that_cannot_be_written_ends_in_one_line_at_most(commands, monkeypatch, name, place, said):
+def test_output_that_cannot_be_written_ends_in_one_line_at_most(commands, monkeypatch, name, place, said, buffer):
     arguments, stdin = commands[name]
-    status, _, err = run(arguments, monkeypatch, stdin=stdin, raw=place())
+    status, _, err = run(arguments, monkeypatch, stdin=stdin, raw=place(), buffer=buffer)
     assert status == 1
     lines = [line for line in err.splitlines() if "error" in line.lower()]
     assert len(lines) == bool(said), err
@@ -96,15 +97,16 @@ def test_closed_streams_are_empty_or_silent():
     assert subprocess.run(["sh", "-c", shell], env={**os.environ, "SCRIPT": script}, check=False).returncode == 42
 
 
-def test_a_closed_input_is_an_empty_prompt(folders, monkeypatch):
-    def closed(_):
-        monkeypatch.setattr(sys, "stdin", None)
-        prepare()
-
-    monkeypatch.setattr("medusa.cli.streams.prepare", lambda: closed(None))
-    told = CliRunner().invoke(app, ["generate", str(folders / "heads")])
-    assert told.exit_code == 1
-    assert told.stderr == "error: the prompt is empty: pass --prompt, --file or text on standard input\n"
+def test_closed_streams_are_an_empty_prompt_and_no_output(folders, monkeypatch):
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for options, status in ([], 1), (["--prompt", "one", *SHORT], 0):
+        with pytest.raises(SystemExit) as ended:
+            app(["generate", str(folders / "heads"), *options])
+        assert ended.value.code == status
+    told = sys.stderr.getvalue()
+    assert told == "error: the prompt is empty: pass --prompt, --file or text on standard input\n"
 
 
 @pytest.mark.parametrize("content", [b"na\xefve", b"\xff\xfeo\x00n\x00e\x00"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -504,7 +505,7 @@ def show_tree(
 def _reported(verbose: bool) -> Iterator[None]:
     """Print an error as one line on stderr and exit with status 1, after an interrupt with 130.
 
-    With `verbose` an error keeps its traceback. Only where a user may need one does the line say how to get it.
+    With `verbose` the traceback is printed instead. Only where it may help a user does the line say how to get it.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that nothing needs
     try:
@@ -516,8 +517,9 @@ def _reported(verbose: bool) -> Iterator[None]:
         raise
     except Exception as error:
         if verbose:
-            raise
-        typer.echo(_line(error), err=True)
+            traceback.print_exc()
+        else:
+            typer.echo(_line(error), err=True)
         raise typer.Exit(1) from None
 
 

@@ -26,6 +26,10 @@ class Commands(TyperGroup):
         except SystemExit as ended:
             failed = bool(ended.code)
             raise
+        except OSError as error:  # commands report their own; this one comes from printing help or a usage error
+            failed = True
+            print(f"error: standard output: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         finally:
             finish(failed)
 
