@@ -140,9 +140,15 @@ def test_every_error_is_one_line(folders, monkeypatch, error, line):
         ("medusa.cli.calibrate.load", ["calibrate", "demo", "--output", "OUT"]),
     ],
 )
-def test_an_interrupt_of_any_command_exits_with_130(monkeypatch, tmp_path, place, command):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_of_any_command_exits_with_130(monkeypatch, tmp_path, place, command, wrapped):
     def interrupt(*_, **__):
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if wrapped:  # as transformers does while it imports
+                raise ModuleNotFoundError("Could not import module") from error
+            raise
 
     module, _, name = place.rpartition(".")
     monkeypatch.setattr(importlib.import_module(module), name, interrupt)

@@ -510,12 +510,12 @@ def _reported(verbose: bool) -> Iterator[None]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that nothing needs
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo(err=True)
-        raise typer.Exit(130) from None
     except (BrokenPipeError, typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _interrupted(error):
+            typer.echo(err=True)
+            raise typer.Exit(130) from None
         if verbose:
             traceback.print_exc()
         else:
@@ -523,7 +523,16 @@ def _reported(verbose: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _line(error: Exception) -> str:
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or what a library made of one, as while transformers imports its modules."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _line(error: BaseException) -> str:
     """An error as one line; what only a fault of ours or of a library can cause is told from a user's error."""
     kind, message = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, ImportError)):
