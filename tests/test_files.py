@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from medusa.files import Schema, locked, read_json, replacing, write_json
+from medusa.files import Schema, check_writable, locked, read_json, replacing, write_json
 
 
 class Shape(Schema):
@@ -66,6 +67,33 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
         write_json(file, {"name": object()})
     assert file.read_text() == "good"
     assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "shape.json").symlink_to("elsewhere.json")
+    for content in (1, 2):
+        write_json(tmp_path / "shape.json", content)
+        assert (tmp_path / "elsewhere.json").read_text() == f"{content}\n"
+    assert (tmp_path / "shape.json").is_symlink()
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(tmp_path / "pipe")
+    write_json(tmp_path / "pipe", 1)
+    assert os.read(reader, 9) == b"1\n"
+    assert (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "shape.json")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "shape.json", Path("/proc/shape.json")):
+        with pytest.raises(OSError, match=f"^{place} "):
+            check_writable(place)
 
 
 def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):

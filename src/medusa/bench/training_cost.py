@@ -42,7 +42,7 @@ from ..training.student import Student
 from ..training.trainer import StudentTrainer
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
-from .report import write_json
+from .report import results_folder, write_json
 
 HIDDEN, VOCABULARY, HEADS, TOKENS = 512, 32_000, 5, 2048
 DECAY = 0.8
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=96, help="that heads train on")
     parser.add_argument("--epochs", type=int, default=3, help="of them, in each way")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     console = Console(width=120)
     report: dict[str, Any] = {"provenance": provenance() | {"threads": options.threads}}

@@ -112,7 +112,7 @@ def keep(
     if is_kept(folder):
         return HiddenStates(folder, state)
     tell = say or (lambda line: None)
-    with locked(folder, lambda: tell(f"another run computes the hidden states in {folder}: waiting for it")):
+    with locked(folder, waiting=lambda: tell(f"another run computes the hidden states in {folder}: waiting for it")):
         if not is_kept(folder):
             tell(f"the backbone runs over {len(examples)} examples; their hidden states are kept in {folder}")
             with progress(
