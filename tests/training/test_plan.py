@@ -11,6 +11,7 @@ from medusa.training.recipe import Recipe
     [
         ({"epochs": 5}, 425, "warning: 35 steps are too few for heads to learn much: --batch-size 20 makes 110"),
         ({"epochs": 1}, 1, "warning: 1 step is too few for heads to learn much: take more data, or --epochs 100"),
+        ({"epochs": 2}, 59, "warning: 2 steps are .*: take more data, or --epochs 100"),
         ({"batch_size": 8, "micro_batch_size": 8, "epochs": 2}, 398, None),  # 100 steps
         ({"batch_size": 8, "micro_batch_size": 8, "epochs": 2}, 392, "warning: 98 steps .*--batch-size 7 makes 112"),
     ],

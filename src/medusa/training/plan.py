@@ -9,6 +9,8 @@ from .recipe import Recipe, Stage
 
 FEW = 100
 """Fewer steps than these teach new heads little."""
+SMALLEST = 4
+"""Smaller batches are not worth proposing: their gradients are too noisy for the learning rate."""
 
 
 def plan(recipe: Recipe, stage: Stage, epochs: float, rows: int, tokens: int) -> list[str]:
@@ -41,9 +43,9 @@ def _warning(recipe: Recipe, epochs: float, rows: int, steps: int) -> str:
 
 
 def _smaller_batch(recipe: Recipe, epochs: float, rows: int) -> int | None:
-    """Return the largest batch size that makes enough steps; None where none does."""
+    """Return the largest batch size that makes enough steps; None where none that is large enough does."""
     devices = processes().num_processes
-    for size in range(recipe.batch_size - 1, 0, -1):
+    for size in range(recipe.batch_size - 1, SMALLEST - 1, -1):
         fits = size % (micro_batch(recipe, size) * devices) == 0
         if fits and count_steps(recipe, rows, epochs, size) >= FEW:
             return size
