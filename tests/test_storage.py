@@ -17,7 +17,8 @@ from transformers import (
 from medusa import CandidateTree, MedusaModel
 from medusa.pace import UNCALIBRATED, Calibration
 from medusa.provenance import device_name
-from medusa.storage import CONFIG, TREE, WEIGHTS, base_name, fetch, is_native, read_tree
+from medusa.names import CONFIG, TREE, WEIGHTS, find_heads, is_native
+from medusa.storage import named_base, read_tree
 
 OWN_TREE = CandidateTree([(0,), (3,), (3, 1), (3, 1, 0)])
 
@@ -132,7 +133,7 @@ def test_a_base_model_that_is_gone_is_named(tmp_path):
         heads.save_pretrained(tmp_path / "heads", base=name)
         place = (tmp_path / "heads" / name).resolve()
         with pytest.raises(FileNotFoundError, match=f"base model in {place}, which is not there"):
-            base_name(tmp_path / "heads")
+            named_base(tmp_path / "heads")
 
 
 def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
@@ -142,7 +143,7 @@ def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
     model = MedusaModel.from_pretrained(tmp_path / "heads")
     assert torch.equal(model.base(prompt()).logits, own(prompt()).logits)
     trained(MedusaModel.from_base(tmp_path / "heads" / "base").base).save_pretrained(tmp_path / "other")
-    assert base_name(tmp_path / "other") == str(tmp_path / "heads" / "base")
+    assert named_base(tmp_path / "other").name == str(tmp_path / "other" / "../heads/base")
     trained(own).save_pretrained(tmp_path / "unnamed")
     by_name = MedusaModel.from_pretrained(tmp_path / "unnamed", base=tmp_path / "heads" / "base", dtype=torch.bfloat16)
     assert by_name.dtype == next(by_name.heads.parameters()).dtype == torch.bfloat16
@@ -151,7 +152,7 @@ def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
 def test_heads_of_an_unnamed_base_ask_for_it(base, tmp_path):
     trained(base).save_pretrained(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "N/A"
-    with pytest.raises(ValueError, match=r"does not name its base model; pass it: from_pretrained\(\.\.\., base="):
+    with pytest.raises(ValueError, match=r"does not name its base model: pass it \(from_pretrained\(\.\.\., base="):
         MedusaModel.from_pretrained(tmp_path)
 
 
@@ -218,15 +219,15 @@ def test_what_does_not_fit_is_named(base, tmp_path, change, words):
 
 def test_folders_that_are_not_heads_are_named(base, tmp_path):
     assert not is_native(tmp_path)
-    with pytest.raises(ValueError, match=r"not a folder of Medusa heads: it has no config\.json and no medusa_lm_head"):
+    with pytest.raises(ValueError, match=r"neither Medusa heads nor a model: it has no config\.json"):
         MedusaModel.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
-        fetch(tmp_path / "nowhere")
+        find_heads(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no folder"):
-        fetch("./nowhere")
+        find_heads("./nowhere")
     trained(base).save_pretrained(tmp_path)
     assert is_native(tmp_path)
-    assert fetch(tmp_path) == tmp_path
+    assert find_heads(tmp_path) == tmp_path
 
 
 def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):

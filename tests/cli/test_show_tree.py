@@ -31,9 +31,17 @@ def test_a_tree_file_is_drawn(tmp_path):
     assert "1.90 tokens a step" in told.output
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"paths": [[0, 0]]}'])
-def test_another_file_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "paths: field required"),
+        ("[]", "the whole file: input should be an object"),
+        ("nonsense", "not JSON"),
+        ('{"paths": [[0, 0]]}', "paths: path (0, 0) needs its parent"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, said):
     (tmp_path / "tree.json").write_text(content)
     told = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
     assert told.exit_code == 1
-    assert "no tree file" in told.output
+    assert f"tree.json: {said}" in told.output

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from .. import demo, storage
+from .. import demo, names, storage
 from ..calibration.drawing import draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.prompts import encode, read_prompts
@@ -61,7 +61,7 @@ def run(
     if figures is not None:
         draw(report, figures)
     _store(model, report, folder)
-    Console(stderr=True).print(f"tree written to {folder / storage.TREE}", soft_wrap=True)
+    Console(stderr=True).print(f"tree written to {folder / names.TREE}", soft_wrap=True)
 
 
 def draw(report: Report, folder: Path) -> None:
@@ -78,7 +78,7 @@ def draw(report: Report, folder: Path) -> None:
 def _folder(name: str, output: Path | None, revision: str | None) -> Path:
     """Where the tree goes: `output`, else beside the heads where they lie in a folder of the user's."""
     name = folder_or_id(name)
-    heads = storage.find_heads(name, revision=revision)
+    heads = names.find_heads(name, revision=revision)
     if heads is None:
         raise ValueError(f"{name} has no Medusa heads: there is nothing to calibrate")
     if output is None and not Path(name).expanduser().is_dir():
@@ -88,7 +88,7 @@ def _folder(name: str, output: Path | None, revision: str | None) -> Path:
 
 def _store(model: MedusaModel, report: Report, folder: Path) -> None:
     """The tree file alone beside heads that are there, else heads and tree."""
-    if storage.is_native(folder):
+    if names.is_native(folder):
         storage.write_tree(folder, report.tree, report.calibration)
     else:
         model.tree, model.calibration = report.tree, report.calibration
