@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,12 +78,38 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from None  # a full disk's own error names no file
 
 
+def check_writable(file: Path) -> None:
+    """Make the folder of `file`, and check that the file could be written: before the work that it is to hold.
+
+    Raises:
+        OSError: the folder cannot be made, no file can be written there, or `file` is a folder; names `file`.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder: name a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_stream(file):
+            tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent).close()
+    except OSError as error:
+        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may replace."""
+    return file.exists() and not file.is_file() and not file.is_dir()
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Yield the path of an empty file beside `file`, which takes its place when the block ends without an error.
 
-    After an error, such as a full disk, `file` is as it was.
+    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is replaced. A pipe or
+    a device is yielded itself.
     """
+    if _is_stream(file):
+        yield file
+        return
+    file = Path(os.path.realpath(file))
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
     os.close(handle)
     beside = Path(name)
@@ -156,13 +182,17 @@ def _umask() -> int:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def locked(place: Path, option: str = "--output", waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold `place`, a file or folder that is written to, for this process alone.
 
     The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it ends.
 
+    Args:
+        option: of the command line, which names another place.
+        waiting: called where another process holds the place, before waiting until that process has ended.
+
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and `waiting` is None.
     """
     place = place.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -170,9 +200,12 @@ def locked(place: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
-            f"another process is writing to {place}: wait until it has ended, or write elsewhere (--output)"
-        ) from None
+        if waiting is None:
+            raise ValueError(
+                f"another process is writing to {place}: wait until it has ended, or write elsewhere ({option})"
+            ) from None
+        waiting()
+        lock.acquire()
     try:
         yield
     finally:

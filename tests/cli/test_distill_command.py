@@ -80,7 +80,7 @@ def test_prompts_and_output_are_checked_before_anything_is_asked(go, tmp_path, m
     bad.write_bytes(b"" if problem == "no prompts" else b"\xff")
     if problem in ("no prompts", "not UTF-8"):
         code, told = go(*server, prompts=bad)
-        assert "bad.txt holds no prompts" in told or "bad.txt is not UTF-8" in told
+        assert "bad.txt is empty" in told or "bad.txt is not UTF-8" in told
     elif problem == "folder":
         code, told = go(*server, output=tmp_path)
         assert "is not a file" in told

@@ -80,6 +80,7 @@ def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
         (["--data", "nowhere.jsonl", "-o", "x"], "no file or folder nowhere.jsonl"),
         (["--data", "CHATS"], "--output"),
         (["--data", "CHATS", "-o", "x", "--lr", "0"], "lr must be positive"),
+        (["--data", "CHATS", "-o", "x", "--lora-rank", "32"], "lora_rank has no effect with method medusa-1"),
         (["--data", "CHATS", "-o", "x", "--config", "nobody"], "vicuna-7b-medusa-2"),
         (["--data", "CHATS", "-o", "x", "--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
         (["--data", "CHATS", "-o", "x", "--config", "WRONG"], "wrong.yaml: unknown option methd; did you mean method?"),

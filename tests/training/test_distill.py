@@ -109,11 +109,11 @@ def test_seeds_of_every_kind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("none.txt", b"", r"none\.txt holds no prompts"),
-        ("none.jsonl", b"\n\n", r"none\.jsonl holds no prompts"),
-        ("none.json", b"[]", r"none\.json holds no prompts"),
-        ("latin.txt", "café".encode("latin-1"), r"latin\.txt is not UTF-8"),
-        ("latin.jsonl", '"café"\n'.encode("latin-1"), r"latin\.jsonl is not UTF-8"),
+        ("none.txt", b"", r"none\.txt is empty"),
+        ("none.jsonl", b"\n\n", r"none\.jsonl is empty"),
+        ("none.json", b"[]", r"none\.json is empty"),
+        ("latin.txt", "café".encode("latin-1"), r"latin\.txt, line 1: not UTF-8"),
+        ("latin.jsonl", '"café"\n'.encode("latin-1"), r"latin\.jsonl, line 1: not UTF-8"),
     ],
 )
 def test_a_source_without_readable_prompts_is_named(tmp_path, name, content, problem):

@@ -1,4 +1,4 @@
-"""`medusa train`: heads, and with Medusa-2 the backbone, from data as they lie about."""
+"""`medusa train`: train heads, and with Medusa-2 the backbone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from .models import folder_or_id, hide_piped_bars
 
 
 def run(
-    source: Source, *, options: dict[str, Any], output: Path | None, merge: bool, report_to: str, preview: bool
+    source: Source,
+    *,
+    options: dict[str, Any],
+    output: Path | None,
+    hidden_states: Path | None,
+    merge: bool,
+    report_to: str,
+    preview: bool,
 ) -> None:
     """Train by the recipe that the options make, or show an example of the data.
 
@@ -30,6 +37,7 @@ def run(
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
     recipe = Recipe(**options)
+    recipe.check_effect(options)
     source = replace(source, model=folder_or_id(source.model))
     console = Console(stderr=True)
     hide_piped_bars()
@@ -43,7 +51,7 @@ def run(
         console.print(line, soft_wrap=True)
 
     try:
-        train(recipe, source, output, merge=merge, report_to=report_to, say=say)
+        train(recipe, source, output, merge=merge, report_to=report_to, hidden_states=hidden_states, say=say)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from the last checkpoint, if there is one")
         raise

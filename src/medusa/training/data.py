@@ -47,6 +47,7 @@ def read_examples(
     template: str | None = None,
     split: str = "train",
     stops: Collection[int] = (),
+    advance: Callable[[int], None] | None = None,
 ) -> Read:
     """Return the examples of a file, folder or dataset.
 
@@ -58,6 +59,7 @@ def read_examples(
         template: a chat template in place of the tokenizer's.
         split: of a dataset on the hub.
         stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
+        advance: told of every record.
 
     Raises:
         ValueError: the source is empty, a record is malformed (unless skipped), no example is left, or a token is
@@ -67,6 +69,8 @@ def read_examples(
     for number, record in enumerate(read_records(source, split)):
         if limit is not None and number >= limit:
             break
+        if advance is not None:
+            advance(1)
         try:
             example = encoded(encoder, record)
         except BadRecordError as error:
