@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from medusa.files import Schema, check_writable, locked, read_json, replacing, write_json
+from medusa.files import Schema, check_writable, locked, read_json, replacing, replacing_all, write_json
 
 
 class Shape(Schema):
@@ -122,3 +122,45 @@ def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
             pass
     with locked(place):
         pass
+
+
+def test_a_folders_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
+    """At whatever move it fails, a reader finds the files of before."""
+    place = tmp_path / "heads"
+
+    def save(text):
+        with replacing_all(place, last=("config",)) as new:
+            for name in ("a", "b", "config"):
+                (new / name).write_text(text)
+            (new / "adapter").mkdir()
+            (new / "adapter" / "weights").write_text(text)
+
+    def content():
+        return {str(each.relative_to(place)): each.read_text() for each in sorted(place.rglob("*")) if each.is_file()}
+
+    save("one")
+    (place / "mine").write_text("stays")
+    before = content()
+    assert before == {"a": "one", "adapter/weights": "one", "b": "one", "config": "one", "mine": "stays"}
+    move, moved = Path.replace, []
+
+    def fail_at(number):
+        def counted(self, target):
+            if len(moved) == number:
+                raise OSError("disk full")
+            moved.append(Path(target).name)
+            return move(self, target)
+
+        moved.clear()
+        monkeypatch.setattr(Path, "replace", counted)
+
+    for number in range(4):
+        fail_at(number)
+        with pytest.raises(OSError, match="disk full"):
+            save("two")
+        assert content() == before
+        assert "config" not in moved
+    fail_at(4)
+    save("two")
+    assert moved[-1] == "config"
+    assert content() == {**dict.fromkeys(before, "two"), "mine": "stays"}

@@ -43,7 +43,11 @@ SUPPORT = {
     "backends": "cache",
     "capture": "cache",
     "programs": "cache",
-    "adapters": "model",
+    "checkpoint": "heads",
+    "adapters": "heads",
+    "names": "heads",
+    "bases": "heads",
+    "tree_file": "tree",
     "storage": "model",
     "pretrained": "generation",
 }

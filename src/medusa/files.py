@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,11 +115,63 @@ def replacing(file: Path) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        beside.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask())
+        _permit(beside, file)
         beside.replace(file)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder, whose content moves into `folder` when the block ends without an error.
+
+    After an error, in the block or while files move, `folder` is as it was. What has another name in `folder` stays.
+
+    Args:
+        folder: made if need be.
+        last: names that move after all others, in this order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        old.mkdir()
+        yield new
+        for file in (each for each in new.rglob("*") if each.is_file()):
+            _permit(file, folder / file.relative_to(new))
+        names = sorted(os.listdir(new), key=lambda name: last.index(name) if name in last else -1)
+        try:
+            for name in names:
+                _keep(folder / name, old / name)
+                (new / name).replace(folder / name)
+        except BaseException:
+            for name in names:
+                _put_back(new / name, folder / name, old / name)
+            raise
+
+
+def _keep(place: Path, old: Path) -> None:
+    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all times."""
+    if place.is_dir():
+        place.rename(old)
+    elif place.exists():
+        try:
+            os.link(place, old)
+        except OSError:  # a file system without hard links
+            shutil.copy2(place, old)
+
+
+def _put_back(new: Path, place: Path, old: Path) -> None:
+    if not new.exists():
+        place.rename(new)
+    if old.exists():
+        old.rename(place)
+
+
+def _permit(new: Path, place: Path) -> None:
+    """Give a new file the permissions of the one that it replaces, or those of any new file."""
+    new.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
 
 
 def _umask() -> int:

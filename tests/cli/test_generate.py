@@ -197,7 +197,7 @@ def test_errors_are_one_line_with_a_remedy(folders, tmp_path):
     assert "leave it out" in error(folders / "base", "-p", "a", "--base", folders / "base")
     shutil.copytree(folders / "heads", tmp_path / "heads")
     (tmp_path / "heads" / "config.json").write_text("{}")
-    assert "pass it with --base" in error(tmp_path / "heads", "-p", "a")
+    assert "or --base)" in error(tmp_path / "heads", "-p", "a")
     named = invoke("generate", tmp_path / "heads", "-p", "a", "--base", folders / "base", *LENGTH)
     assert named.exit_code == 0
 

@@ -56,9 +56,17 @@ def test_a_node_takes_one_line_whatever_the_width(folders, monkeypatch, columns)
     assert len(nodes) == len(told.stdout.splitlines()) - 1 == len(CandidateTree.default(2))
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"paths": [[0, 0]]}'])
-def test_another_file_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "paths: field required"),
+        ("[]", "the whole file: input should be an object"),
+        ("nonsense", "not JSON"),
+        ('{"paths": [[0, 0]]}', "paths: path (0, 0) needs its parent"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, said):
     (tmp_path / "tree.json").write_text(content)
     told = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
     assert told.exit_code == 1
-    assert "no tree file" in told.output
+    assert f"tree.json: {said}" in told.output

@@ -555,7 +555,7 @@ def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats
     publish(published, cache, "owner/heads")
     files = [str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()]
     here = MedusaModel.from_pretrained(folder)
-    with patch("medusa.storage.snapshot_download", wraps=snapshot_download) as downloads:
+    with patch("medusa.names.snapshot_download", wraps=snapshot_download) as downloads:
         there = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
     asked = set(filter_repo_objects(files, allow_patterns=downloads.call_args.kwargs["allow_patterns"]))
     assert {file for file in files if file.endswith(".safetensors")} <= asked

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from .. import demo, files, storage
+from .. import demo, files, names, storage
 from ..calibration.drawing import check_library, draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.prompts import encode, read_prompts
@@ -56,7 +56,7 @@ class Outputs:
         """
         if self.figures is not None:
             check_library()
-        written = [self.folder / storage.TREE, self.json_file]
+        written = [self.folder / names.TREE, self.json_file]
         files_in = [None if folder is None else folder / "tree.png" for folder in (self.figures, self.resume)]
         for file in (*written, *files_in):
             if file is not None:
@@ -69,7 +69,7 @@ class Outputs:
             ValueError: the report or the figures could not be written; says what could.
         """
         _store(model, report, self.folder)
-        note(f"tree written to {self.folder / storage.TREE}")
+        note(f"tree written to {self.folder / names.TREE}")
         failures = []
         for name, place, write in (("report", self.json_file, write_report), ("figures", self.figures, draw)):
             if place is not None:
@@ -139,21 +139,21 @@ def _folder(name: str, output: Path | None, revision: str | None) -> Path:
         ValueError: there are no heads, no such place, or `output` holds other heads.
     """
     named = folder_or_id(name)
-    heads = storage.find_heads(named, revision=revision)
+    heads = names.find_heads(named, revision=revision)
     if heads is None:
         raise ValueError(f"{name} has no Medusa heads: there is nothing to calibrate")
     if output is None and not Path(named).expanduser().is_dir():
         raise ValueError(f"{name} comes from the hub: say with --output FOLDER where heads and tree should go")
     if output is None:
         return heads
-    if storage.is_native(output) and not filecmp.cmp(heads / storage.WEIGHTS, output / storage.WEIGHTS, shallow=False):
+    if names.is_native(output) and not filecmp.cmp(heads / names.WEIGHTS, output / names.WEIGHTS, shallow=False):
         raise ValueError(f"{output} holds other heads than {name}, which its tree would not fit: name another --output")
     return output
 
 
 def _store(model: MedusaModel, report: Report, folder: Path) -> None:
     """Write the tree file alone beside heads that are there, else heads and tree."""
-    if storage.is_native(folder):
+    if names.is_native(folder):
         storage.write_tree(folder, report.tree, report.calibration)
     else:
         model.tree, model.calibration = report.tree, report.calibration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from .. import files, storage
+from .. import files, names, storage, tree_file
 from ..calibration.drawing import check_library, draw_tree, save
 from ..pace import UNCALIBRATED, Calibration
 from ..tree import CandidateTree
@@ -59,14 +58,11 @@ def read(name: str) -> tuple[CandidateTree, Calibration]:
     name = folder_or_id(name)
     file = Path(name).expanduser()
     if file.is_file():
-        try:
-            found = storage.parse_tree(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{name} is no tree file ({error!r}): it needs rank paths under "paths"') from None
-        return found
-    stored = storage.read_tree(storage.find_heads(name) or file)
+        return tree_file.read_tree(file)
+    folder = names.find_heads(name)
+    stored = None if folder is None else storage.read_tree(folder)
     if stored is None:
-        raise ValueError(f"{name} has no {storage.TREE}: calibrate it, or give a tree file")
+        raise ValueError(f"{name} has no {names.TREE}: calibrate it, or give a tree file")
     return stored
 
 
