@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import Field
 
-from medusa.files import Schema, locked, read_json, replacing, write_json
+from medusa.files import Schema, check_writable, locked, read_json, replacing, replacing_all, write_json
 
 
 class Shape(Schema):
@@ -68,6 +69,33 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "shape.json").symlink_to("elsewhere.json")
+    for content in (1, 2):
+        write_json(tmp_path / "shape.json", content)
+        assert (tmp_path / "elsewhere.json").read_text() == f"{content}\n"
+    assert (tmp_path / "shape.json").is_symlink()
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(tmp_path / "pipe")
+    write_json(tmp_path / "pipe", 1)
+    assert os.read(reader, 9) == b"1\n"
+    assert (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "shape.json")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "shape.json", Path("/proc/shape.json")):
+        with pytest.raises(OSError, match=f"^{place} "):
+            check_writable(place)
+
+
 def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):
     plain, file = tmp_path / "plain", tmp_path / "shape.json"
     plain.touch()
@@ -90,6 +118,49 @@ def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="another process is writing to"), locked(place):
             pass
-        other.kill()
+        with locked(place, waiting=other.kill):  # waits until the other has ended
+            pass
     with locked(place):
         pass
+
+
+def test_a_folders_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
+    """At whatever move it fails, a reader finds the files of before."""
+    place = tmp_path / "heads"
+
+    def save(text):
+        with replacing_all(place, last=("config",)) as new:
+            for name in ("a", "b", "config"):
+                (new / name).write_text(text)
+            (new / "adapter").mkdir()
+            (new / "adapter" / "weights").write_text(text)
+
+    def content():
+        return {str(each.relative_to(place)): each.read_text() for each in sorted(place.rglob("*")) if each.is_file()}
+
+    save("one")
+    (place / "mine").write_text("stays")
+    before = content()
+    assert before == {"a": "one", "adapter/weights": "one", "b": "one", "config": "one", "mine": "stays"}
+    move, moved = Path.replace, []
+
+    def fail_at(number):
+        def counted(self, target):
+            if len(moved) == number:
+                raise OSError("disk full")
+            moved.append(Path(target).name)
+            return move(self, target)
+
+        moved.clear()
+        monkeypatch.setattr(Path, "replace", counted)
+
+    for number in range(4):
+        fail_at(number)
+        with pytest.raises(OSError, match="disk full"):
+            save("two")
+        assert content() == before
+        assert "config" not in moved
+    fail_at(4)
+    save("two")
+    assert moved[-1] == "config"
+    assert content() == {**dict.fromkeys(before, "two"), "mine": "stays"}

@@ -41,7 +41,11 @@ SUPPORT = {
     "processing": "acceptance",
     "options": "acceptance",
     "runtime": "cache",
-    "adapters": "model",
+    "checkpoint": "heads",
+    "adapters": "heads",
+    "names": "heads",
+    "bases": "heads",
+    "tree_file": "tree",
     "storage": "model",
     "pretrained": "generation",
 }

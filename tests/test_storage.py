@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from medusa import CandidateTree, MedusaModel
+from medusa.names import CONFIG, TREE, WEIGHTS, find_heads, is_native
 from medusa.pace import UNCALIBRATED, Calibration
 from medusa.provenance import device_name
-from medusa.storage import CONFIG, TREE, WEIGHTS, base_name, fetch, is_native, read_tree
+from medusa.storage import named_base, read_tree
 
 OWN_TREE = CandidateTree([(0,), (3,), (3, 1), (3, 1, 0)])
 
@@ -132,7 +133,7 @@ def test_a_base_model_that_is_gone_is_named(tmp_path):
         heads.save_pretrained(tmp_path / "heads", base=name)
         place = (tmp_path / "heads" / name).resolve()
         with pytest.raises(FileNotFoundError, match=f"base model in {place}, which is not there"):
-            base_name(tmp_path / "heads")
+            named_base(tmp_path / "heads")
 
 
 def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
@@ -142,7 +143,7 @@ def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
     model = MedusaModel.from_pretrained(tmp_path / "heads")
     assert torch.equal(model.base(prompt()).logits, own(prompt()).logits)
     trained(MedusaModel.from_base(tmp_path / "heads" / "base").base).save_pretrained(tmp_path / "other")
-    assert base_name(tmp_path / "other") == str(tmp_path / "heads" / "base")
+    assert named_base(tmp_path / "other").name == str(tmp_path / "other" / "../heads/base")
     trained(own).save_pretrained(tmp_path / "unnamed")
     by_name = MedusaModel.from_pretrained(tmp_path / "unnamed", base=tmp_path / "heads" / "base", dtype=torch.bfloat16)
     assert by_name.dtype == next(by_name.heads.parameters()).dtype == torch.bfloat16
@@ -151,7 +152,7 @@ def test_the_base_model_is_loaded_by_the_name_it_is_given(tmp_path):
 def test_heads_of_an_unnamed_base_ask_for_it(base, tmp_path):
     trained(base).save_pretrained(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "N/A"
-    with pytest.raises(ValueError, match=r"does not name its base model; pass it: from_pretrained\(\.\.\., base="):
+    with pytest.raises(ValueError, match=r"does not name its base model: pass it \(from_pretrained\(\.\.\., base="):
         MedusaModel.from_pretrained(tmp_path)
 
 
@@ -218,15 +219,15 @@ def test_what_does_not_fit_is_named(base, tmp_path, change, words):
 
 def test_folders_that_are_not_heads_are_named(base, tmp_path):
     assert not is_native(tmp_path)
-    with pytest.raises(ValueError, match=r"not a folder of Medusa heads: it has no config\.json and no medusa_lm_head"):
+    with pytest.raises(ValueError, match=r"neither Medusa heads nor a model: it has no config\.json"):
         MedusaModel.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
-        fetch(tmp_path / "nowhere")
+        find_heads(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no folder"):
-        fetch("./nowhere")
+        find_heads("./nowhere")
     trained(base).save_pretrained(tmp_path)
     assert is_native(tmp_path)
-    assert fetch(tmp_path) == tmp_path
+    assert find_heads(tmp_path) == tmp_path
 
 
 def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):
@@ -331,3 +332,114 @@ def test_a_base_that_is_offloaded_decodes_the_same(tmp_path, embedding, lm_head)
     ids = torch.tensor([[1, 2, 3, 4]])
     expected = own.generate(ids, max_new_tokens=12, do_sample=False)
     assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), expected)
+
+
+# --- broken files
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n"
+
+
+def rewritten(change):
+    def write(folder):
+        named = load_file(folder / WEIGHTS)
+        change(named)
+        save_file(named, folder / WEIGHTS)
+
+    return write
+
+
+def content(file, text):
+    return lambda folder: (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def field(name, value):
+    def write(folder):
+        told = json.loads((folder / TREE).read_text())
+        (folder / TREE).write_text(json.dumps({**told, name: value}))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (content(WEIGHTS, ""), rf"{WEIGHTS} is not a whole safetensors file"),
+        (content(WEIGHTS, b"\x10\0\0\0\0\0\0\0{"), rf"{WEIGHTS} is not a whole safetensors file"),
+        (content(WEIGHTS, POINTER), rf"{WEIGHTS} is a Git LFS pointer, .*git lfs pull"),
+        (rewritten(lambda named: named.update({"0.99999999.linear.weight": torch.zeros(32, 32)})), "missing tensor"),
+        (rewritten(lambda named: named.update({"999999999.0.linear.weight": torch.zeros(32, 32)})), "missing tensor"),
+        (rewritten(lambda named: named.update({"00.0.linear.weight": torch.zeros(32, 32)})), "not Medusa heads"),
+        (rewritten(lambda named: named["1.0.linear.bias"].fill_(torch.nan)), r"1\.0\.linear\.bias holds NaN"),
+        (rewritten(lambda named: named["2.1.weight"].fill_(torch.inf)), r"2\.1\.weight holds NaN or infinite"),
+        (rewritten(lambda named: named.update({"0.1.weight": torch.ones(61, 32).int()})), r"0\.1\.weight holds I32"),
+        (rewritten(lambda named: named.update({"0.1.weight": torch.ones(61)})), r"0\.1\.weight has shape \[61\]"),
+        (content(CONFIG, "[]"), rf"{CONFIG}: the whole file: input should be an object"),
+        (content(CONFIG, "null"), rf"{CONFIG}: the whole file"),
+        (content(CONFIG, "3"), rf"{CONFIG}: the whole file"),
+        (content(CONFIG, ""), rf"{CONFIG}: not JSON"),
+        (content(CONFIG, '{"base_model_name_or_path": 3}'), rf"{CONFIG}: base_model_name_or_path: "),
+        (content(CONFIG, '{"version": 99}'), rf"{CONFIG}: version: 99 is unknown"),
+        (content(CONFIG, '{"adapter": "../elsewhere"}'), rf"{CONFIG}: adapter: "),
+        (content(TREE, ""), rf"{TREE}: not JSON"),
+        (content(TREE, "[[0]]"), rf"{TREE}: the whole file"),
+        (content(TREE, '{"version": 1}'), rf"{TREE}: paths: field required"),
+        (field("paths", None), rf"{TREE}: paths: "),
+        (field("paths", [[0.7]]), rf"{TREE}: paths\[0\]\[0\]: "),
+        (field("paths", [[True]]), rf"{TREE}: paths\[0\]\[0\]: "),
+        (field("paths", [["0"]]), rf"{TREE}: paths\[0\]\[0\]: "),
+        (field("paths", [[0, 0]]), rf"{TREE}: paths: path \(0, 0\) needs its parent"),
+        (field("paths", [[61]]), "rank 61 but the vocabulary has 61 tokens"),
+        (field("version", 99), rf"{TREE}: version: "),
+        (field("accuracies", [[0.5, 0.4]]), rf"{TREE}: accuracies: "),
+        (field("accuracies", [[1.5]]), rf"{TREE}: accuracies\[0\]\[0\]: "),
+        (field("latency", {}), rf"{TREE}: latency: the time of one node"),
+        (field("latency", {"1": -3.0}), rf"{TREE}: latency"),
+        (field("latency", {"one": 3.0}), rf"{TREE}: latency"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_field(base, tmp_path, damage, said):
+    trained(base).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        MedusaModel.from_pretrained(tmp_path, base=base)
+
+
+def test_a_broken_base_is_named(tmp_path):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer"):
+        MedusaModel.from_base(tmp_path)
+
+
+def test_broken_heads_are_not_saved(base, tmp_path):
+    model = trained(base)
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / WEIGHTS).read_bytes()
+    model.heads.w2.data[1, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"1\.1\.weight holds NaN"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize("failing", ["write_json", "save_file", "write_tree"])
+def test_a_save_that_fails_leaves_the_heads_of_before(base, tmp_path, monkeypatch, failing):
+    model = trained(base)
+    model.save_pretrained(tmp_path)
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(f"medusa.storage.{failing}", full)
+    model.tree = CandidateTree.chain(2)
+    model.heads.w2.data.add_(1)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(tmp_path)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_saved_files_have_the_permissions_of_any_new_file(base, tmp_path):
+    (tmp_path / "plain").touch()
+    trained(base).save_pretrained(tmp_path / "heads")
+    modes = {each.stat().st_mode for each in (tmp_path / "heads").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}

@@ -63,7 +63,19 @@ def test_bad_paths_are_named(paths, words):
 
 def test_deeper_than_the_heads_is_refused():
     with pytest.raises(ValueError, match="3 deep but there are 2 heads"):
-        CandidateTree.chain(3).check_heads(2)
+        CandidateTree.chain(3).check_heads(2, 10)
+
+
+@pytest.mark.parametrize("rank", [0.7, 1.0, True, "0", None])
+def test_ranks_are_whole_numbers(rank):
+    with pytest.raises(ValueError, match=f"ranks are whole numbers, got {rank!r}"):
+        CandidateTree([(rank,)])
+
+
+def test_a_rank_beyond_the_vocabulary_is_refused():
+    CandidateTree([(9,)]).check_heads(1, 10)
+    with pytest.raises(ValueError, match="rank 10 but the vocabulary has 10 tokens"):
+        CandidateTree([(10,)]).check_heads(1, 10)
 
 
 @given(trees())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
-S = TypeVar("S", bound=Schema)
+S = TypeVar("S", bound=BaseModel)
 
 
 def read_json(file: Path, schema: type[S]) -> S:
@@ -33,46 +34,144 @@ def read_json(file: Path, schema: type[S]) -> S:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or does not hold what the schema says; names the file and the fields.
     """
+    return parse_json(file.read_bytes(), schema, str(file), "the whole file")
+
+
+def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
+    """Return what JSON holds, checked against `schema`.
+
+    Args:
+        place: where the text is, for errors.
+        whole: what an error calls all of the text, such as "the whole file".
+
+    Raises:
+        ValueError: the text is not JSON, or does not hold what the schema says; names the place and the fields.
+    """
     try:
-        return schema.model_validate_json(file.read_bytes())
+        return schema.model_validate_json(text)
     except ValidationError as error:
-        problems = [_problem(each) for each in error.errors(include_url=False)]
+        problems = [_problem(each, whole) for each in error.errors(include_url=False)]
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{file}: {'; '.join(problems[:SHOWN])}{more}") from None
+        raise ValueError(f"{place}: {'; '.join(problems[:SHOWN])}{more}") from None
 
 
-def _problem(error: Any) -> str:
+def _problem(error: Any, whole: str) -> str:
     """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field or 'the whole file'}: {message[:1].lower()}{message[1:]}"
+    return f"{field or whole}: {message[:1].lower()}{message[1:]}"
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part."""
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
     text = json.dumps(content, indent=indent) + "\n"
-    with replacing(file) as beside:
-        beside.write_text(text, encoding="utf-8")
+    try:
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None  # a full disk's own error names no file
+
+
+def check_writable(file: Path) -> None:
+    """Make the folder of `file`, and check that the file could be written: before the work that it is to hold.
+
+    Raises:
+        OSError: the folder cannot be made, no file can be written there, or `file` is a folder; names `file`.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder: name a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_stream(file):
+            tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent).close()
+    except OSError as error:
+        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may replace."""
+    return file.exists() and not file.is_file() and not file.is_dir()
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Yield the path of an empty file beside `file`, which takes its place when the block ends without an error.
 
-    After an error, such as a full disk, `file` is as it was.
+    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is replaced. A pipe or
+    a device is yielded itself.
     """
+    if _is_stream(file):
+        yield file
+        return
+    file = Path(os.path.realpath(file))
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
     os.close(handle)
     beside = Path(name)
     try:
         yield beside
-        beside.chmod(file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask())
+        _permit(beside, file)
         beside.replace(file)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder, whose content moves into `folder` when the block ends without an error.
+
+    After an error, in the block or while files move, `folder` is as it was. What has another name in `folder` stays.
+
+    Args:
+        folder: made if need be.
+        last: names that move after all others, in this order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        old.mkdir()
+        yield new
+        for file in (each for each in new.rglob("*") if each.is_file()):
+            _permit(file, folder / file.relative_to(new))
+        names = sorted(os.listdir(new), key=lambda name: last.index(name) if name in last else -1)
+        try:
+            for name in names:
+                _keep(folder / name, old / name)
+                (new / name).replace(folder / name)
+        except BaseException:
+            for name in names:
+                _put_back(new / name, folder / name, old / name)
+            raise
+
+
+def _keep(place: Path, old: Path) -> None:
+    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all times."""
+    if place.is_dir():
+        place.rename(old)
+    elif place.exists():
+        try:
+            os.link(place, old)
+        except OSError:  # a file system without hard links
+            shutil.copy2(place, old)
+
+
+def _put_back(new: Path, place: Path, old: Path) -> None:
+    if not new.exists():
+        place.rename(new)
+    if old.exists():
+        old.rename(place)
+
+
+def _permit(new: Path, place: Path) -> None:
+    """Give a new file the permissions of the one that it replaces, or those of any new file."""
+    new.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
 
 
 def _umask() -> int:
@@ -83,13 +182,17 @@ def _umask() -> int:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def locked(place: Path, option: str = "--output", waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold `place`, a file or folder that is written to, for this process alone.
 
     The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it ends.
 
+    Args:
+        option: of the command line, which names another place.
+        waiting: called where another process holds the place, before waiting until that process has ended.
+
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and `waiting` is None.
     """
     place = place.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +200,12 @@ def locked(place: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
-            f"another process is writing to {place}: wait until it has ended, or write elsewhere (--output)"
-        ) from None
+        if waiting is None:
+            raise ValueError(
+                f"another process is writing to {place}: wait until it has ended, or write elsewhere ({option})"
+            ) from None
+        waiting()
+        lock.acquire()
     try:
         yield
     finally:

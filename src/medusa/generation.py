@@ -110,7 +110,7 @@ def prepare(
         for row, own in zip(rows, _generators(generator, len(rows), model.device), strict=True):
             row.generator = own
     pace = _pace(model, tree, config)
-    pace.largest.check_heads(model.heads.config.num_heads)
+    pace.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
     uncopied = next(filter(None, (row.processors.uncopied() for row in rows)), None)
     if pace.largest.max_depth and uncopied is not None:
         shared = ", and rows share what cannot be copied" if len(rows) > 1 else ""

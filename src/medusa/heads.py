@@ -5,8 +5,9 @@ Shapes: K heads, L residual layers a head, H hidden size, V vocabulary; `...` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Projection = Callable[[Tensor], Tensor]
+SHOWN = 5
+"""Problems of a set of tensors that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,39 @@ class MedusaConfig:
         for name, least in (("num_heads", 1), ("num_layers", 0), ("hidden_size", 1), ("vocab_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield the name, in the original format, and the shape of every tensor of the heads."""
+        h, v = self.hidden_size, self.vocab_size
+        for head in range(self.num_heads):
+            for layer in range(self.num_layers):
+                yield f"{head}.{layer}.linear.weight", (h, h)
+                if self.bias:
+                    yield f"{head}.{layer}.linear.bias", (h,)
+            if self.own_lm_head:
+                yield f"{head}.{self.num_layers}.weight", (v, h)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check names and shapes of tensors; no work is done for heads that are not among them.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or of another shape; lists the first ones.
+        """
+        problems = [f"missing tensor {name}" for name in islice(self._missing(shapes), SHOWN + 1)]
+        if len(problems) <= SHOWN:
+            mine = dict(self.shapes())
+            problems += [f"unknown tensor {name}" for name in shapes if name not in mine]
+            problems += [
+                f"{name} has shape {list(shapes[name])}, the base model needs {list(shape)}"
+                for name, shape in mine.items()
+                if name in shapes and tuple(shapes[name]) != shape
+            ]
+        if problems:
+            more = "; and more" if len(problems) > SHOWN else ""
+            raise ValueError(f"these heads do not fit: {'; '.join(problems[:SHOWN])}{more}")
+
+    def _missing(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+        return (name for name, _ in self.shapes() if name not in shapes)
 
 
 @dataclass(frozen=True)
@@ -171,17 +207,8 @@ class MedusaHeads(nn.Module):
         """Take the values of `tensors()` back; names and shapes must fit exactly.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape; all of them are listed.
+            ValueError: a tensor is missing, unknown, or of another shape.
         """
-        mine = self.tensors()
-        problems = [f"missing tensor {name}" for name in mine if name not in named]
-        problems += [f"unknown tensor {name}" for name in named if name not in mine]
-        problems += [
-            f"{name} has shape {list(named[name].shape)}, the base model needs {list(mine[name].shape)}"
-            for name in mine
-            if name in named and named[name].shape != mine[name].shape
-        ]
-        if problems:
-            raise ValueError("these heads do not fit: " + "; ".join(problems))
-        for name, target in mine.items():
+        self.config.check({name: tuple(tensor.shape) for name, tensor in named.items()})
+        for name, target in self.tensors().items():
             target.copy_(named[name])

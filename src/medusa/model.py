@@ -102,7 +102,7 @@ class TreeModel(nn.Module):
         self.positions = Positions.of(base)
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
-        self.tree.check_heads(heads.config.num_heads)
+        self.tree.check_heads(heads.config.num_heads, heads.config.vocab_size)
         self.prepack = prepack
         self.owns_base = owns_base
         self.calibration = calibration

@@ -5,19 +5,38 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from . import adapters, generation, storage
+from . import adapters, bases, generation, names, storage
+from .bases import Origin
+from .heads import MedusaHeads
 from .model import Prepack, TreeModel, check_heads, new_heads, running_device
 from .pace import UNCALIBRATED, Calibration
 from .provenance import device_name
 from .tree import CandidateTree
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An adapter that was merged into a base model.
+
+    Attributes:
+        folder: where the adapter lies.
+        digest: of its weights.
+        fingerprint: of the base with the adapter.
+    """
+
+    folder: Path
+    digest: str
+    fingerprint: dict[str, tuple[torch.dtype, int]]
 
 
 class MedusaModel(TreeModel):
@@ -26,8 +45,12 @@ class MedusaModel(TreeModel):
     `model.base` is the transformers model, `model.heads` the heads, `model.tree` the candidates verified each step.
     """
 
-    adapter: Path | None = None
-    """The folder of the adapter that the base was loaded with; saved beside the heads."""
+    def __init__(self, base: PreTrainedModel, heads: MedusaHeads, *args: Any, **kwargs: Any):
+        super().__init__(base, heads, *args, **kwargs)
+        self.origin = Origin.of(base)
+        """Where the base was loaded from; saved heads name it."""
+        self.merged: Merged | None = None
+        """The adapter that was merged into the base; saved beside the heads."""
 
     @classmethod
     def from_base(
@@ -46,7 +69,8 @@ class MedusaModel(TreeModel):
         """New, untrained heads on any causal language model.
 
         Args:
-            model_or_id: a loaded model, which is left as it is, or what `from_pretrained` takes.
+            model_or_id: a loaded model, which is left as it is, or a folder or hub id of a model, or of a PEFT adapter,
+                which is then loaded on its base model.
             num_heads: K. A head further ahead is less often right; five are the paper's choice.
             num_layers: residual layers a head.
             own_lm_head: False shares the base's lm_head between all heads: K V H fewer weights.
@@ -57,12 +81,17 @@ class MedusaModel(TreeModel):
             kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token, ...).
 
         Raises:
-            ValueError: the model cannot verify a tree.
+            ValueError: the model cannot verify a tree, or has heads already.
             TypeError: an argument is for loading, and the model is loaded.
         """
+        hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
+        if isinstance(model_or_id, (str, Path)) and names.find_heads(model_or_id, **hub) is not None:
+            raise ValueError(f"{model_or_id} holds Medusa heads: load them with MedusaModel.from_pretrained")
         base = _base(model_or_id, kwargs)
         heads = new_heads(base, num_heads, num_layers, own_lm_head, bias)
-        return cls(base, heads, tree, prepack, owns_base=base is not model_or_id, compiled=compiled)
+        model = cls(base, heads, tree, prepack, owns_base=base is not model_or_id, compiled=compiled)
+        model.origin = Origin.of(base, str(model_or_id), **hub)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -83,7 +112,7 @@ class MedusaModel(TreeModel):
             path_or_id: folder or hub id of the heads.
             base: the base model, loaded or by name, where it is not the one the heads name. A loaded one is taken as it
                 is: where the heads' backbone has an adapter, it is to have it already.
-            base_revision: the base model's revision; `revision` is the heads'.
+            base_revision: the base model's revision, by default the one that the heads name; `revision` is the heads'.
             tree: replaces the folder's tree.
             prepack: packed CPU weights, by default where they help; "half" packs in 16 bits what float16 holds.
             compiled: compile the base model's step at the first prefill (CPU, needs a C++ compiler).
@@ -95,13 +124,20 @@ class MedusaModel(TreeModel):
             ValueError: the folder is not a native one or does not fit the base; says exactly what.
             TypeError: an argument is for loading the base model, and it is loaded.
         """
-        hub = {name: kwargs[name] for name in storage.HUB_ARGUMENTS if name in kwargs}
-        folder = storage.fetch(path_or_id, **hub)
+        hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
+        folder = names.find_heads(path_or_id, **hub)
+        if folder is None:
+            raise ValueError(f"{path_or_id} holds no Medusa heads: MedusaModel.from_base adds new ones to a model")
         loaded = not isinstance(base, (str, Path, NoneType))
         for_base = {name: value for name, value in kwargs.items() if name not in (hub if loaded else ("revision",))}
-        if base_revision is not None:
-            for_base["revision"] = base_revision
-        own = _base(storage.base_name(folder) if base is None else base, for_base)
+        named = storage.named_base(folder) if base is None else Origin(str(base))
+        revision = base_revision or named.revision
+        if revision is not None and not loaded:
+            for_base["revision"] = revision
+        if base_revision is not None and loaded:
+            raise TypeError("base_revision: of no use for a base model that is already loaded")
+        own = _base(named.name if base is None else base, for_base)
+        origin = Origin.of(own, named.name, **for_base)
         adapter = storage.adapter(folder)
         if adapter is not None and not loaded:
             own = adapters.apply(own, adapter).eval()
@@ -116,28 +152,54 @@ class MedusaModel(TreeModel):
         used = None if tree is None or all_heads else max(1, tree.max_depth)
         heads = storage.read_heads(folder, own, used)
         model = cls(own, heads, tree, prepack, own is not base, calibration, compiled=compiled)
-        model.adapter = adapter
+        model.origin = origin
+        if adapter is not None and adapters.attached(own) is None:
+            model.merged = Merged(adapter, adapters.digest(adapter), bases.fingerprint(own))
         return model
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
-        """Write the heads and the tree as a native folder; the base model is named, not copied, its adapter is copied.
+        """Write the heads, the tree and the base model's adapter, where it has one, as a native folder.
+
+        The base model is named, not copied. It is first compared with the files that it was loaded from. A save that
+        fails leaves `folder` as it was.
 
         Args:
             folder: made if need be.
-            base: what to name as the base model: a hub id, or a folder's path seen from `folder`. By default
-                what the base was loaded from.
+            base: what to name as the base model, without a comparison: a hub id, or a folder's path seen from `folder`.
+                By default what the base was loaded from.
 
         Raises:
-            ValueError: the heads do not fit the base model, whose embeddings were resized since.
+            ValueError: the heads do not fit the base model, whose embeddings were resized since, or the base is not
+                what it was loaded from any more, so that its name would stand for another model.
+            FileNotFoundError: the folder that the base was loaded from is gone.
         """
         check_heads(self.base, self.heads.config)
-        name = base or self.base.config.name_or_path or "N/A"
-        folder, adapter = Path(folder), None
-        if self.adapter is not None:
-            adapter = storage.ADAPTER
-            if self.adapter.resolve() != (folder / adapter).resolve():
-                shutil.copytree(self.adapter, folder / adapter, dirs_exist_ok=True)
-        storage.write_heads(folder, self.heads, self.tree, name, self.calibration, adapter)
+        folder = Path(folder).expanduser()
+        adapter = adapters.attached(self.base)
+        if base is None:
+            self._check_base(adapter is None)
+        with storage.saving(folder, self.heads) as new:
+            name = str(base) if base is not None else self.origin.seen_from(folder)
+            revision = self.origin.revision if base is None else None
+            if adapter is not None:
+                adapters.write(self.base, adapter, new / names.ADAPTER)
+            elif self.merged is not None:
+                self._copy_adapter(new / names.ADAPTER)
+            storage.write_heads(new, self.heads, self.tree, name, self.calibration, revision)
+
+    def _check_base(self, plain: bool) -> None:
+        """Raises ValueError where the base, its adapter left out, is not what it was when it was loaded."""
+        if plain and self.merged is not None:
+            bases.check_same(self.base, self.merged.fingerprint)
+        else:
+            bases.check_unchanged(self.base, self.origin)
+
+    def _copy_adapter(self, place: Path) -> None:
+        merged = self.merged
+        assert merged is not None
+        if not merged.folder.is_dir() or adapters.digest(merged.folder) != merged.digest:
+            raise ValueError(f"{merged.folder} does not hold the base model's adapter any more: put it back")
+        shutil.copytree(merged.folder, place)
 
     def push_to_hub(
         self,
@@ -156,14 +218,14 @@ class MedusaModel(TreeModel):
         Raises:
             ValueError: the base was loaded from a folder, which others do not have, or was not loaded at all.
         """
-        name = base or self.base.config.name_or_path
-        if not name or Path(name).is_dir():
+        if base is None and not self.origin.is_hub_id:
+            name = self.origin.name
             where = f"lies in {name}, which others do not have" if name else "has no name"
             raise ValueError(f"the base model {where}: name its hub id, base='owner/name'")
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, base=name)
+            self.save_pretrained(folder, base=base)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
 
     def generate(
@@ -241,7 +303,7 @@ def _base(model_or_name: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
         if str(kwargs.get("attn_implementation", "")).startswith("flash"):
             warnings.warn("FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3)
             kwargs = {**kwargs, "attn_implementation": "sdpa"}
-        return AutoModelForCausalLM.from_pretrained(model_or_name, **kwargs).eval()
+        return bases.load(model_or_name, **kwargs)
     if not isinstance(model_or_name, PreTrainedModel):
         raise TypeError(
             f"the base model must be a transformers model, a folder or a hub id, got {type(model_or_name).__name__}; "

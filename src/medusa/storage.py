@@ -5,95 +5,60 @@ The first two are the heads-only format of the authors' code, which other engine
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import safe_open
+from pydantic import field_validator
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from . import adapters
+from . import adapters, tree_file
+from .bases import Origin
+from .checkpoint import opened
+from .files import Schema, read_json, replacing_all, write_json
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .model import check_base, check_heads
+from .names import ADAPTER, CONFIG, MERGED, TREE, WEIGHTS, is_path
 from .pace import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
-CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
-ADAPTER = "adapter"
-"""Where an adapter lies in the folder of its heads."""
-MERGED = "model"
-"""Where a backbone that was trained along with its heads lies in their folder, if it is whole."""
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+VERSIONS = ("1", "2")
+"""Of the heads-only format: with own lm_heads, and with the base model's. The tensors tell them apart, too."""
+TENSOR = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(linear\.weight|linear\.bias|weight)")
 
 
-def fetch(path_or_id: str | Path, **hub: Any) -> Path:
-    """The local folder of a path or hub id; only the native files are downloaded."""
-    if Path(path_or_id).is_dir():
-        return Path(path_or_id)
-    if is_path(str(path_or_id)):
-        raise FileNotFoundError(f"no folder {path_or_id}")
-    patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
-    return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, **hub))
+class HeadsFile(Schema):
+    """What is read of the heads' `config.json`. Released files are wrong about sizes, which the tensors tell."""
+
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    version: Any = None
+    adapter: str | None = None
+    adapter_digest: str | None = None
+
+    @field_validator("version")
+    @classmethod
+    def _is_known(cls, version: Any) -> Any:
+        if version is not None and (isinstance(version, bool) or str(version) not in VERSIONS):
+            raise ValueError(f"{version!r} is unknown; this release reads {' and '.join(VERSIONS)}")
+        return version
+
+    @field_validator("adapter")
+    @classmethod
+    def _lies_within(cls, adapter: str | None) -> str | None:
+        if adapter is not None and (not adapter or Path(adapter).is_absolute() or ".." in Path(adapter).parts):
+            raise ValueError(f"{adapter!r} is no folder within the heads' folder")
+        return adapter
 
 
-def find_heads(name: str, **hub: Any) -> Path | None:
-    """The local folder of the heads that `name` holds, downloaded if need be; None where it is a base model's.
-
-    Args:
-        name: folder or hub id.
-        hub: revision, token, ... of the hub.
-
-    Raises:
-        FileNotFoundError: `name` can only be a folder, and there is none.
-        OSError: neither is there such a hub id, or it cannot be reached.
-        ValueError: the folder holds neither heads nor a model.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if is_native(folder):
-            return folder
-        if not (folder / CONFIG).is_file():
-            raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {CONFIG}")
-        return None
-    if folder.is_file() or is_path(name):
-        raise FileNotFoundError(f"no folder {name}: give a folder that is there, or a hub id (owner/name)")
-    return _hub_heads(name, **hub)
-
-
-def _hub_heads(name: str, **hub: Any) -> Path | None:
-    """As `find_heads`, of a hub id; where the hub cannot be reached, what is in the cache counts."""
-    cached = {each: hub[each] for each in ("revision", "cache_dir") if each in hub}
-    try:
-        hf_hub_download(name, WEIGHTS, **hub)
-    except LocalEntryNotFoundError as error:
-        if isinstance(try_to_load_from_cache(name, CONFIG, **cached), str):
-            return None
-        raise OSError(
-            f"no folder {name}, and the hub cannot be reached: give a folder that is there, or check the connection"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    return fetch(name, **hub)
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can only be a folder's, not a hub id."""
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-
-
-def is_native(folder: Path) -> bool:
-    """Whether a folder holds heads in the native format."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
-def base_name(folder: Path) -> str:
-    """The base model that the heads name; a folder beside them if it is a relative path.
+def named_base(folder: Path) -> Origin:
+    """Return the base model that the heads name; a relative path is seen from their folder.
 
     Raises:
         ValueError: the folder is not a native one, or names no base.
@@ -102,38 +67,41 @@ def base_name(folder: Path) -> str:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is not a folder of Medusa heads: it has no {' and no '.join(missing)}")
-    name = json.loads((folder / CONFIG).read_text()).get("base_model_name_or_path")
+    told = read_json(folder / CONFIG, HeadsFile)
+    name = told.base_model_name_or_path
     if not name or name == "N/A":
-        raise ValueError(f"{folder / CONFIG} does not name its base model; pass it: from_pretrained(..., base=...)")
-    if (folder / name).is_dir():
-        return str(folder / name)
+        raise ValueError(
+            f"{folder / CONFIG} does not name its base model: pass it (from_pretrained(..., base=...), or --base)"
+        )
+    place = folder / Path(name).expanduser()
+    if place.is_dir():
+        return Origin(str(place))
     if is_path(name) or name == MERGED:
         raise FileNotFoundError(
-            f"the heads in {folder} are for the base model in {(folder / name).resolve()}, which is not there: put it "
-            "back, or name it (base=..., --base)"
+            f"the heads in {folder} are for the base model in {place.resolve()}, which is not there: put it back, or "
+            "name it (base=..., --base)"
         )
-    return str(name)
+    return Origin(name, told.base_model_revision)
 
 
 def adapter(folder: Path) -> Path | None:
-    """The folder of the adapter that the heads' backbone was trained with, if it was.
+    """Return the folder of the adapter that the heads' backbone was trained with; None where there was none.
 
     Raises:
-        ValueError: there is no such folder, or another adapter lies there.
+        ValueError: the adapter is not there or broken, or it is another one.
     """
-    told = json.loads((folder / CONFIG).read_text())
-    if "adapter" not in told:
+    told = read_json(folder / CONFIG, HeadsFile)
+    if told.adapter is None:
         return None
-    place = folder / told["adapter"]
-    if not (place / adapters.WEIGHTS).is_file():
-        raise ValueError(f"{folder} needs the backbone's adapter in {place}, and there is none: copy it there")
-    if adapters.digest(place) != told["adapter_digest"]:
+    place = folder / told.adapter
+    adapters.check(place)
+    if adapters.digest(place) != told.adapter_digest:
         raise ValueError(f"{place} holds another adapter than the one these heads were trained with")
     return place
 
 
 def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) -> MedusaHeads:
-    """The heads of a native folder, on the device and in the dtype of the base's lm_head.
+    """Return the heads of a native folder, on the device and in the dtype of the base's lm_head.
 
     The number of heads and layers is told from the tensors, never from `config.json`, which in released files
     disagrees with them.
@@ -142,44 +110,70 @@ def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) ->
         first: read only so many heads; None reads all.
 
     Raises:
-        ValueError: what the file holds does not fit the base model; says exactly what.
+        ValueError: the file is broken, or what it holds does not fit the base model; says exactly what.
     """
     check_base(base)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        config = _shape(shapes, base)
-        check_heads(base, config)
-        count = min(first or config.num_heads, config.num_heads)
-        named = {name: file.get_tensor(name) for name in shapes if int(name.split(".")[0]) < count}
     lm_head = base.get_output_embeddings()
+    floating = lm_head.weight.is_floating_point()
+    dtype = lm_head.weight.dtype if floating else base.dtype
+    with opened(folder / WEIGHTS) as file:
+        try:
+            config = _config(file, base)
+            count = min(first or config.num_heads, config.num_heads)
+            named = {name: _tensor(file, name, dtype) for name in file.keys() if int(name.split(".")[0]) < count}  # noqa: SIM118
+        except ValueError as error:
+            raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     bias = getattr(lm_head, "bias", None)
     rule = LogitRule.of(base.config.get_text_config())
     heads = MedusaHeads(replace(config, num_heads=count), rule, None if bias is None else bias.detach().clone())
     heads.load_tensors(named)
-    floating = lm_head.weight.is_floating_point()
     device = lm_head.weight.device
     if device.type == "meta":  # offloaded: its hook knows where it runs
         device = torch.device(lm_head._hf_hook.execution_device)
-    return heads.to(dtype=lm_head.weight.dtype if floating else base.dtype, device=device)
+    return heads.to(dtype=dtype, device=device)
 
 
-def _shape(shapes: dict[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
-    """What heads tensors of these names and shapes are."""
-    keys = [re.fullmatch(r"(\d+)\.(\d+)\.(linear\.weight|linear\.bias|weight)", name) for name in shapes]
-    if not keys or None in keys:
-        odd = [name for name, key in zip(shapes, keys, strict=True) if key is None] or ["(no tensors)"]
-        raise ValueError(f"{WEIGHTS} holds tensors that are not Medusa heads': {', '.join(odd[:5])}")
-    found = [(int(key[1]), int(key[2]), key[3]) for key in keys if key]
+def _tensor(file: Any, name: str, dtype: torch.dtype) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    if not tensor.to(dtype).isfinite().all():
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} holds NaN or infinite values in {kind}: save or train the heads again")
+    return tensor
+
+
+def _config(file: Any, base: PreTrainedModel) -> MedusaConfig:
+    """The shape of the heads in a file, told and checked before anything is read or built."""
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    whole = next((name for name, each in slices.items() if not re.match(r"B?F\d", each.get_dtype())), None)
+    shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+    config = _shape(shapes, base)
+    if whole is not None:
+        raise ValueError(f"{whole} holds {slices[whole].get_dtype()}, and weights are floating-point numbers")
+    check_heads(base, config)
+    config.check(shapes)
+    return config
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
+    """What heads tensors of these names and shapes are, if they are whole."""
+    keys = {name: TENSOR.fullmatch(name) for name in shapes}
+    odd = [name for name, key in keys.items() if key is None]
+    if odd or not keys:
+        raise ValueError(f"it holds tensors that are not Medusa heads': {', '.join(odd[:5]) or '(no tensors)'}")
+    found = [(name, key[1], key[2], key[3]) for name, key in keys.items() if key]
     vocab_size, hidden_size = base.get_output_embeddings().weight.shape
-    projections = [shapes[f"{head}.{layer}.weight"] for head, layer, kind in found if kind == "weight"]
-    blocks = [shapes[f"{head}.{layer}.linear.weight"] for head, layer, kind in found if kind == "linear.weight"]
+    projections = [shapes[name] for name, _, _, kind in found if kind == "weight"]
+    blocks = [shapes[name] for name, _, _, kind in found if kind == "linear.weight"]
+    flat = [name for name, _, _, kind in found if kind != "linear.bias" and len(shapes[name]) != 2]
+    if flat:
+        raise ValueError(f"{flat[0]} has shape {list(shapes[flat[0]])}, and a matrix is needed")
     return MedusaConfig(
-        num_heads=1 + max(head for head, _, _ in found),
-        num_layers=max((layer + 1 for _, layer, kind in found if kind == "linear.weight"), default=0),
+        num_heads=len({head for _, head, _, _ in found}),
+        num_layers=len({layer for _, _, layer, kind in found if kind == "linear.weight"}),
         hidden_size=(blocks or projections)[0][1] if blocks or projections else hidden_size,
         vocab_size=projections[0][0] if projections else vocab_size,
         own_lm_head=bool(projections),
-        bias=any(kind == "linear.bias" for _, _, kind in found),
+        bias=any(kind == "linear.bias" for _, _, _, kind in found),
     )
 
 
@@ -187,13 +181,30 @@ def _check_kept(folder: Path, heads: MedusaHeads) -> None:
     """Raises ValueError where heads would be lost that were left out on loading."""
     if not (folder / WEIGHTS).is_file():
         return
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        there = 1 + max(int(name.split(".")[0]) for name in file.keys())  # noqa: SIM118
+    with opened(folder / WEIGHTS) as file:
+        there = len({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
     if there > heads.config.num_heads:
         raise ValueError(
             f"{folder} holds {there} heads and would be left with {heads.config.num_heads}: load them all with "
             "from_pretrained(..., all_heads=True), or save in another folder"
         )
+
+
+@contextmanager
+def saving(folder: Path, heads: MedusaHeads, last: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder for `write_heads` and what goes with them; all of it moves into `folder` in the end.
+
+    A save that fails leaves `folder` as it was.
+
+    Args:
+        last: files that move after the heads.
+
+    Raises:
+        ValueError: `folder` holds more heads than these.
+    """
+    _check_kept(folder, heads)
+    with replacing_all(folder, (CONFIG, *last)) as new:
+        yield new
 
 
 def write_heads(
@@ -202,64 +213,44 @@ def write_heads(
     tree: CandidateTree,
     base: str,
     calibration: Calibration = UNCALIBRATED,
-    adapter: str | None = None,
+    revision: str | None = None,
 ) -> None:
-    """Write the native folder.
+    """Write the native folder; an adapter that lies in it already belongs to the heads.
 
     Args:
+        folder: an empty one, of `saving`.
         base: what to name as the base model.
-        adapter: the folder, seen from this one, of the adapter that belongs to the heads.
+        revision: of the base model on the hub.
 
     Raises:
-        ValueError: the folder holds more heads than these.
+        ValueError: the heads hold NaN or infinite values.
     """
-    _check_kept(folder, heads)
-    adapted = {} if adapter is None else {"adapter": adapter, "adapter_digest": adapters.digest(folder / adapter)}
-    folder.mkdir(parents=True, exist_ok=True)
-    config = heads.config
-    (folder / CONFIG).write_text(
-        json.dumps(
-            {
-                "model_type": "medusa",
-                "base_model_name_or_path": base,
-                "medusa_num_heads": config.num_heads,
-                "medusa_num_layers": config.num_layers,
-                "hidden_size": config.hidden_size,
-                "vocab_size": config.vocab_size,
-                "medusa_fc_bias": config.bias and config.num_layers > 0,
-                **({} if config.own_lm_head else {"version": "2"}),
-                **adapted,
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    broken = next((name for name, tensor in heads.tensors().items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ValueError(f"the heads are broken ({broken} holds NaN or infinite values), and are not saved")
+    config, lies = heads.config, (folder / ADAPTER).is_dir()
+    content = {
+        "model_type": "medusa",
+        "base_model_name_or_path": base,
+        **({} if revision is None else {"base_model_revision": revision}),
+        "medusa_num_heads": config.num_heads,
+        "medusa_num_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "medusa_fc_bias": config.bias and config.num_layers > 0,
+        **({} if config.own_lm_head else {"version": "2"}),
+        **({"adapter": ADAPTER, "adapter_digest": adapters.digest(folder / ADAPTER)} if lies else {}),
+    }
+    write_json(folder / CONFIG, content, indent=2)
     save_file({name: tensor.contiguous() for name, tensor in heads.tensors().items()}, folder / WEIGHTS)
     write_tree(folder, tree, calibration)
 
 
 def read_tree(folder: Path) -> tuple[CandidateTree, Calibration] | None:
-    """The tree of a native folder and what was measured for it; None where it has no tree file."""
-    if not (folder / TREE).is_file():
-        return None
-    return parse_tree(json.loads((folder / TREE).read_text()))
-
-
-def parse_tree(told: dict[str, Any]) -> tuple[CandidateTree, Calibration]:
-    """A tree file's content: the tree, and what was measured for it."""
-    tree = CandidateTree(told["paths"])
-    if "accuracies" not in told:
-        return tree, UNCALIBRATED
-    latency = {int(nodes): float(ms) for nodes, ms in told.get("latency", UNCALIBRATED.latency).items()}
-    return tree, Calibration(told["accuracies"], latency, told.get("made", {}))
+    """Return the tree of a native folder and what was measured for it; None where it has no tree file."""
+    return tree_file.read_tree(folder / TREE) if (folder / TREE).is_file() else None
 
 
 def write_tree(folder: Path, tree: CandidateTree, calibration: Calibration = UNCALIBRATED) -> None:
-    """Write the tree file: its rank paths, the root implied, and what was measured for it."""
-    told: dict[str, Any] = {"version": 1, "paths": [list(path) for path in tree.paths[1:]]}
-    if calibration is not UNCALIBRATED:
-        told["accuracies"] = [list(row) for row in calibration.accuracies]
-    if calibration.made:
-        told["latency"] = {str(nodes): ms for nodes, ms in calibration.latency.items()}
-        told["made"] = dict(calibration.made)
-    (folder / TREE).write_text(json.dumps(told) + "\n")
+    """Write the tree file of a native folder."""
+    tree_file.write_tree(folder / TREE, tree, calibration)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,11 @@ PUBLISHED_ACCURACIES = (
     (0.147, 0.225, 0.274, 0.311, 0.340),
     (0.118, 0.187, 0.235, 0.272, 0.300),
 )
-"""Top-1 to top-5 accuracies of the published Vicuna-7B heads (v1.3), a head a row."""
+"""Top-1 to top-5 accuracies of the published Vicuna-7B heads (v1.3), a head a row.
+
+They are training accuracies: the last values that the authors logged while they trained the heads, on the data that the
+heads were trained on. On other text heads are right less often.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ class CandidateTree:
     every head's best token, the one most often accepted, is nodes 0, 1, 2, ..., which a cache need not move to keep.
 
     Raises:
-        ValueError: a path is repeated, a rank is negative, or a path's parent is missing.
+        ValueError: a path is repeated, a rank is no whole number or negative, or a path's parent is missing.
     """
 
     paths: tuple[Path, ...]
 
     def __init__(self, paths: Iterable[Sequence[int]] = ()):
-        given = [tuple(int(rank) for rank in path) for path in paths]
+        given = [tuple(_rank(rank) for rank in path) for path in paths]
         given = [path for path in given if path]
         known = set(given)
         if len(known) < len(given):
@@ -123,7 +129,7 @@ class CandidateTree:
 
     @classmethod
     def default(cls, num_heads: int, nodes: int = 16) -> CandidateTree:
-        """The tree for heads nobody has calibrated: from the accuracies of the published 7B heads."""
+        """The tree for heads nobody has calibrated: from the training accuracies of the published 7B heads."""
         return cls.from_accuracies(PUBLISHED_ACCURACIES[:num_heads], nodes)
 
     def __len__(self) -> int:
@@ -218,13 +224,32 @@ class CandidateTree:
         kept = sorted(range(len(self)), key=lambda node: -likely[node])[:nodes]
         return CandidateTree(self.paths[node] for node in kept)
 
-    def check_heads(self, num_heads: int) -> None:
-        """Raises ValueError where the tree is deeper than there are heads to draw from."""
+    def check_heads(self, num_heads: int, vocab_size: int) -> None:
+        """Check that heads can fill the tree.
+
+        Raises:
+            ValueError: the tree is deeper than there are heads, or has ranks beyond their vocabulary.
+        """
         if self.max_depth > num_heads:
             raise ValueError(
                 f"the tree is {self.max_depth} deep but there are {num_heads} heads: "
                 f"use a tree of depth <= {num_heads}, CandidateTree.default({num_heads}) say"
             )
+        if self.max_rank > vocab_size:
+            raise ValueError(
+                f"the tree has rank {self.max_rank - 1} but the vocabulary has {vocab_size} tokens: "
+                f"use a tree with ranks from 0 to {vocab_size - 1}"
+            )
+
+
+def _rank(rank: Any) -> int:
+    """Return a rank as an int; fractions, texts and truth values are refused, not rounded."""
+    try:
+        if isinstance(rank, bool):
+            raise TypeError
+        return operator.index(rank)
+    except TypeError:
+        raise ValueError(f"ranks are whole numbers, got {rank!r}") from None
 
 
 def _marginals(accuracies: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from medusa import demo
 from medusa.bench.training import START, reproduce, table
-from medusa.bench.training_cost import chunks, states
+from medusa.bench.training_cost import chunks, states, vocabularies
 
 QUIET = Console(quiet=True)
 
@@ -51,3 +51,9 @@ def test_an_epoch_on_kept_states_is_timed_beside_one_without():
     found = states(argparse.Namespace(threads=1, examples=4, epochs=1))
     assert found["tokens"] > 100
     assert found["speed_ratio"] > 0
+
+
+def test_steps_over_the_tokens_that_occur_are_timed_beside_steps_over_all():
+    found = vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4))
+    assert found["own lm_heads"]["speed_ratio"] > 0
+    assert found["shared lm_head"]["tokens_per_second"].keys() == {"full", "data"}

@@ -1,11 +1,13 @@
 import pytest
 import torch
 from models import ScriptedHeads, tiny, varied_prompt
+from safetensors.torch import load_file, save_file
 
 from medusa import CandidateTree, MedusaModel, Rejection
 from medusa.acceptance import Draft
 from medusa.calibration.recording import Recording, record, rejection_credit
 from medusa.calibration.search import expected_rate, joint_tree, replayed_rate
+from medusa.files import locked
 
 NEW = 40
 
@@ -52,11 +54,91 @@ def test_an_interrupted_recording_goes_on(tmp_path):
     done = []
     whole = record(model, prompts, options, batch_size=2, work=tmp_path, finished=done.append)
     assert done == [2, 2]
-    (tmp_path / "000002.safetensors").unlink()
-    first = Recording.load(tmp_path / "000000.safetensors")
+    first, second = sorted(tmp_path.rglob("*.safetensors"))
+    second.unlink()
+    before, written = Recording.load(first), first.stat().st_mtime_ns
     again = record(model, prompts, options, batch_size=2, work=tmp_path)
     assert again.lengths == whole.lengths
-    assert torch.equal(again.credit[: len(first.credit)], first.credit)
+    assert torch.equal(again.credit[: len(before.credit)], before.credit)
+    assert first.stat().st_mtime_ns == written
+
+
+def test_what_was_recorded_otherwise_is_recorded_anew(tmp_path):
+    model, ids = model_with_heads()
+    prompts, options = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
+
+    def recorded(prompts=prompts, options=options, **settings):
+        record(model, prompts, options, work=tmp_path, **settings)
+        return len(list(tmp_path.rglob("*.safetensors")))
+
+    assert recorded() == 1
+    assert recorded() == 1
+    assert recorded(prompts=[ids[0, 1:].tolist()]) == 2
+    assert recorded(options={**options, "max_new_tokens": 5}) == 3
+    assert recorded(acceptance="greedy") == 4
+    assert recorded(ranks=8) == 5
+    assert recorded(batch_size=2) == 6
+    model.base.generation_config.repetition_penalty = 1.5
+    assert recorded() == 7
+    with torch.no_grad():
+        model.base.get_output_embeddings().weight.mul_(1.5)
+    assert recorded() == 8, "another base model"
+    model.heads = MedusaModel.from_base(model.base, num_heads=3).heads
+    assert recorded() == 9, "other heads"
+
+
+def other_texts(named):
+    named["lengths"] = torch.tensor([1, 2])
+
+
+def too_few_positions(named):
+    named["known"] = named["known"][:-1]
+
+
+def no_numbers(named):
+    named["credit"][0, 0, 0] = torch.nan
+
+
+def no_lengths(named):
+    del named["lengths"]
+
+
+@pytest.mark.parametrize("change", [None, other_texts, too_few_positions, no_numbers, no_lengths])
+def test_a_broken_batch_is_named(tmp_path, change):
+    model, ids = model_with_heads()
+    prompts, options = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
+    record(model, prompts, options, work=tmp_path)
+    (file,) = tmp_path.rglob("*.safetensors")
+    if change is None:
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        named = load_file(file)
+        change(named)
+        save_file(named, file)
+    with pytest.raises(ValueError, match=f"^{file} .*delete it"):
+        record(model, prompts, options, work=tmp_path)
+
+
+def test_a_batch_that_cannot_be_kept_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    model, ids = model_with_heads()
+
+    def full(_, file):
+        file.write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medusa.calibration.recording.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        record(model, [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}, work=tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".lock"]
+
+
+def test_one_process_records_in_a_folder(tmp_path):
+    model, ids = model_with_heads()
+    arguments = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
+    record(model, *arguments, work=tmp_path)
+    (folder,) = (each for each in tmp_path.iterdir() if each.is_dir())
+    with locked(folder), pytest.raises(ValueError, match=r"another process is writing to .*--resume"):
+        record(model, *arguments, work=tmp_path)
 
 
 def test_credit_of_rejection_is_the_frequency_of_accepted_draws():

@@ -1,6 +1,10 @@
+import builtins
+import importlib
 import json
+import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from medusa import CandidateTree, MedusaModel
@@ -8,6 +12,7 @@ from medusa.calibration.prompts import encode, read_prompts
 from medusa.cli import app
 
 runner = CliRunner()
+module = importlib.import_module("medusa.cli.calibrate")  # its name in the package is the command's, too
 QUICK = ["--prompts", "6", "--rounds", "3", "--context", "20", "--max-new-tokens", "12", "--max-nodes", "8"]
 
 
@@ -85,6 +90,113 @@ def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
     assert len(sorted((tmp_path / "work").rglob("*.safetensors"))) > len(files), "other settings are recorded anew"
 
 
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model fails the test."""
+    monkeypatch.setattr(module, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--output", "--figures", "--resume"])
+def test_places_that_cannot_be_written_are_found_before_the_model_is_loaded(heads, prompts, tmp_path, no_model, option):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "place"
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), option, str(place)])
+    assert told.exit_code == 1
+    assert told.stderr.startswith(f"error: {place}")
+    assert "cannot be written" in told.stderr
+
+
+def test_a_folder_in_the_place_of_the_report_is_found_before_the_model_is_loaded(heads, prompts, tmp_path, no_model):
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(tmp_path)])
+    assert told.stderr == f"error: {tmp_path} is a folder: name a file\n"
+
+
+@pytest.mark.parametrize("failure", [ModuleNotFoundError("matplotlib"), RuntimeError("broken")])
+def test_figures_that_cannot_be_drawn_are_found_before_the_model_is_loaded(
+    heads, prompts, tmp_path, no_model, monkeypatch, failure
+):
+    def missing(name, *others, original=builtins.__import__):
+        if name.startswith("matplotlib"):
+            raise failure
+        return original(name, *others)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(tmp_path / "x")])
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: pictures need matplotlib")
+
+
+def test_other_heads_do_not_get_the_tree(folders, prompts, tmp_path, no_model):
+    other = MedusaModel.from_pretrained(folders / "heads")
+    with torch.no_grad():
+        next(other.heads.parameters()).add_(1)
+    other.save_pretrained(tmp_path / "other", base=str(folders / "base"))
+    options = ["--data", str(prompts), "--output", str(tmp_path / "other")]
+    told = runner.invoke(app, ["calibrate", str(folders / "heads"), *options])
+    assert told.exit_code == 1
+    assert "holds other heads than" in told.stderr
+
+
+@pytest.mark.parametrize("broken", ["write_report", "draw", "show"])
+def test_what_fails_afterwards_leaves_the_other_results(heads, prompts, tmp_path, monkeypatch, broken):
+    pytest.importorskip("matplotlib")
+
+    def failing(*_):
+        raise RuntimeError("no more ink")
+
+    monkeypatch.setattr(module, broken, failing)
+    report, figures, out = tmp_path / "new" / "report.json", tmp_path / "figures", tmp_path / "out"
+    options = ["--json", str(report), "--figures", str(figures), "--output", str(out), *QUICK]
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+    assert told.exit_code == 1
+    assert "no more ink" in told.stderr
+    assert MedusaModel.from_pretrained(out, all_heads=True).calibration.made
+    assert report.is_file() == (broken != "write_report")
+    assert (figures / "tree.png").is_file() == (broken != "draw")
+    if broken != "show":
+        assert f"the tree is stored in {out}, but" in told.stderr
+        assert "What each further head adds" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--heads", "3"], "3 heads are asked for (--heads) and the model has 2"),
+        (["--context", "127"], "a context of 127 tokens (--context)"),
+        (["--context", "20", "--context", str(2**31 - 1)], f"a context of {2**31 - 1} tokens (--context)"),
+    ],
+)
+def test_what_the_model_does_not_have_is_said_before_the_work(heads, prompts, options, said):
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+    assert told.exit_code == 1
+    assert said in told.stderr
+
+
+def test_contexts_near_the_end_of_the_positions_leave_room_for_steps(heads, tmp_path):
+    (tmp_path / "long.txt").write_text("x" * 90 + "\n" + "y" * 91 + "\n" + "z" * 92)
+    options = [option for option in QUICK if option not in ("--context", "20")]
+    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(tmp_path / "long.txt"), *options])
+    assert told.exit_code == 0, told.output
+    contexts = json.loads((heads / "medusa_tree.json").read_text())["made"]["contexts"]
+    assert max(contexts) < 110
+
+
+def test_typical_acceptance_is_calibrated(heads, prompts):
+    for temperature in ("0", "0.7"):
+        options = ["--acceptance", "typical", "--temperature", temperature, *QUICK]
+        told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+        assert told.exit_code == 0, told.output
+        assert json.loads((heads / "medusa_tree.json").read_text())["made"]["acceptance"] == "typical"
+
+
+def test_stop_strings_of_the_model_are_followed(folders, prompts, tmp_path):
+    shutil.copytree(folders, tmp_path / "copy")
+    config = tmp_path / "copy" / "base" / "generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "stop_strings": ["e"]}))
+    told = runner.invoke(app, ["calibrate", str(tmp_path / "copy" / "heads"), "--data", str(prompts), *QUICK])
+    assert told.exit_code == 0, told.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
@@ -116,6 +228,7 @@ def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
             '{"role": "assistant", "content": "a"}]}',
             [["s", "q"]],
         ),
+        ("c.jsonl", '{"instruction": "q", "input": "i", "system": "s", "output": "a"}', [["s", "q\n\ni"]]),
     ],
 )
 def test_prompts_are_read_from_the_usual_files(tmp_path, name, text, expected):
@@ -125,7 +238,14 @@ def test_prompts_are_read_from_the_usual_files(tmp_path, name, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"foo": 1}', "it has foo"), ("{", "line 1: not JSON"), ("", "no prompts"), ("3", "int")]
+    ("text", "message"),
+    [
+        ('{"foo": 1}', "it has foo"),
+        ("{", "line 1: not JSON"),
+        ("", "no prompts"),
+        ("3", "int"),
+        ('{"prompt": "q", "text": "a document"}', "text holds a part of the conversation"),
+    ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)

@@ -97,6 +97,7 @@ def test_an_interrupt_keeps_the_session_and_the_partial_answer(chat, reference, 
             yield piece
 
     monkeypatch.setattr(module, "pieces", interrupted)
+    monkeypatch.setattr(module, "in_terminal", lambda: True)
     file = tmp_path / "saved.json"
     result = chat("one", "two", f"/save {file}")
     messages = json.loads(file.read_text(encoding="utf-8"))
@@ -105,8 +106,39 @@ def test_an_interrupt_keeps_the_session_and_the_partial_answer(chat, reference, 
     assert full.startswith(first)
     assert first != full
     assert second == reference(messages[:3], LENGTH)
-    assert result.stdout == f"{first}\n{second}\n"
-    assert result.stderr.startswith("stopped\n")
+    assert result.stdout == f"> {first}\n> {second}\n> > "
+    assert "\nstopped\n" in result.stderr
+
+
+def test_an_interrupt_ends_a_piped_conversation(folders, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medusa.cli.chat.pieces", interrupted)
+    assert CliRunner().invoke(app, ["chat", str(folders / "heads")], input="one\ntwo\n").exit_code == 130
+
+
+def test_a_line_that_is_not_utf8_is_named_and_the_conversation_goes_on(folders, conversation):
+    lines = b"\xef\xbb\xbfone\n\xff\ntwo\n"
+    told = CliRunner().invoke(app, ["chat", str(folders / "heads"), "--max-new-tokens", str(LENGTH)], input=lines)
+    assert told.exit_code == 0
+    assert told.stdout == answers(conversation("one", "two"))
+    assert told.stderr.startswith("error: the line is not UTF-8 text")
+
+
+def test_saving_that_fails_keeps_the_saved_conversation(chat, tmp_path, monkeypatch):
+    file = tmp_path / "saved.json"
+    chat("one", f"/save {file}")
+    before = file.read_bytes()
+
+    def full(self, *_, **__):
+        self.write_bytes(b"[")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    result = chat("two", f"/save {file}")
+    assert "No space left on device" in result.stderr
+    assert file.read_bytes() == before
 
 
 def test_the_oldest_turns_go_when_the_conversation_outgrows_the_model(chat, tmp_path):

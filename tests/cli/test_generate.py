@@ -1,5 +1,7 @@
 """`medusa generate`: the base model's text, from every place a prompt may come from, and errors in one line."""
 
+import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ import medusa
 from medusa import MedusaModel
 from medusa.cli import app
 from medusa.cli.answer import Detokenizer, pieces
+from medusa.cli.generate import encode
+from medusa.cli.models import load
 
 PROMPT = "one two three"
 LENGTH = ["--max-new-tokens", "24"]
@@ -65,10 +69,100 @@ def test_typical_acceptance(folders):
     assert result.stderr.startswith("24 tokens")
 
 
+def test_typical_acceptance_at_temperature_0_gives_greedy_text(folders, reference):
+    for options in ([], ["--temperature", "0"]):
+        result = invoke("generate", folders / "heads", "-p", PROMPT, "--acceptance", "typical", *options, *LENGTH)
+        assert result.stdout == reference(message(PROMPT), 24) + "\n"
+
+
+@pytest.fixture
+def stopping(folders, tokenizer, reference, tmp_path):
+    """Heads whose base model names a stop string, which its answer holds."""
+    answer = reference(message(PROMPT), 24)
+    string = next(letter for letter in answer[4:20] if letter.isascii() and letter.isprintable())
+    shutil.copytree(folders, tmp_path / "copy")
+    file = tmp_path / "copy" / "base" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stop_strings": [string]}))
+    return tmp_path / "copy" / "heads", string
+
+
+@pytest.mark.parametrize("plain", [[], ["--plain"]])
+def test_the_models_own_stop_strings_end_an_answer(folders, stopping, plain):
+    heads, string = stopping
+    model, tokenizer = load(str(heads))
+    ids = encode(tokenizer, PROMPT, raw=False)
+    expected = model.base.generate(ids, max_new_tokens=24, do_sample=False, tokenizer=tokenizer)[0, ids.shape[1] :]
+    text = tokenizer.decode(expected, skip_special_tokens=True)
+    assert string in text
+    assert len(expected) < 24
+    result = invoke("generate", heads, "-p", PROMPT, *LENGTH, *plain)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == text + "\n"
+    chatted = invoke("chat", heads, *LENGTH, *plain, input=PROMPT + "\n")
+    assert chatted.stdout == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("so\nlong"), "error: so long"),
+        (ValueError(), "error: ValueError"),
+        (OSError(28, "No space left on device", "x"), "error: [Errno 28] No space left on device: 'x'"),
+        (ImportError("pip install x"), "error: pip install x"),
+        (RuntimeError("CUDA out of memory"), "error: CUDA out of memory (--verbose shows the traceback)"),
+        (MemoryError(), "error: MemoryError (--verbose shows the traceback)"),
+        (KeyError("x"), "error: unexpected KeyError: 'x'; --verbose shows the traceback, please report it"),
+        (AssertionError(), "error: unexpected AssertionError; --verbose shows the traceback, please report it"),
+        (IndexError("a"), "error: unexpected IndexError: a; --verbose shows the traceback, please report it"),
+    ],
+)
+def test_every_error_is_one_line(folders, monkeypatch, error, line):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(MedusaModel, "steps", failing)
+    told = invoke("generate", folders / "heads", "-p", "a")
+    assert told.exit_code == 1
+    assert told.stderr == line + "\n"
+    verbose = invoke("generate", folders / "heads", "-p", "a", "--verbose")
+    assert verbose.exit_code == 1
+    assert verbose.stderr.startswith("Traceback")
+    assert f"\n{type(error).__name__}" in verbose.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("medusa.cli.models.load", ["chat", "demo"]),
+        ("medusa.cli.tree.show", ["tree", "show", "demo"]),
+        ("medusa.demo.load", ["demo"]),
+        ("medusa.cli.calibrate.load", ["calibrate", "demo", "--output", "OUT"]),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_of_any_command_exits_with_130(monkeypatch, tmp_path, place, command, wrapped):
+    def interrupt(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if wrapped:  # as transformers does while it imports
+                raise ModuleNotFoundError("Could not import module") from error
+            raise
+
+    module, _, name = place.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(module), name, interrupt)
+    told = invoke(*(tmp_path if each == "OUT" else each for each in command))
+    assert (told.exit_code, told.stdout, told.stderr) == (130, "", "\n")
+
+
+def test_a_prompt_is_checked_before_the_model_is_loaded():
+    assert invoke("generate", "no-model", "-p", "").stderr.startswith("error: the prompt is empty")
+
+
 def test_an_answer_stops_where_the_positions_end(folders):
     result = invoke("generate", folders / "heads", "-p", "x" * 100, "--raw", "--stats", "--max-new-tokens", 500)
     assert result.exit_code == 0
-    assert result.stderr.startswith("28 tokens")
+    assert result.stderr.startswith("29 tokens")
     result = invoke("generate", folders / "heads", "-p", "x" * 200, "--raw")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the prompt has 200 tokens and the model holds 128: shorten it")
@@ -103,7 +197,7 @@ def test_errors_are_one_line_with_a_remedy(folders, tmp_path):
     assert "leave it out" in error(folders / "base", "-p", "a", "--base", folders / "base")
     shutil.copytree(folders / "heads", tmp_path / "heads")
     (tmp_path / "heads" / "config.json").write_text("{}")
-    assert "pass it with --base" in error(tmp_path / "heads", "-p", "a")
+    assert "or --base)" in error(tmp_path / "heads", "-p", "a")
     named = invoke("generate", tmp_path / "heads", "-p", "a", "--base", folders / "base", *LENGTH)
     assert named.exit_code == 0
 

@@ -31,9 +31,42 @@ def test_a_tree_file_is_drawn(tmp_path):
     assert "1.90 tokens a step" in told.output
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", '{"paths": [[0, 0]]}'])
-def test_another_file_is_refused(tmp_path, content):
+@pytest.mark.parametrize(("option", "begins"), [("--png", b"\x89PNG"), ("--svg", b"<?xml")])
+@pytest.mark.parametrize("name", ["tree", "tree.pdf"])
+def test_the_option_says_which_format_a_drawing_has(folders, tmp_path, option, begins, name):
+    pytest.importorskip("matplotlib")
+    told = runner.invoke(app, ["tree", "show", str(folders / "heads"), option, str(tmp_path / "new" / name)])
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "new" / name).read_bytes().startswith(begins)
+
+
+def test_a_drawing_that_cannot_be_written_is_named(folders, tmp_path):
+    told = runner.invoke(app, ["tree", "show", str(folders / "heads"), "--png", str(tmp_path)])
+    assert told.exit_code == 1
+    assert told.stderr == f"error: {tmp_path} is a folder: name a file\n"
+
+
+@pytest.mark.parametrize("columns", ["20", "30", "80"])
+def test_a_node_takes_one_line_whatever_the_width(folders, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, whose width counts
+    told = runner.invoke(app, ["tree", "show", str(folders / "heads")])
+    assert told.exit_code == 0, told.output
+    nodes = [line for line in told.stdout.splitlines() if "rank" in line or "root" in line]
+    assert len(nodes) == len(told.stdout.splitlines()) - 1 == len(CandidateTree.default(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "paths: field required"),
+        ("[]", "the whole file: input should be an object"),
+        ("nonsense", "not JSON"),
+        ('{"paths": [[0, 0]]}', "paths: path (0, 0) needs its parent"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, said):
     (tmp_path / "tree.json").write_text(content)
     told = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
     assert told.exit_code == 1
-    assert "no tree file" in told.output
+    assert f"tree.json: {said}" in told.output

@@ -80,6 +80,7 @@ def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
         (["--data", "nowhere.jsonl", "-o", "x"], "no file or folder nowhere.jsonl"),
         (["--data", "CHATS"], "--output"),
         (["--data", "CHATS", "-o", "x", "--lr", "0"], "lr must be positive"),
+        (["--data", "CHATS", "-o", "x", "--lora-rank", "32"], "lora_rank has no effect with method medusa-1"),
         (["--data", "CHATS", "-o", "x", "--config", "nobody"], "vicuna-7b-medusa-2"),
         (["--data", "CHATS", "-o", "x", "--batch-size", "5", "--micro-batch-size", "2"], "no multiple"),
         (["--data", "CHATS", "-o", "x", "--config", "WRONG"], "wrong.yaml: unknown option methd; did you mean method?"),
@@ -107,16 +108,24 @@ def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch
     assert "Traceback" not in told.stderr
 
 
-def test_distill_writes_conversations(folders, tmp_path):
-    seeds = tmp_path / "seeds.txt"
-    seeds.write_text("one two\nthree four\n")
-    out = tmp_path / "out.jsonl"
-    options = ["--prompts", str(seeds), "-o", str(out), "--max-new-tokens", "8", "--temperature", "0"]
-    told = runner.invoke(app, ["distill", str(folders / "heads"), *options])
-    assert told.exit_code == 0, told.output
-    assert "conversations in" in told.stderr
-    again = runner.invoke(app, ["distill", str(folders / "heads"), *options])
-    assert again.exit_code == 0
-    other = runner.invoke(app, ["distill", str(folders / "heads"), *options, "--seed", "3"])
-    assert other.exit_code == 1
-    assert "other settings" in other.stderr
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.jsonl", b"", "empty.jsonl is empty"),
+        ("latin.txt", "caf\xe9".encode("latin-1"), "latin.txt, line 1: not UTF-8"),
+        ("both.jsonl", b'{"messages": [{"role": "user", "content": "q"}], "query": "z"}', "query holds a part"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1: JSON that is nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "distill", "calibrate"])
+def test_every_command_names_what_is_wrong_with_its_data(folders, tmp_path, command, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    options = [
+        "--prompts" if command == "distill" else "--data",
+        str(tmp_path / name),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    told = runner.invoke(app, [command, str(folders / "heads"), *options])
+    assert told.exit_code == 1
+    assert said in " ".join(told.stderr.split())

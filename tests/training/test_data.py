@@ -1,13 +1,18 @@
 import json
+import shutil
 
 import pytest
 import torch
 from models import ARCHITECTURES, tiny
+from transformers import GenerationConfig
 
 from medusa import MedusaModel
 from medusa.training.chats import Example
 from medusa.training.data import batches, collator, packed, read_examples
 from medusa.training.losses import head_targets, next_targets
+from medusa.training.recipe import Recipe
+from medusa.training.run import read_data
+from medusa.training.source import Source
 from medusa.training.student import Student
 
 
@@ -25,6 +30,47 @@ def test_reading_counts_what_it_leaves_out(tmp_path, tokenizer):
     file.write_text('{"bad": 1}')
     with pytest.raises(ValueError, match=r"nothing to learn from.*1 malformed"):
         read_examples(str(file), tokenizer, skip_bad=True, **options)
+
+
+def test_every_failure_of_a_record_is_a_bad_record(tmp_path, tokenizer):
+    picky = (  # refuses some texts and writes all calls of tools
+        "{% for m in messages %}{% if 'refuse' in m.content %}{{ raise_exception('no\nsuch\nthing') }}{% endif %}"
+        "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    good = {"prompt": "a cat", "response": "sat"}
+    bad = [
+        {**good, "prompt": "refuse"},
+        {**good, "response": "\ud800"},
+        {**good, "history": 3},
+        {**good, "text": "more"},
+    ]
+    bad += [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": ["\ud800"]}]}]
+    file = tmp_path / "data.jsonl"
+    lines = [json.dumps(good), "[" * 100_000, *map(json.dumps, bad)]
+    file.write_text("\n".join(lines))
+    options = {"max_length": 30, "vocab_size": len(tokenizer), "template": picky}
+    read = read_examples(str(file), tokenizer, skip_bad=True, **options)
+    assert (len(read.examples), len(read.bad)) == (1, len(lines) - 1)
+    assert [each.partition(":")[0] for each in read.bad] == [f"data.jsonl, line {n}" for n in range(2, len(lines) + 1)]
+    assert not any("\n" in each for each in read.bad)
+
+
+def test_the_ends_of_the_generation_configuration_are_learnt(tmp_path, base_folder, tokenizer):
+    folder, data = tmp_path / "base", tmp_path / "data.jsonl"
+    shutil.copytree(base_folder, folder)
+    turns = [("user", "q"), ("assistant", "a cat"), ("system", "s"), ("assistant", "sat")]
+    data.write_text(json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}))
+    end = tokenizer.convert_tokens_to_ids("<|system|>")
+    roles = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    roles += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    for ends in ([1, end], 1, None):
+        GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+        source = Source(str(folder), str(data), template=roles)
+        read = read_data(Recipe(evaluation_share=0.0), source, tokenizer, source.config(), say=lambda _: None)
+        assert (end in read.training[0].labels) == (ends == [1, end])
+    (folder / "generation_config.json").unlink()
+    assert source.stops() == set()
 
 
 def test_packing_keeps_every_example_once_and_within_the_length():

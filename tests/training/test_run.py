@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from medusa import MedusaModel
-from medusa.training import Recipe, Source, train
+from medusa.files import locked
+from medusa.training import Recipe, Source, checks, hidden, train
+from medusa.training.learner import Learner
 from medusa.training.trainer import NotFiniteError, StudentTrainer
 
 SMALL = {
@@ -36,9 +38,10 @@ SMALL = {
 }
 
 
-def go(base_folder, chats, folder, merge=False, **options):
-    said = []
-    train(Recipe(**{**SMALL, **options}), Source(str(base_folder), str(chats)), folder, merge=merge, say=said.append)
+def go(base_folder, chats, folder, merge=False, report_to="none", hidden_states=None, **options):
+    said, source = [], Source(str(base_folder), str(chats))
+    places = {"merge": merge, "report_to": report_to, "hidden_states": hidden_states}
+    train(Recipe(**{**SMALL, **options}), source, folder, **places, say=said.append)
     return said
 
 
@@ -72,7 +75,20 @@ def test_cached_hidden_states_give_the_same_run(base_folder, chats, tmp_path):
         go(base_folder, chats, tmp_path / name, epochs=2, cache_hidden_states=cached)
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "other")[name], tensor, rtol=1e-4, atol=1e-5)
-    assert (tmp_path / "other" / "hidden-states" / "training" / "index.json").is_file()
+    assert len(list((tmp_path / "other" / "hidden-states").glob("*/index.json"))) == 2  # training and evaluation
+
+
+def test_runs_share_hidden_states(base_folder, chats, tmp_path, monkeypatch):
+    computed = []
+    original = hidden._compute
+    monkeypatch.setattr(hidden, "_compute", lambda *given: computed.append(given) or original(*given))
+    for name, options in (("one", {}), ("two", {"lr": 1e-3}), ("three", {"num_layers": 2}), ("alone", {"lr": 3e-3})):
+        shared = None if name == "alone" else tmp_path / "shared"
+        source = Source(str(base_folder), str(chats))
+        recipe = Recipe(**{**SMALL, "epochs": 1, "cache_hidden_states": shared is None, **options})
+        train(recipe, source, tmp_path / name, hidden_states=shared, say=lambda _: None)
+        assert len(computed) == (4 if name == "alone" else 2)
+    assert not (tmp_path / "two" / "hidden-states").exists()
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -134,6 +150,22 @@ def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path,
     assert [rate for rate, _ in groups[1]] == [2e-3, 2e-3]
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weight_decay_is_the_recipes_and_spares_norms(base_folder, chats, tmp_path, monkeypatch, decay):
+    made = []
+    original = StudentTrainer.create_optimizer
+    monkeypatch.setattr(
+        StudentTrainer, "create_optimizer", lambda self, model=None: made.append(original(self, model)) or made[-1]
+    )
+    go(base_folder, chats, tmp_path, method="direct", lora_rank=0, epochs=1, weight_decay=decay)
+    decayed = {
+        parameter.ndim for group in made[0].param_groups if group["weight_decay"] for parameter in group["params"]
+    }
+    assert {group["weight_decay"] for group in made[0].param_groups} == {0.0, decay}
+    assert 1 not in decayed
+    assert bool(decayed) == bool(decay)
+
+
 def test_self_distillation_starts_at_no_divergence_and_stays_near(base_folder, chats, tmp_path):
     options = {"method": "medusa-2", "lora_rank": 4, "epochs": 3, "lora_dropout": 0.0, "lambda0": 0.01}
     go(base_folder, chats, tmp_path / "kl", distill=True, **options)
@@ -183,6 +215,96 @@ def test_packed_rows_train(base_folder, chats, tmp_path):
     assert logged(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 2},
+        {"epochs": 1.5, "batch_size": 3, "micro_batch_size": 1},
+        {"epochs": 2, "packing": True, "max_length": 64, "micro_batch_size": 1},
+        {"epochs": 2, "cache_hidden_states": True},
+    ],
+    ids=["rows", "part of an epoch", "packed", "kept"],
+)
+def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(base_folder, chats, tmp_path, monkeypatch, options):
+    counts = []
+    original = StudentTrainer._get_num_items_in_batch
+
+    def noted(self, *given):
+        counts.append(original(self, *given))
+        return counts[-1]
+
+    monkeypatch.setattr(StudentTrainer, "_get_num_items_in_batch", noted)
+    said = go(base_folder, chats, tmp_path, **options)
+    place, told = next((place, line) for place, line in enumerate(said) if "plan:" in line)
+    assert said.index(f"loading {base_folder}") > place
+    steps, unit, tokens = re.search(r"plan: (\d+) steps of \d+ (\D+), about (\d+) learnt tokens a step", told).groups()
+    assert unit == ("packed rows" if options.get("packing") else "examples")
+    assert len(counts) == int(steps)
+    epoch = counts[: round(int(steps) / options["epochs"])]
+    assert int(tokens) == pytest.approx(float(sum(each[0] for each in epoch)) / len(epoch), abs=1)
+    assert "rises to 8.0e-03 in 1 steps" in told or "rises to 8.0e-03 in 2 steps" in told
+    assert "too few" in said[place + 1]
+
+
+def test_a_loss_over_the_tokens_that_occur_is_trained(base_folder, chats, tmp_path):
+    said = go(base_folder, chats, tmp_path, epochs=15, save_every=0, head_vocabulary="data")
+    assert any(re.search(r"over the \d+ of [\d,]+ tokens that occur", line) for line in said)
+    before = load_file(base_folder / "model.safetensors")
+    rows = before["lm_head.weight" if "lm_head.weight" in before else "model.embed_tokens.weight"]
+    changed = (weights(tmp_path)["0.1.weight"] != rows).any(1)
+    assert 0 < int(changed.sum()) < len(rows)
+    told = json.loads((tmp_path / "training.json").read_text())["metrics"]
+    assert told["eval_head_1_top_1"] > 0.5
+
+
+def test_a_folder_has_one_writer(base_folder, chats, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing to"):
+        go(base_folder, chats, tmp_path / "run", epochs=1)
+    go(base_folder, chats, tmp_path / "run", epochs=1)
+
+
+@pytest.mark.parametrize("text", ["", '{"recipe": {"met', "[]", '{"recipe": {}, "model": 1, "data": "x"}'])
+def test_a_damaged_run_json_is_named_and_left(base_folder, chats, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json: .*take another --output, or delete the folder"):
+        go(base_folder, chats, tmp_path / "run", epochs=1)
+    assert (tmp_path / "run" / "run.json").read_text() == text
+
+
+@pytest.mark.parametrize("broken", ["save", "evaluation"])
+@pytest.mark.parametrize("method", ["medusa-1", "medusa-2"])
+def test_a_run_that_fails_after_its_last_step_loses_nothing(base_folder, chats, tmp_path, monkeypatch, broken, method):
+    options = {"method": method, "epochs": 1, "save_every": 0, "log_every": 2}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch_:
+        patch_.setattr("medusa.training.run.save", full) if broken == "save" else patch_.setattr(
+            StudentTrainer, "last_evaluation", full
+        )
+        with pytest.raises(OSError, match="No space"):
+            go(base_folder, chats, tmp_path / "run", **options)
+    with monkeypatch.context() as patch_:
+        patch_.setattr(StudentTrainer, "go", full)
+        go(base_folder, chats, tmp_path / "run", **options)
+    go(base_folder, chats, tmp_path / "whole", **options)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "run")[name], tensor)
+    metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x20\0\0\0\0\0\0\0{"])
+def test_a_damaged_checkpoint_is_named(base_folder, chats, tmp_path, damage):
+    go(base_folder, chats, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / "training.json").unlink()
+    (tmp_path / "run" / "stages" / "1-heads" / "end" / "learnt.safetensors").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"1-heads/end is damaged .*delete it"):
+        go(base_folder, chats, tmp_path / "run", epochs=1)
+
+
 def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match="a run with other lr"):
@@ -197,15 +319,24 @@ def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
         go(base_folder, chats, tmp_path / "full", epochs=1)
 
 
-def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_path):
+def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "get_available_reporting_integrations", list)
+    monkeypatch.setattr(Learner, "of", None)  # nothing is loaded
     out = tmp_path / "out"
     for options, said in (
         ({"batch_size": 5}, "no multiple"),
         ({"optimizer": "adamwx"}, "adamwx"),
         ({"merge": True}, "merge is for a backbone that learns"),
+        ({"report_to": "smoke-signals"}, "report_to must be one of none, all, .*tensorboard"),
+        ({"report_to": "tensorboard"}, "report_to tensorboard needs its package"),
+        ({"optimizer": "apollo_adamw"}, "(?i)apollo"),
+        ({"hidden_states": chats / "states"}, "cannot be written to .*--hidden-states"),
+        ({"hidden_states": tmp_path, "method": "medusa-2"}, "cache_hidden_states has no effect with method medusa-2"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises((ValueError, ImportError), match=said):
             go(base_folder, chats, out, **options)
+    with pytest.raises(ValueError, match="cannot be written to"):
+        go(base_folder, chats, chats / "out")
     with pytest.raises(FileNotFoundError, match=r"no folder \./nowhere"):
         go("./nowhere", chats, out)
     assert not out.exists()
@@ -394,7 +525,7 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
 
     # from the last checkpoint but one
     (two / "training.json").unlink()
-    (two / "stages" / stage / "end" / "metrics.json").unlink()
+    (two / "stages" / stage / "end" / "state.json").unlink()
     last = max((two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
     shutil.rmtree(last)
     assert spread() == pytest.approx(curve, rel=1e-3)
@@ -424,7 +555,7 @@ def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats
     publish(published, cache, "owner/heads")
     files = [str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()]
     here = MedusaModel.from_pretrained(folder)
-    with patch("medusa.storage.snapshot_download", wraps=snapshot_download) as downloads:
+    with patch("medusa.names.snapshot_download", wraps=snapshot_download) as downloads:
         there = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
     asked = set(filter_repo_objects(files, allow_patterns=downloads.call_args.kwargs["allow_patterns"]))
     assert {file for file in files if file.endswith(".safetensors")} <= asked

@@ -17,8 +17,9 @@ def test_what_the_paper_says_of_vicuna_and_zephyr():
         Recipe(**Recipe.read(f"{name}")) for name in ("vicuna-7b-medusa-2", "zephyr-7b-self-distillation")
     )
     assert vicuna.stages == [("heads", 2.0), ("both", 2.0)]
+    assert (vicuna.max_length, vicuna.packing) == (4096, True)
     assert (vicuna.bits, vicuna.batch_size, vicuna.lambda0, vicuna.lr, vicuna.warmup_steps) == (4, 64, 0.2, 5e-4, 40)
-    assert zephyr.stages == [("both", 1.0)]
+    assert zephyr.stages == [("both", 2.0)]
     assert (zephyr.bits, zephyr.batch_size, zephyr.lambda0, zephyr.lr, zephyr.warmup_steps) == (0, 128, 0.01, 1e-4, 20)
     assert (zephyr.distill, zephyr.lambda0_schedule, zephyr.max_length) == (True, "sine", 2048)
 
@@ -58,6 +59,15 @@ def test_files_that_are_no_recipes(tmp_path, told, error, said):
         {"packing": "yes"},
         {"bits": 5},
         {"max_length": 2},
+        {"lr": float("nan")},
+        {"decay": float("inf")},
+        {"epochs": "inf"},
+        {"batch_size": float("inf")},
+        {"num_layers": -1},
+        {"evaluate_every": -1},
+        {"seed": -1},
+        {"max_grad_norm": -1},
+        {"method": "medusa-2", "lora_dropout": 1.0},
         {"distill": True},
         {"cache_hidden_states": True, "method": "medusa-2"},
         {"method": "medusa-2", "lora_rank": 0, "bits": 4},
@@ -69,3 +79,33 @@ def test_files_that_are_no_recipes(tmp_path, told, error, said):
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match="|".join(options)):
         Recipe(**options)
+
+
+WITHOUT_EFFECT = [
+    *((option, "medusa-1", {}) for option in ("lora_rank=8", "lora_alpha=8", "lora_dropout=0.1", "lambda0=0.5")),
+    *((option, "medusa-1", {}) for option in ("gradient_checkpointing=true", "lambda0_schedule=sine")),
+    *((option, "medusa-1", {}) for option in ("distill=true", "heads_epochs=1", "backbone_epochs=1")),
+    *((option, "medusa-2", {}) for option in ("cache_hidden_states=true", "head_vocabulary=data")),
+    *((option, "direct", {}) for option in ("lambda0=0.5", "lambda0_schedule=sine", "heads_lr_factor=2")),
+    *((option, "backbone", {}) for option in ("decay=0.5", "lambda0=0.5", "heads_lr_factor=2", "backbone_epochs=1")),
+    *((option, "medusa-2", {"lora_rank": 0}) for option in ("lora_alpha=8", "lora_dropout=0.1")),
+    ("packing=true", "medusa-1", {"cache_hidden_states": True}),
+]
+
+
+@pytest.mark.parametrize(("option", "method", "besides"), WITHOUT_EFFECT)
+def test_an_option_without_effect_is_named(option, method, besides):
+    name, value = option.split("=")
+    with pytest.raises(ValueError, match=f"^{name} has no effect with"):
+        Recipe(**{"method": method, name: {"true": True}.get(value, value), **besides})
+
+
+@pytest.mark.parametrize(("option", "method", "besides"), WITHOUT_EFFECT)
+def test_so_is_one_that_is_set_to_its_default_unless_that_is_off(option, method, besides):
+    name = option.split("=")[0]
+    recipe = Recipe(method=method, **besides)
+    if getattr(recipe, name):
+        with pytest.raises(ValueError, match=f"^{name} has no effect with"):
+            recipe.check_effect([name])
+    else:
+        recipe.check_effect([name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .measure import Comparison, compare
 from .prompts import held_out
-from .report import WIDTH, figures, table, write
+from .report import WIDTH, figures, results_folder, table, write
 
 INFLATED_WIDTH = 21_600
 """MLP columns of the inflated model: about 100 million parameters at the embedded model's size."""
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, help="nodes of the tree (default: each model's own)")
     parser.add_argument("--compiled", action="store_true", help="compile this library's steps")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results", help="folder for the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console, errors = Console(width=None if sys.stdout.isatty() else WIDTH), Console(stderr=True)

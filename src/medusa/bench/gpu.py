@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from .. import demo
+from .. import demo, files
 from ..calibration.latency import measure_latency
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
@@ -30,7 +28,7 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .measure import Totals, compare
 from .prompts import held_out
-from .report import slug
+from .report import results_folder, slug
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -142,7 +140,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of transformers' generate")
     parser.add_argument("--per-category", type=int, default=2, help="prompts for the inflated model; 0 leaves it out")
     parser.add_argument("--width", type=int, default=INFLATED_WIDTH, help="MLP columns of the inflated model")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     made = provenance()
@@ -175,9 +173,8 @@ def main() -> None:
     if options.per_category:
         report["inflated"] = inflated(device, options.per_category, options.width)
         console.print(report["inflated"])
-    options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / f"gpu-{slug(made['device'])}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(file, report, indent=1)
     console.print(f"written to {file}")
 
 

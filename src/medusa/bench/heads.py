@@ -9,7 +9,6 @@ import argparse
 import itertools
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from ..provenance import provenance
 from ..training import Example, evaluate_heads, train_heads
 from ..tree import CandidateTree
 from .prompts import held_out
-from .report import WIDTH, write_json
+from .report import WIDTH, results_folder, write_json
 
 KINDS = {
     "own lm_heads, 1 layer": (True, 1),
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=2400, help="to learn from")
     parser.add_argument("--per-category", type=int, default=4, help="held-out prompts of each category to decode")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = demo.load()

@@ -25,7 +25,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from ..calibration.report import Settings, calibrate
 from ..pretrained import MedusaModel
 from ..provenance import provenance
-from .report import write_json
+from .report import results_folder, write_json
 
 SIZES: dict[str, dict[str, int]] = {
     "1B": {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["as it is", "offloaded", "4 bits"])
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     console = Console(width=120)
     report: dict[str, Any] = {"provenance": provenance(), "variants": {}}

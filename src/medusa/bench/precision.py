@@ -11,7 +11,6 @@ import argparse
 import copy
 import statistics
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .replay import PROPORTIONS
-from .report import write_json
+from .report import results_folder, write_json
 
 SIZES = (1, 4, 8, 16, 32)
 
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console, errors = Console(width=120), Console(stderr=True)

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
-from .report import write_json
+from .report import results_folder, write_json
 
 WIDTHS: dict[str, int | None] = {"embedded": None, "30M": 6_200, "100M": INFLATED_WIDTH, "300M": 64_800}
 """MLP columns that make the embedded model as large as this."""
@@ -144,7 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3, help="runs of so many steps, weights by turns")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=150)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from ..provenance import provenance
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
 from .prompts import calibration_prompts
-from .report import write_json
+from .report import results_folder, write_json
 
 PROPORTIONS = LlamaConfig(
     vocab_size=32_000,
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--context", type=int, default=256, help="tokens of the prompts")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console, errors = Console(width=120), Console(stderr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .. import files
 from .measure import Comparison, Totals
 from .methods import METHODS
 
@@ -68,6 +70,15 @@ def _versus(method: str) -> str:
     return f"vs {method.replace('_', ' ')}"
 
 
+def results_folder(name: str) -> Path:
+    """Return the folder that `--output` names, made and found writable before anything is measured."""
+    try:
+        files.check_writable(Path(name) / "results.json")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(name)
+
+
 def stem(folder: Path, made: dict[str, Any]) -> Path:
     """`folder/<date>-<device>`, without an ending; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +88,7 @@ def stem(folder: Path, made: dict[str, Any]) -> Path:
 def write_json(folder: Path, report: dict[str, Any], kind: str) -> Path:
     """Write `<date>-<device>.<kind>.json`; returns its path."""
     file = stem(folder, report["provenance"]).with_suffix(f".{kind}.json")
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(file, report, indent=1)
     return file
 
 
@@ -92,9 +103,10 @@ def write(folder: Path, report: dict[str, Any], tables: Sequence[Table], kind: s
     made = report["provenance"]
     begin = stem(folder, made)
     begin = begin.with_name("-".join(filter(None, (begin.name, kind))))
-    begin.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(begin.with_suffix(".json"), report, indent=1)
     console = Console(width=WIDTH, record=True, file=io.StringIO())
     for each in tables:
         console.print(each)
-    begin.with_suffix(".txt").write_text(json.dumps(made) + "\n\n" + console.export_text())
+    with files.replacing(begin.with_suffix(".txt")) as beside:
+        beside.write_text(json.dumps(made) + "\n\n" + console.export_text(), encoding="utf-8")
     return begin.with_suffix(".json")

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from .. import demo
+from .. import demo, files
 from ..calibration.recording import record
 from ..calibration.report import measure
 from ..calibration.search import joint_tree
@@ -42,7 +42,7 @@ from ..training import Example, Recipe, Source, evaluate_heads, train
 from ..tree import CandidateTree
 from .measure import Prompt
 from .prompts import calibration_prompts, held_out
-from .report import WIDTH, slug
+from .report import WIDTH, results_folder, slug
 
 START = Path("benchmarks/backbone-before-heads.safetensors")
 """The embedded model's weights after step 14,950 of its training, the last before heads learnt along."""
@@ -61,7 +61,10 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 """What all runs share."""
 HEADS = Recipe(
-    method="medusa-1", epochs=2, cache_hidden_states=True, **{**SHAPE, "batch_size": 32, "micro_batch_size": 32}
+    method="medusa-1",
+    epochs=2,
+    cache_hidden_states=True,
+    **{**SHAPE, "packing": False, "batch_size": 32, "micro_batch_size": 32},
 )
 SETTLED = 1.005
 """Heads alone are trained again, as often as before, until that gives less than this share of tokens a step."""
@@ -287,7 +290,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/training"), help="data and runs, which go on from there"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console, errors = Console(width=WIDTH), Console(stderr=True)
@@ -296,9 +299,8 @@ def main() -> None:
     report = {"provenance": made, **reproduce(options, errors)}
     report["minutes"] = (time.perf_counter() - begun) / 60
     console.print(table("Table 2", report["rows"]), table("Table 3", report["ladder"]))
-    options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / f"training-{slug(made['device'])}.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(file, report, indent=1)
     console.print(f"written to {file}")
 
 

@@ -1,8 +1,9 @@
 """`python -m medusa.bench.training_cost`: what training saves by computing less at a time, and less often.
 
-The loss in chunks against the loss of whole logits, memory and speed, for heads with lm_heads of their own and a
-vocabulary of 32 thousand; and heads that train on kept hidden states against heads that have the backbone run again
-every epoch, on the embedded model inflated to 100 million parameters.
+Three comparisons. The loss in chunks and the loss of whole logits, memory and speed, for heads with own lm_heads
+and a vocabulary of 32 thousand. Heads that train on kept hidden states and heads that have the backbone run again every
+epoch, on the embedded model inflated to 100 million parameters. The heads' loss over the tokens that occur in the data
+and the loss over the whole vocabulary, with the shape of SmolLM2-135M and random weights.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ from ..training.student import Student
 from ..training.trainer import StudentTrainer
 from ..tree import CandidateTree
 from .__main__ import INFLATED_WIDTH
-from .report import write_json
+from .report import results_folder, write_json
 
 HIDDEN, VOCABULARY, HEADS, TOKENS = 512, 32_000, 5, 2048
 DECAY = 0.8
+OCCURRING = 4_931
+"""Tokens of a vocabulary of 49,152 that the answers of a small model used."""
 KINDS = ("whole", "in chunks")
 
 
@@ -148,31 +151,113 @@ def states(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def vocabularies(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of training steps on kept hidden states, over the whole vocabulary and over what occurs of it."""
+    torch.set_num_threads(options.threads)
+    shape = {"hidden_size": 576, "vocab_size": 49_152}
+    found: dict[str, Any] = {**shape, "occurring": OCCURRING, "heads": HEADS, "tokens": options.tokens}
+    for name, layers, own in (("own lm_heads", 1, True), ("shared lm_head", 3, False)):
+        steps = {kind: _step(shape, layers, own, kind == "data", options) for kind in ("full", "data")}
+        seconds: dict[str, list[float]] = {kind: [] for kind in steps}
+        for kind in itertools.chain.from_iterable([tuple(steps)] * (options.rounds + 1)):
+            begun = time.perf_counter()
+            steps[kind]()
+            seconds[kind].append(time.perf_counter() - begun)
+        rates = {kind: [options.tokens / each for each in times[1:]] for kind, times in seconds.items()}
+        medians = {kind: statistics.median(each) for kind, each in rates.items()}
+        found[name] = {
+            "layers": layers,
+            "tokens_per_second": medians,
+            "slowest_and_fastest": {kind: [min(each), max(each)] for kind, each in rates.items()},
+            "speed_ratio": medians["data"] / medians["full"],
+        }
+    return found
+
+
+def _step(
+    shape: dict[str, int], layers: int, own: bool, restricted: bool, options: argparse.Namespace
+) -> Callable[[], None]:
+    """A step of Medusa-1: loss, gradients and AdamW; over the tokens that occur, or over all."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **shape, intermediate_size=576, num_hidden_layers=1, num_attention_heads=9, tie_word_embeddings=True
+    )
+    base = LlamaForCausalLM(config).requires_grad_(False)
+    student = Student(base, new_heads(base, HEADS, layers, own, bias=True).requires_grad_(True), DECAY)
+    tokens = torch.randperm(shape["vocab_size"])[:OCCURRING].sort().values
+    hidden = torch.randn(options.tokens, shape["hidden_size"])
+    targets = tokens[torch.randint(OCCURRING, (options.tokens, 1 + HEADS))]
+    if restricted:
+        student.restrict(tokens)
+    optimizer = torch.optim.AdamW(student.heads.parameters(), lr=1e-4, weight_decay=0.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        student(hidden=hidden, targets=targets)["loss"].backward()
+        optimizer.step()
+
+    return step
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "loss": chunks,
+    "hidden_states": states,
+    "vocabulary": vocabularies,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="of loss and gradients, in each way")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="of loss and gradients, or of steps, in each way")
+    parser.add_argument("--tokens", type=int, default=512, help="of a step, with each vocabulary")
     parser.add_argument("--examples", type=int, default=96, help="that heads train on")
     parser.add_argument("--epochs", type=int, default=3, help="of them, in each way")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     console = Console(width=120)
     report: dict[str, Any] = {"provenance": provenance() | {"threads": options.threads}}
-    report |= {"loss": chunks(options), "hidden_states": states(options)}
+    for part in options.parts:
+        report[part] = PARTS[part](options)
+        console.print(TABLES[part](report[part]))
+    console.print(f"written to {write_json(options.output, report, 'training-cost')}")
+
+
+def _loss_table(found: dict[str, Any]) -> Table:
     shown = Table("loss", "peak GB", "before it", "tokens / s", title=f"{TOKENS} tokens, {HEADS} heads of {VOCABULARY}")
     for kind in KINDS:
-        each = report["loss"][kind]
+        each = found[kind]
         shown.add_row(
             kind, f"{each['peak'] / 1e9:.2f}", f"{each['before'] / 1e9:.2f}", f"{each['tokens_per_second']:.0f}"
         )
-    shown.add_row("ratio", f"{report['loss']['peak_share']:.0%}", "", f"{report['loss']['speed_ratio']:.2f}")
-    told = report["hidden_states"]
-    again = Table("hidden states", "tokens / s", title=f"{told['tokens']} tokens, 100 million parameters")
-    for way, rate in told["tokens_per_second"].items():
-        again.add_row(way, f"{rate:.0f}")
-    again.add_row("ratio", f"{told['speed_ratio']:.2f}")
-    console.print(shown, again)
-    console.print(f"written to {write_json(options.output, report, 'training-cost')}")
+    shown.add_row("ratio", f"{found['peak_share']:.0%}", "", f"{found['speed_ratio']:.2f}")
+    return shown
+
+
+def _states_table(found: dict[str, Any]) -> Table:
+    shown = Table("hidden states", "tokens / s", title=f"{found['tokens']} tokens, 100 million parameters")
+    for way, rate in found["tokens_per_second"].items():
+        shown.add_row(way, f"{rate:.0f}")
+    shown.add_row("ratio", f"{found['speed_ratio']:.2f}")
+    return shown
+
+
+def _vocabulary_table(found: dict[str, Any]) -> Table:
+    title = f"{found['occurring']} of {found['vocab_size']} tokens occur, {HEADS} heads"
+    shown = Table("heads", "full, tokens / s", "data, tokens / s", "ratio", title=title)
+    for name in ("own lm_heads", "shared lm_head"):
+        each = found[name]
+        rates = each["tokens_per_second"]
+        shown.add_row(name, f"{rates['full']:.0f}", f"{rates['data']:.0f}", f"{each['speed_ratio']:.2f}")
+    return shown
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
+    "loss": _loss_table,
+    "hidden_states": _states_table,
+    "vocabulary": _vocabulary_table,
+}
 
 
 if __name__ == "__main__":

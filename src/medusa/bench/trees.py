@@ -7,7 +7,6 @@ Predictions and outcomes stand side by side in the results.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from .. import demo
 from ..calibration.choice import choose, predictions
-from ..calibration.drawing import save
+from ..calibration.drawing import check_library, save
 from ..calibration.figures import Point, draw_trees, replayed, trees
 from ..calibration.latency import SIZES, measure_latency, usual_contexts
 from ..calibration.recording import record
@@ -26,7 +25,7 @@ from ..calibration.search import joint_tree
 from ..provenance import provenance
 from .__main__ import INFLATED_WIDTH
 from .prompts import calibration_prompts
-from .report import write_json
+from .report import results_folder, write_json
 
 BUDGETS = {"embedded": (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64), "inflated": (2, 4, 6, 8, 12, 16, 24, 32)}
 """Sizes of joint trees that are decoded."""
@@ -93,14 +92,14 @@ def main() -> None:
     parser.add_argument("--decoded", type=int, default=12, help="other prompts, to decode with some of the trees")
     parser.add_argument("--dense", type=int, default=30, help="dense trees to choose from for decoding")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
+    parser.add_argument("--figures", type=results_folder, default="docs/figures")
     options = parser.parse_args()
+    check_library()
     torch.set_num_threads(options.threads)
     console, errors = Console(width=120), Console(stderr=True)
     made = provenance()
     report: dict[str, Any] = {"provenance": made, "results": {}}
-    options.figures.mkdir(parents=True, exist_ok=True)
     for name in options.models:
         report["results"][name], points = study(name, options, errors)
         title = f"{name} model, {made['device']}, {options.threads} threads, {made['date']}"

@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from .. import demo
 from ..provenance import provenance
 from .__main__ import MODELS
 from .prompts import calibration_prompts
-from .report import write_json
+from .report import results_folder, write_json
 
 RUNS = ("eager", "compiled, empty cache", "compiled, kept cache")
 
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=18, help="answers after the first")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     report: dict[str, Any] = {"provenance": provenance() | {"threads": options.threads}, "models": {}}
     shown = Table("model", "", "first answer, s", "ms a token after it", "tokens until it has paid")

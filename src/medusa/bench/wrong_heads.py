@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from .. import demo
 from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 from ..provenance import provenance
-from .report import write_json
+from .report import results_folder, write_json
 
 TRIES = ("plain", "adaptive", "always the tree")
 
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = demo.load(all_heads=True)

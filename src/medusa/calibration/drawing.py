@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import files
 from ..tree import CandidateTree
 
 if TYPE_CHECKING:
@@ -39,16 +40,29 @@ def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
     return at
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches.
+def check_library() -> None:
+    """Check that pictures can be drawn.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed, or does not work.
     """
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
         raise ImportError("pictures need matplotlib: pip install 'medusa-llm[plots]'") from None
+    except Exception as error:  # such as a broken configuration file, or a build for another numpy
+        raise ImportError(f"pictures need matplotlib, which cannot be loaded here: {error}") from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, sizes in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed, or does not work.
+    """
+    check_library()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="tight")
 
 
@@ -100,10 +114,11 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
     return figure
 
 
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format that the file's name ends in.
+def save(figure: Figure, file: Path, kind: str = "png") -> None:
+    """Write a figure in the format `kind`, whole or not at all.
 
     Raises:
-        ValueError: matplotlib writes no such format.
+        OSError: the file cannot be written.
     """
-    figure.savefig(file, dpi=150)
+    with files.replacing(file) as beside:
+        figure.savefig(beside, dpi=150, format=kind)

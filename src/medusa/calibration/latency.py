@@ -116,6 +116,11 @@ def measure_latency(
     )
 
 
+def positions(model: TreeModel) -> int | None:
+    """Return how many tokens the base model holds; None where it does not say."""
+    return model.positions.trained
+
+
 def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> tuple[int, ...]:
     """How long the context is at a quarter and at three quarters of the steps that these texts take.
 
@@ -158,5 +163,7 @@ def _rounds(
         for _ in session:
             if len(pace.seconds) > begun and pace.between:
                 break
+        if not session.stats.steps:
+            raise ValueError(f"a context of {len(prompt)} tokens leaves the model no room for a step to time")
     finished(rounds)
     return pace.finished

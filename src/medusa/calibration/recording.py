@@ -10,17 +10,22 @@ Shapes: M positions, K heads, R ranks, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import files
 from ..acceptance import Rejection, draws, normalised
 from ..decoding import Row, left_padded
 from ..generation import prepare
@@ -28,6 +33,8 @@ from ..model import TreeModel
 
 CHUNK_BYTES = 2**28
 """How much memory the logits of one chunk of positions may take, with all that is computed from them."""
+SAMPLED = 64
+"""Values of each weight that tell a model from another."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,34 @@ class Recording:
         return shares
 
     def save(self, file: Path) -> None:
-        """Write to a safetensors file; a reader never sees half of one."""
-        beside = file.with_suffix(".part")
-        save_file({"credit": self.credit, "known": self.known, "lengths": torch.tensor(self.lengths)}, beside)
-        beside.replace(file)
+        """Write a safetensors file, whole or not at all."""
+        with files.replacing(file) as beside:
+            save_file({"credit": self.credit, "known": self.known, "lengths": torch.tensor(self.lengths)}, beside)
 
     @classmethod
     def load(cls, file: Path) -> Recording:
-        """Read what `save` wrote."""
-        named = load_file(file)
-        return cls(named["credit"], named["known"], tuple(named["lengths"].tolist()))
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is broken, or holds something else; names it.
+        """
+        try:
+            named = load_file(file)
+            found = cls(named["credit"], named["known"], tuple(named["lengths"].tolist()))
+            found.check()
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{file} is broken ({error}): delete it, and its batch is recorded again") from None
+        return found
+
+    def check(self) -> None:
+        """Raise ValueError where the parts do not fit each other, or the credits are no numbers."""
+        shape = (sum(self.lengths), self.num_heads, self.credit.shape[-1])
+        if self.credit.shape != shape or self.known.shape != shape[:2]:
+            raise ValueError(
+                f"credit {list(self.credit.shape)}, known {list(self.known.shape)}, expected {list(shape)}"
+            )
+        if self.known.dtype != torch.bool or not self.credit.is_floating_point() or not self.credit.isfinite().all():
+            raise ValueError("known must be booleans and credit finite numbers")
 
 
 def record(
@@ -101,21 +126,57 @@ def record(
         acceptance: the policy the tree will serve.
         ranks: R, how far down each head's list is looked.
         batch_size: prompts answered at once.
-        work: folder for finished batches; a run that was interrupted goes on behind the last of them.
+        work: folder for finished batches, in which an interrupted recording is resumed. Each model, set of prompts
+            and settings has a folder of its own there.
         finished: told how many texts a batch had.
+
+    Raises:
+        ValueError: a file in `work` is broken, or another process records there.
     """
-    parts = []
-    for begin in range(0, len(prompts), batch_size):
-        batch = prompts[begin : begin + batch_size]
-        file = work / f"{begin:06}.safetensors" if work is not None else None
-        if file is not None and file.exists():
-            parts.append(Recording.load(file))
-        else:
-            parts.append(_record_batch(model, batch, arguments, acceptance, ranks))
-            if file is not None:
-                parts[-1].save(file)
-        finished(len(batch))
+    batches = [prompts[begin : begin + batch_size] for begin in range(0, len(prompts), batch_size)]
+    with ExitStack() as held:
+        if work is not None:
+            settings = {**arguments, "acceptance": acceptance, "ranks": ranks, "batch_size": batch_size}
+            work = work / _key(model, prompts, settings)
+            held.enter_context(files.locked(work, "--resume"))
+            work.mkdir(exist_ok=True)
+        parts = []
+        for number, batch in enumerate(batches):
+            file = work / f"{number * batch_size:06}.safetensors" if work is not None else None
+            if file is not None and file.exists():
+                parts.append(_kept_batch(file, len(batch)))
+            else:
+                parts.append(_record_batch(model, batch, arguments, acceptance, ranks))
+                if file is not None:
+                    parts[-1].save(file)
+            finished(len(batch))
     return Recording.join(parts)
+
+
+def _kept_batch(file: Path, texts: int) -> Recording:
+    kept = Recording.load(file)
+    if len(kept.lengths) != texts:
+        raise ValueError(f"{file} holds {len(kept.lengths)} texts instead of {texts}: delete it, and record again")
+    return kept
+
+
+def _key(model: TreeModel, prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> str:
+    """Return a name for recordings of this model with these prompts and settings: a digest of all that decides them."""
+    asked = {name: str(value) for name, value in settings.items() if name != "tokenizer"}  # stop strings tell of it
+    defaults = [config.to_dict() for config in (model.base.config, model.base.generation_config)]
+    for each in defaults:
+        for name in ("_name_or_path", "transformers_version"):
+            each.pop(name, None)
+    digest = hashlib.sha256(
+        json.dumps([[list(prompt) for prompt in prompts], asked, defaults], sort_keys=True, default=str).encode()
+    )
+    for name, weight in [*model.base.named_parameters(), *model.heads.named_parameters("heads")]:
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if weight.device.type != "meta":  # offloaded weights are not read
+            values = weight.detach().flatten()
+            sample = values[:: max(1, len(values) // SAMPLED)].contiguous().cpu()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +30,7 @@ from .choice import (
     resampled,
     share_interval,
 )
-from .latency import SIZES, Latency, measure_latency, usual_contexts
+from .latency import SIZES, Latency, measure_latency, positions, usual_contexts
 from .recording import Recording, record
 from .search import expected_rate, joint_tree, likelihoods
 
@@ -57,6 +58,23 @@ class Settings:
     batch_size: int = 1
     rounds: int = 20
     ranks: int = 32
+
+    def check(self, model: TreeModel) -> None:
+        """Raise ValueError where the model has too few heads, or too few positions for a context and its steps."""
+        heads, holds = model.heads.config.num_heads, positions(model)
+        if self.num_heads is not None and self.num_heads > heads:
+            raise ValueError(f"{self.num_heads} heads are asked for (--heads) and the model has {heads}")
+        for context in self.contexts or ():
+            if holds is not None and context + self.tokens(heads) > holds:
+                raise ValueError(
+                    f"a context of {context} tokens (--context) and the steps to time do not fit into the {holds} "
+                    f"positions of the model: use at most {max(0, holds - self.tokens(heads))}"
+                )
+
+    def tokens(self, heads: int) -> int:
+        """Return how many tokens the steps of a round may give at most, with trees of every size."""
+        sizes = [size for size in (1, *SIZES, self.max_nodes) if size <= self.max_nodes]
+        return 2 + len(set(sizes)) * (1 + heads)
 
 
 @dataclass(frozen=True)
@@ -200,17 +218,16 @@ def calibrate(
         others: token ids of prompts to try the chosen tree on.
         arguments: of `generate`, as the tree will serve: max_new_tokens, do_sample, temperature, ...
         acceptance: the policy it will serve.
-        work: folder where an interrupted recording goes on; it belongs to these prompts and settings.
+        work: folder in which an interrupted recording is resumed.
         progress: how progress is shown.
 
     Raises:
-        ValueError: there are no prompts, or none of their answers has two tokens.
+        ValueError: there are no prompts, none of their answers has two tokens, the model has fewer heads than
+            `settings` say, or does not hold a context that they name.
     """
     if not prompts or not others:
         raise ValueError("calibration needs prompts: some to record, and others to try the tree on")
-    if work is not None:
-        work = work / _digest([*prompts, [settings.batch_size]], {**arguments, "acceptance": acceptance})
-        work.mkdir(parents=True, exist_ok=True)
+    settings.check(model)
     with progress("Recording the heads on the model's own answers", len(prompts)) as finished:
         recording = record(
             model, prompts, arguments, acceptance=acceptance, ranks=settings.ranks, work=work, finished=finished
@@ -220,7 +237,7 @@ def calibrate(
     sizes = [size for size in SIZES if size < settings.max_nodes]
     trees = [joint_tree(recording, size) for size in (*sizes, settings.max_nodes)]
     trees = [tree for place, tree in enumerate(trees) if len(tree) > max([0, *map(len, trees[:place])])]
-    contexts = settings.contexts or usual_contexts(prompts, recording.lengths)
+    contexts = settings.contexts or _usual_contexts(model, settings, prompts, recording.lengths)
     with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         latency = measure_latency(
             model,
@@ -245,9 +262,16 @@ def calibrate(
         "contexts": list(contexts),
         "arguments": {name: value for name, value in arguments.items() if _plain_value(value)},
         "acceptance": acceptance,
-        "prompts": {"count": len(prompts), "sha256": _digest(prompts, {})},
+        "prompts": {"count": len(prompts), "sha256": _digest(prompts)},
     }
     return Report(settings, recording, latency, candidates, chosen, measured, made)
+
+
+def _usual_contexts(model: TreeModel, settings: Settings, prompts: Prompts, answers: Sequence[int]) -> tuple[int, ...]:
+    """Return the texts' usual contexts, no longer than leaves room for the steps to time."""
+    holds = positions(model)
+    most = math.inf if holds is None else max(1, holds - settings.tokens(model.heads.config.num_heads))
+    return tuple(sorted({int(min(most, context)) for context in usual_contexts(prompts, answers)}))
 
 
 def measure(
@@ -302,6 +326,5 @@ def _plain_value(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _digest(prompts: Prompts, settings: dict[str, Any]) -> str:
-    told = json.dumps([[list(prompt) for prompt in prompts], {k: str(v) for k, v in sorted(settings.items())}])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+def _digest(prompts: Prompts) -> str:
+    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]

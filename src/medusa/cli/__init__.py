@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
@@ -13,8 +13,32 @@ from typing import Annotated, Optional
 import typer
 
 from .flags import with_recipe
+from .options import (
+    MOST_TOKENS,
+    Accept,
+    Acceptance,
+    Base,
+    Compile,
+    Device,
+    DeviceMap,
+    DType,
+    Half,
+    MaxNewTokens,
+    Model,
+    Plain,
+    Precision,
+    Revision,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Trust,
+    Verbose,
+)
+from .streams import Commands
 
 app = typer.Typer(
+    cls=Commands,
     help="Several tokens a step from Hugging Face causal language models, with the same text.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,72 +49,6 @@ app = typer.Typer(
 
 trees = typer.Typer(help="Candidate trees.", no_args_is_help=True, context_settings=app.info.context_settings)
 app.add_typer(trees, name="tree")
-
-
-class DType(str, Enum):
-    """What `--dtype` takes."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Acceptance(str, Enum):
-    """What `--acceptance` takes."""
-
-    auto = "auto"
-    greedy = "greedy"
-    typical = "typical"
-    rejection = "rejection"
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder or hub id of Medusa heads or of a base model, or 'demo', the embedded model.",
-        show_default=False,
-    ),
-]
-Base = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
-    typer.Option(help="The base model, where it is not the one the heads name.", show_default=False),
-]
-Precision = Annotated[DType, typer.Option("--dtype", help="Number format of the weights.")]
-Device = Annotated[Optional[str], typer.Option(help="Such as cpu, cuda or cuda:1.", show_default=False)]  # noqa: UP045
-DeviceMap = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Spread the model over devices, such as 'auto' (needs accelerate).", show_default=False),
-]
-Revision = Annotated[Optional[str], typer.Option(help="Revision of MODEL on the hub.", show_default=False)]  # noqa: UP045
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the model's step first: up to a minute, then faster (CPU).")
-]
-Half = Annotated[
-    bool, typer.Option("--half-weights", help="Weights of float32 in 16 bits where these hold them: faster (CPU).")
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a model's repository brings.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily, more samples.")]
-TopP = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.", show_default=False),
-]
-TopK = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Sample from this many likeliest tokens.", show_default=False),
-]
-Accept = Annotated[
-    Acceptance,
-    typer.Option(
-        "--acceptance",
-        help="Which candidates count. auto keeps the model's distribution, typical does not; it ignores --seed.",
-    ),
-]
-Seed = Annotated[Optional[int], typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]  # noqa: UP045
-Plain = Annotated[bool, typer.Option("--plain", help="Decode without the heads, one token a step.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -128,13 +86,13 @@ def _medusa(
 def demo(
     json: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write the figures here too.", show_default=False),
+        typer.Option(metavar="FILE", help="File for the figures.", show_default=False),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
-    per_category: Annotated[int, typer.Option(min=1, help="Requests of each kind.")] = 1,
+    per_category: Annotated[int, typer.Option(min=1, max=1000, help="Requests of each kind.")] = 1,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="CPU threads; by default torch's choice.", show_default=False),
+        typer.Option(min=1, max=1024, help="CPU threads; by default torch's choice.", show_default=False),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -150,14 +108,16 @@ def generate(
     model: Model,
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--prompt", "-p", help="What to answer; without it and -f, standard input.", show_default=False),
+        typer.Option("--prompt", "-p", help="The prompt; by default standard input.", show_default=False),
     ] = None,
     file: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--file", "-f", help="A file that holds the prompt.", show_default=False),
+        typer.Option("--file", "-f", help="File with the prompt, as UTF-8.", show_default=False),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt: no chat template.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Tokens, steps and speed afterwards, on stderr.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens, steps and speed to stderr afterwards.")] = False,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -256,35 +216,50 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Use at most so many; one in five tries the tree.")] = 150,
-    max_nodes: Annotated[int, typer.Option(min=1, max=1024, help="The largest tree to think of.")] = 64,
+    prompts: Annotated[
+        int, typer.Option(min=2, max=5000, help="Most prompts to use; every fifth is kept to try the tree on.")
+    ] = 150,
+    max_nodes: Annotated[int, typer.Option(min=1, max=1024, help="Most nodes of the tree.")] = 64,
     heads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Use only the first so many heads.", show_default=False),
+        typer.Option(min=1, help="Number of heads to use; by default all.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once, as it will serve.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Rows decoded at once, as the model will serve.")
+    ] = 1,
     context: Annotated[
         Optional[list[int]],  # noqa: UP045
-        typer.Option(min=1, help="Lengths of context to time steps at (repeatable).", show_default="the texts' own"),
+        typer.Option(
+            min=1,
+            max=MOST_TOKENS,
+            help="Length of context at which steps are timed (repeatable).",
+            show_default="the texts' own",
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="How often each size is timed at each context.")] = 20,
+    rounds: Annotated[
+        int, typer.Option(min=3, max=100_000, help="Times that steps of each size are timed at each context.")
+    ] = 20,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Where the tree goes; by default beside the heads.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for heads and tree; by default the tree goes beside the heads.",
+            show_default=False,
+        ),
     ] = None,
     json: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Write the whole report here.", show_default=False),
+        typer.Option(metavar="FILE", help="File for the whole report.", show_default=False),
     ] = None,
     figures: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Draw accuracies and trees here.", show_default=False),
+        typer.Option(
+            metavar="FOLDER", help="Folder for pictures of accuracies and trees (needs matplotlib).", show_default=False
+        ),
     ] = None,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="FOLDER", help="Keep finished batches here; an interrupted run goes on.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Folder for finished batches; rerun to resume.", show_default=False),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -315,7 +290,7 @@ def calibrate(
             model,
             data=data,
             prompts=prompts,
-            arguments={**kept, "max_new_tokens": max_new_tokens},
+            arguments={**kept, "max_new_tokens": max_new_tokens, "within_positions": True},
             acceptance=acceptance.value,
             settings=Settings(max_nodes, heads, tuple(context) if context else None, batch_size, rounds),
             output=output,
@@ -348,22 +323,20 @@ def train(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="What to learn from: a .jsonl, .json, .parquet or .txt file, a folder of them, a dataset on the hub.",
+            help="Training data: a .jsonl, .json, .parquet or .txt file, a folder of them, or a dataset on the hub.",
             show_default=False,
         ),
     ],
     options: dict,  # type: ignore[type-arg]
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Of the run; one that stopped goes on.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder; rerun to resume.", show_default=False),
     ] = None,
     config: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="FILE|NAME",
-            help="What flags do not say: a YAML file, or a recipe that comes with medusa.",
+            help="Options from a YAML file, or from a recipe that comes with medusa; flags override them.",
             show_default=False,
             is_eager=True,
             callback=_configured,
@@ -371,29 +344,42 @@ def train(
     ] = None,
     evaluation: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="SOURCE", help="Held-out data; by default a share of --data.", show_default=False),
+        typer.Option(metavar="SOURCE", help="Data for evaluation; by default a share of --data.", show_default=False),
     ] = None,
     chat_template: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             metavar="FILE",
-            help="A Jinja template in place of the tokenizer's.",
+            help="Jinja chat template to use instead of the tokenizer's.",
             show_default=False,
             exists=True,
             dir_okay=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Read at most so many records.", show_default=False),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count malformed records instead of stopping.")] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Write a changed backbone whole, not as an adapter.")] = False,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Print an example with what is learnt in green, and stop.")
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip malformed records, and count them.")] = False,
+    hidden_states: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep hidden states here for several runs to share; without it, --cache-hidden-states keeps them in "
+            "the output folder.",
+            show_default=False,
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the changed backbone as a whole model, not as an adapter.")
     ] = False,
-    report_to: Annotated[str, typer.Option(help="Where to log besides: tensorboard, wandb, ...")] = "none",
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Print the first example, what is learnt in green, and stop.")
+    ] = False,
+    report_to: Annotated[
+        str, typer.Option(help="Log to this service of transformers, too: tensorboard, wandb, ...")
+    ] = "none",
     revision: Revision = None,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
@@ -409,7 +395,7 @@ def train(
                 model,
                 data,
                 evaluation,
-                template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+                template=None if chat_template is None else chat_template.read_text(encoding="utf-8-sig"),
                 skip_bad=skip_bad,
                 limit=limit,
                 split=split,
@@ -417,6 +403,7 @@ def train(
             ),
             options=options,
             output=output,
+            hidden_states=hidden_states,
             merge=merge,
             report_to=report_to,
             preview=preview,
@@ -429,7 +416,7 @@ def distill(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Who answers: as for generate; with --server, the name the server knows it by.",
+            help="The model that answers, as for generate; with --server, the model's name on the server.",
             show_default=False,
         ),
     ],
@@ -437,35 +424,42 @@ def distill(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Seed prompts or chats, of which the user's turns count: a file, a folder, a dataset on the hub.",
+            help="Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on the hub.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="JSON lines; a run that stopped goes on.", show_default=False
+            "--output", "-o", metavar="FILE", help="Output file, JSON lines; rerun to resume.", show_default=False
         ),
     ],
     temperature: Temperature = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest turn; longer ones are left out.")] = 1024,
-    self_talk: Annotated[int, typer.Option(min=0, help="Turns the model asks itself afterwards.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations decoded at once.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1024,
+    leave_out_cut: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-cut", help="Leave out answers that reach --max-new-tokens, instead of marking them as cut."
+        ),
+    ] = False,
+    self_talk: Annotated[int, typer.Option(min=0, help="Number of questions the model asks itself afterwards.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of conversations decoded at once.")] = 8,
     limit: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Read at most so many seeds.", show_default=False),
+        typer.Option(min=1, help="Read at most this many prompts.", show_default=False),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a dataset on the hub.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of a dataset on the hub.")] = "train",
     server: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="URL",
-            help="An OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
+            help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
             show_default=False,
         ),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Conversations at once with a server.")] = 8,
+    in_flight: Annotated[int, typer.Option(min=1, help="Number of requests to the server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which the server must answer a request.")] = 600,
     base: Base = None,
     dtype: Precision = DType.auto,
     device: Device = None,
@@ -476,22 +470,23 @@ def distill(
     half_weights: Half = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let a model answer prompts itself: the data for self-distillation."""
+    """Let a model answer prompts: its own answers are what its heads learn from."""
     _check_devices(device, device_map)
     with _reported(verbose):
-        from ..training.distill import Settings
+        from ..training.conversations import Settings
         from .distill import run
 
         run(
             model,
             prompts,
-            Settings(model, temperature, seed, max_new_tokens, self_talk),
+            Settings(model, temperature, seed, max_new_tokens, self_talk, leave_out_cut),
             output,
             batch_size=batch_size,
             limit=limit,
             split=split,
             server=server,
             in_flight=in_flight,
+            timeout=timeout,
             base=base,
             dtype=dtype.value,
             device=device,
@@ -509,34 +504,63 @@ def show_tree(
         str,
         typer.Argument(metavar="MODEL|FILE", help="Heads (folder, hub id, 'demo') or a tree file.", show_default=False),
     ],
-    png: Annotated[Optional[Path], typer.Option(help="Draw it here.", show_default=False)] = None,  # noqa: UP045
-    svg: Annotated[Optional[Path], typer.Option(help="Draw it here.", show_default=False)] = None,  # noqa: UP045
+    png: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="File for a PNG picture.", show_default=False),
+    ] = None,
+    svg: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="File for an SVG picture.", show_default=False),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Print a tree, and draw it as the paper's figure 6 does."""
     with _reported(verbose):
         from .tree import show
 
-        show(model, [file for file in (png, svg) if file is not None])
+        show(model, {kind: file for kind, file in (("png", png), ("svg", svg)) if file is not None})
 
 
 @contextmanager
 def _reported(verbose: bool) -> Iterator[None]:
-    """Errors as one line on stderr and exit status 1, an interrupt as 130; verbose lets errors through."""
+    """Print an error as one line on stderr and exit with status 1, after an interrupt with 130.
+
+    With `verbose` the traceback is printed instead. Only where it may help a user does the line say how to get it.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that nothing needs
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo(err=True)
-        raise typer.Exit(130) from None
-    except (BrokenPipeError, typer.Exit):
+    except (BrokenPipeError, typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _interrupted(error):
+            typer.echo(err=True)
+            raise typer.Exit(130) from None
         if verbose:
-            raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        typer.echo(f"error: {message} (--verbose shows where)", err=True)
+            traceback.print_exc()
+        else:
+            typer.echo(_line(error), err=True)
         raise typer.Exit(1) from None
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or what a library made of one, as while transformers imports its modules."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line; what only a fault of ours or of a library can cause is told from a user's error."""
+    kind, message = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return f"error: {message or kind}"
+    if isinstance(error, (RuntimeError, MemoryError)):  # such as memory that is not enough
+        return f"error: {message or kind} (--verbose shows the traceback)"
+    told = f"{kind}: {message}" if message else kind
+    return f"error: unexpected {told}; --verbose shows the traceback, please report it"
 
 
 def _check_sampling(temperature: float, top_p: float | None, top_k: int | None, acceptance: Acceptance) -> None:

@@ -92,24 +92,28 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
         raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
 
 
-def positions(model: MedusaModel) -> int | None:
-    """How many tokens the base model can hold; None where it does not say."""
-    return getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+def room(model: MedusaModel, prompt: int) -> int | None:
+    """Return the most new tokens that fit after a prompt of so many; None where the model names no limit."""
+    longest = model.positions.longest(prompt)
+    return None if longest is None else max(0, longest - prompt)
 
 
-def start(model: MedusaModel, ids: Tensor, sampling: Sampling) -> Session:
-    """A request made ready, no longer than the model's positions allow.
+def start(model: MedusaModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, sampling: Sampling) -> Session:
+    """Return a request made ready: no longer than the model can hold, with the model's own stop strings.
 
     Raises:
-        ValueError: the prompt is empty or leaves no position for an answer.
+        ValueError: the prompt is empty or leaves no room for an answer.
     """
-    length, limit = ids.shape[1], positions(model)
-    if length == 0:
+    if ids.shape[1] == 0:
         raise ValueError("the prompt is empty: write something to answer")
-    if limit is not None and length >= limit:
-        raise ValueError(f"the prompt has {length} tokens and the model holds {limit}: shorten it")
-    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - length)
-    return model.steps(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, **sampling.arguments())
+    return model.steps(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=sampling.max_new_tokens,
+        within_positions=True,
+        tokenizer=tokenizer,
+        **sampling.arguments(),
+    )
 
 
 def pieces(session: Session, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import filecmp
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,71 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from .. import demo, storage
-from ..calibration.drawing import draw_tree, save
+from .. import demo, files, names, storage
+from ..calibration.drawing import check_library, draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.prompts import encode, read_prompts
 from ..calibration.report import Prompts, Report, Settings, calibrate
 from ..calibration.search import likelihoods
 from ..pretrained import MedusaModel
+from ..training.fields import Messages
+from .answer import note
 from .models import DEMO, folder_or_id, load
+from .streams import console
 
 TRIED = 5
-"""One prompt in so many is kept to try the chosen tree on."""
+"""One prompt of so many is kept to try the chosen tree on."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results go.
+
+    Attributes:
+        folder: of heads and tree.
+        json_file: file of the whole report, if it is wanted.
+        figures: folder of pictures, if they are wanted.
+        resume: folder of finished batches, if they are kept.
+    """
+
+    folder: Path
+    json_file: Path | None
+    figures: Path | None
+    resume: Path | None
+
+    def check(self) -> None:
+        """Check that all results can be written: before the work, which a later error would throw away.
+
+        Raises:
+            ImportError: figures are wanted, and matplotlib is missing or does not work.
+            OSError: a file or folder cannot be written; names it.
+        """
+        if self.figures is not None:
+            check_library()
+        written = [self.folder / names.TREE, self.json_file]
+        files_in = [None if folder is None else folder / "tree.png" for folder in (self.figures, self.resume)]
+        for file in (*written, *files_in):
+            if file is not None:
+                files.check_writable(file)
+
+    def write(self, model: MedusaModel, report: Report) -> None:
+        """Store the tree first, then the report and the figures; one that fails does not keep the others from coming.
+
+        Raises:
+            ValueError: the report or the figures could not be written; says what could.
+        """
+        _store(model, report, self.folder)
+        note(f"tree written to {self.folder / names.TREE}")
+        failures = []
+        for name, place, write in (("report", self.json_file, write_report), ("figures", self.figures, draw)):
+            if place is not None:
+                try:
+                    write(report, place)
+                    note(f"{name} written to {place}")
+                except Exception as error:  # a library that draws raises what it likes
+                    failures.append(f"the {name} could not be written to {place}: {error or type(error).__name__}")
+        if failures:
+            raise ValueError(f"the tree is stored in {self.folder}, but {'; '.join(failures)}")
 
 
 def run(
@@ -41,34 +96,36 @@ def run(
     resume: Path | None,
     **loading: Any,
 ) -> None:
-    """Calibrate the model that `name` stands for, print the report, and store the tree beside the heads.
+    """Calibrate the model that `name` stands for, store the tree beside the heads, and print the report.
 
     Raises:
         ValueError: the model has no heads, there is no place to store the tree, or no prompts.
+        ImportError, OSError: see `Outputs.check`.
     """
-    folder = _folder(name, output, loading.get("revision"))
-    if data is None and name != DEMO:
-        raise ValueError("which prompts will the model serve? name some with --data FILE (or a dataset, owner/name)")
+    outputs = Outputs(_folder(name, output, loading.get("revision")), json_file, figures, resume)
+    chats = _chats(name, data, prompts)
+    outputs.check()
     model, tokenizer = load(name, all_heads=True, **loading)
-    recorded, others = _prompts(tokenizer, data, prompts)
+    recorded, others = _prompts(tokenizer, chats)
+    arguments = {**arguments, "tokenizer": tokenizer}  # the model's own stop strings need it
     torch.manual_seed(0)
     report = calibrate(
         model, recorded, others, arguments, settings, acceptance=acceptance, work=resume, progress=_progress
     )
-    show(Console(), report)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    if figures is not None:
-        draw(report, figures)
-    _store(model, report, folder)
-    Console(stderr=True).print(f"tree written to {folder / storage.TREE}", soft_wrap=True)
+    try:
+        outputs.write(model, report)
+    finally:
+        show(console(), report)
+
+
+def write_report(report: Report, file: Path) -> None:
+    """Write the whole report as JSON."""
+    files.write_json(file, report.to_json(), indent=1)
 
 
 def draw(report: Report, folder: Path) -> None:
-    """`accuracy.png`, `trees.png` (figure 4, replayed) and `tree.png` (figure 6)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    nodes = report.settings.max_nodes
-    points = replayed(report.recording, report.latency, trees(report.recording, nodes))
+    """Draw `accuracy.png`, `trees.png` (figure 4, replayed) and `tree.png` (figure 6)."""
+    points = replayed(report.recording, report.latency, trees(report.recording, report.settings.max_nodes))
     title = f"{report.made['device']}, {report.made['dtype']}, batch size {report.made['batch_size']}"
     save(draw_accuracies(report), folder / "accuracy.png")
     save(draw_trees(points, title), folder / "trees.png")
@@ -76,33 +133,51 @@ def draw(report: Report, folder: Path) -> None:
 
 
 def _folder(name: str, output: Path | None, revision: str | None) -> Path:
-    """Where the tree goes: `output`, else beside the heads where they lie in a folder of the user's."""
-    name = folder_or_id(name)
-    heads = storage.find_heads(name, revision=revision)
+    """Return where the tree goes: `output`, else beside the heads where they lie in a folder of the user's.
+
+    Raises:
+        ValueError: there are no heads, no such place, or `output` holds other heads.
+    """
+    named = folder_or_id(name)
+    heads = names.find_heads(named, revision=revision)
     if heads is None:
         raise ValueError(f"{name} has no Medusa heads: there is nothing to calibrate")
-    if output is None and not Path(name).expanduser().is_dir():
+    if output is None and not Path(named).expanduser().is_dir():
         raise ValueError(f"{name} comes from the hub: say with --output FOLDER where heads and tree should go")
-    return output or heads
+    if output is None:
+        return heads
+    if names.is_native(output) and not filecmp.cmp(heads / names.WEIGHTS, output / names.WEIGHTS, shallow=False):
+        raise ValueError(f"{output} holds other heads than {name}, which its tree would not fit: name another --output")
+    return output
 
 
 def _store(model: MedusaModel, report: Report, folder: Path) -> None:
-    """The tree file alone beside heads that are there, else heads and tree."""
-    if storage.is_native(folder):
+    """Write the tree file alone beside heads that are there, else heads and tree."""
+    if names.is_native(folder):
         storage.write_tree(folder, report.tree, report.calibration)
     else:
         model.tree, model.calibration = report.tree, report.calibration
         model.save_pretrained(folder)
 
 
-def _prompts(tokenizer: PreTrainedTokenizerBase, data: str | None, count: int) -> tuple[Prompts, Prompts]:
-    """Token ids of prompts to record, and of others."""
+def _chats(name: str, data: str | None, count: int) -> list[Messages]:
+    """Return the prompts to use, of which every `TRIED`th is to be kept.
+
+    Raises:
+        ValueError: no source is named, or it holds fewer than two prompts.
+    """
+    if data is None and name != DEMO:
+        raise ValueError("which prompts will the model serve? name some with --data FILE (or a dataset, owner/name)")
     if data is None:
-        chats = [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(count)]
-    else:
-        chats = read_prompts(data)[:count]
+        return [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(count)]
+    chats = read_prompts(data)[:count]
     if len(chats) < 2:
         raise ValueError(f"{data} holds one prompt: calibration needs some to record and others to try the tree on")
+    return chats
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]) -> tuple[Prompts, Prompts]:
+    """Return token ids of prompts to record, and of others to try the tree on."""
     ids = [encode(tokenizer, chat) for chat in chats]
     every = min(TRIED, len(ids))
     return [each for place, each in enumerate(ids) if place % every], ids[::every]
@@ -116,17 +191,16 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda parts: bar.advance(task, parts)
 
 
-def show(console: Console, report: Report) -> None:
-    """The report in tables."""
-    console.print(_accuracies(report))
-    console.print(_sizes(report))
-    console.print(_heads(report))
-    console.print(_outcome(report))
+def show(screen: Console, report: Report) -> None:
+    """Print the report in tables."""
+    for table in (_accuracies(report, "+-" if screen.options.ascii_only else "±"), _sizes(report), _heads(report)):
+        screen.print(table)
+    screen.print(_outcome(report))
     if not report.tree.max_depth:
-        console.print("No tree pays here: decoding will be plain.", style="bold")
+        screen.print("No tree pays here: decoding will be plain.", style="bold")
 
 
-def _accuracies(report: Report, ranks: int = 5) -> Table:
+def _accuracies(report: Report, sign: str, ranks: int = 5) -> Table:
     table = Table(title="Accuracy: the token is in the head's top i (95 % interval)", title_justify="left")
     table.add_column("head")
     for rank in range(ranks):
@@ -136,7 +210,7 @@ def _accuracies(report: Report, ranks: int = 5) -> Table:
     for head, (shares, row) in enumerate(
         zip(report.recording.accuracies(), report.intervals(ranks), strict=True), start=1
     ):
-        cells = [f"{share:.1%} ±{(high - low) / 2:.1%}" for share, (low, high) in zip(shares, row, strict=False)]
+        cells = [f"{share:.1%} {sign}{(high - low) / 2:.1%}" for share, (low, high) in zip(shares, row, strict=False)]
         table.add_row(str(head), *cells, str(known[head - 1]))
     return table
 

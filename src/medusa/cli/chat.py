@@ -12,8 +12,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .. import files
 from ..pretrained import MedusaModel
-from .answer import Sampling, encode_chat, note, pieces, positions, show, start, summary
+from .answer import Sampling, encode_chat, note, pieces, room, show, start, summary
+from .streams import as_text
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Chat:
     stats: bool = field(default_factory=lambda: sys.stdout.isatty())
 
     def __post_init__(self) -> None:
+        if self.system is not None:
+            self.system = as_text(self.system, "--system")
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 "the model's tokenizer has no chat template: take a model made for chat, or use `medusa generate`"
@@ -50,19 +54,22 @@ class Chat:
         return [*system, *self.turns]
 
     def run(self) -> None:
-        """Read and answer until /exit, the end of input, or Ctrl-C at the prompt."""
-        interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        """Read and answer until /exit or the end of input; Ctrl-C ends what is not an answer in a terminal."""
+        interactive = in_terminal()
         if interactive:
             with suppress(ImportError):
                 import readline  # noqa: F401
             note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
         while True:
             try:
-                line = input("> " if interactive else "")
-            except (EOFError, KeyboardInterrupt):
+                line = as_text(input("> " if interactive else ""), "the line")
+            except EOFError:
                 if interactive:
                     note("")
                 return
+            except ValueError as error:
+                note(f"error: {error}")
+                continue
             if line.startswith("/"):
                 name, _, argument = line[1:].strip().partition(" ")
                 if name == "exit":
@@ -72,11 +79,15 @@ class Chat:
                 self.turn(line.strip())
 
     def turn(self, text: str) -> None:
-        """Answer a message; a turn that cannot be answered is taken back, one interrupted keeps what there is."""
+        """Answer a message; a turn that cannot be answered is taken back, one interrupted keeps what there is.
+
+        Raises:
+            KeyboardInterrupt: the answer was interrupted, and nobody is there to go on.
+        """
         self.turns.append({"role": "user", "content": text})
         answer = ""
         try:
-            session = start(self.model, self.fitting(), self.sampling)
+            session = start(self.model, self.tokenizer, self.fitting(), self.sampling)
         except ValueError as error:
             self.turns.pop()
             note(f"error: {error}")
@@ -87,6 +98,8 @@ class Chat:
                 show(piece, accepted)
             end = ""
         except KeyboardInterrupt:
+            if not in_terminal():
+                raise
             end = "stopped; "
         self.turns.append({"role": "assistant", "content": answer})
         show("\n", False)
@@ -96,11 +109,10 @@ class Chat:
             note("stopped")
 
     def fitting(self) -> Tensor:
-        """Token ids [1, P] of the conversation; the oldest turns go where it leaves no room for an answer."""
-        ids, dropped, limit = encode_chat(self.tokenizer, self.messages), 0, positions(self.model)
-        while limit is not None and ids.shape[1] + min(self.sampling.max_new_tokens, limit // 2) > limit:
-            if len(self.turns) == 1:
-                break
+        """Return token ids [1, P] of the conversation, without its oldest turns where they leave an answer no room."""
+        ids, dropped, whole = encode_chat(self.tokenizer, self.messages), 0, room(self.model, 0)
+        wanted = 0 if whole is None else min(self.sampling.max_new_tokens, whole // 2)
+        while (left := room(self.model, ids.shape[1])) is not None and left < wanted and len(self.turns) > 1:
             del self.turns[:2]
             dropped += 1
             ids = encode_chat(self.tokenizer, self.messages)
@@ -149,9 +161,8 @@ class Chat:
             note("error: name a file: /save FILE")
             return
         try:
-            Path(name).expanduser().write_text(
-                json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            with files.replacing(Path(name).expanduser()) as beside:
+                beside.write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             note(f"error: {error}")
         else:
@@ -166,6 +177,11 @@ COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str, str]] = {
     "stats": (Chat.set_stats, "/stats on|off", "figures after each answer"),
     "save": (Chat.save, "/save FILE", "write the messages as JSON"),
 }
+
+
+def in_terminal() -> bool:
+    """Return whether somebody types and reads; else input is piped, a turn a line."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _turns(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import demo
+from .. import demo, files
 from ..bench.measure import Comparison, Prompt, Totals, compare
 from ..bench.prompts import held_out
 from ..bench.report import COLUMNS, cells
@@ -27,21 +26,23 @@ from ..decoding import PLAIN
 from ..pretrained import MedusaModel
 from ..provenance import provenance
 from ..tree import CandidateTree
+from . import streams
 
 METHODS = ("plain", "medusa", "generate")
 REPEATS = 3
 
-PIPED_WIDTH = 124
-"""Columns of what is piped, in which the table has room."""
-
 
 def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None) -> None:
-    """Show, measure, and write what `--json` asks for."""
+    """Show the answers, measure, and write the figures to `json_file` if one is named.
+
+    Raises:
+        OSError: the file cannot be written; found out before the work.
+    """
+    if json_file is not None:
+        files.check_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)
+    console = streams.console()
     logging.disable_progress_bar()
     model, tokenizer = demo.load()
     prompts = held_out(tokenizer, per_category)
@@ -63,10 +64,10 @@ def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads:
             console=Console(stderr=True),
         )
     )
+    if json_file is not None:
+        files.write_json(json_file, result(comparisons, tokenizer), indent=1)
     console.print(table(comparisons))
     console.print(_setting(), style="dim")
-    if json_file is not None:
-        json_file.write_text(json.dumps(result(comparisons, tokenizer), indent=1) + "\n")
 
 
 def show(

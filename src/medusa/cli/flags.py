@@ -39,7 +39,7 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
     choices = get_args(kind)
     taken: Any = Enum(name, {each: each for each in choices}, type=str) if choices else kind
     names = (f"{flag}/--no-{name.replace('_', '-')}",) if kind is bool else (flag,)
-    option = typer.Option(*names, help=f"{text[0].upper()}{text[1:]}.", show_default=shown, rich_help_panel="Recipe")
+    option = typer.Option(*names, help=f"{text}.", show_default=shown, rich_help_panel="Recipe")
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

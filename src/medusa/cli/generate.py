@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..pretrained import MedusaModel
 from .answer import Sampling, encode_chat, note, pieces, show, start, summary
+from .streams import as_text
 
 
 def run(
@@ -26,7 +27,7 @@ def run(
     Raises:
         ValueError: the prompt is empty or longer than the model holds.
     """
-    session = start(model, encode(tokenizer, prompt, raw), sampling)
+    session = start(model, tokenizer, encode(tokenizer, prompt, raw), sampling)
     for text, accepted in pieces(session, tokenizer):
         show(text, accepted)
     show("\n", False)
@@ -35,20 +36,27 @@ def run(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt given, the file's or standard input's; the last line's end is not part of it."""
+    """Return the prompt: the one given, else the file's or standard input's without the end of its last line.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the text is empty or not UTF-8.
+    """
     if prompt is not None:
-        return prompt
-    if file is not None and str(file) != "-":
-        return file.read_text(encoding="utf-8").removesuffix("\n")
-    if sys.stdin.isatty():
-        note("the prompt, please; Ctrl-D on a line of its own ends it")
-    return sys.stdin.read().removesuffix("\n")
+        text = as_text(prompt, "--prompt")
+    elif file is not None and str(file) != "-":
+        text = as_text(file.read_text(encoding="utf-8", errors="surrogateescape"), str(file)).removesuffix("\n")
+    else:
+        if sys.stdin.isatty():
+            note("the prompt, please; Ctrl-D on a line of its own ends it")
+        text = as_text(sys.stdin.read(), "standard input").removesuffix("\n")
+    if not text:
+        raise ValueError("the prompt is empty: pass --prompt, --file or text on standard input")
+    return text
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> Tensor:
-    """Token ids [1, P] of a prompt: as a user's message where there is a chat template, unless `raw`."""
-    if not prompt:
-        raise ValueError("the prompt is empty: pass --prompt, --file or text on standard input")
+    """Return token ids [1, P] of a prompt: a user's message where there is a chat template, unless `raw`."""
     if tokenizer.chat_template is not None and not raw:
         return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
     return tokenizer(prompt, return_tensors="pt")["input_ids"]

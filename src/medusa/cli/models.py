@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import adapters, demo, storage
+from .. import adapters, bases, demo, names, storage
+from ..bases import Origin
+from ..checkpoint import cache_arguments, located
 from ..decoding import PLAIN
 from ..model import Prepack
 from ..pretrained import MedusaModel
@@ -55,19 +58,19 @@ def load(
     huggingface_hub.logging.set_verbosity_error()
     hide_piped_bars()
     prepack: Prepack = "half" if half_weights else None
+    _check_device(device)
     if name == DEMO:
         return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
-    heads = storage.find_heads(name, revision=revision)
+    heads = names.find_heads(name, revision=revision)
     if heads is None and base is not None:
         raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
-    source = name if heads is None else base or _named_base(name, heads)
-    hub: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if heads is None and revision is not None:
-        hub["revision"] = revision
-    tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    source = Origin(names.resolved(name), revision) if heads is None else _named_base(name, heads, base)
+    options = {"trust_remote_code": trust_remote_code, "revision": source.revision}
+    hub: dict[str, Any] = {each: value for each, value in options.items() if value is not None}
+    tokenizer = _tokenizer(source.name, **hub)
     if device_map is not None:
         hub["device_map"] = device_map
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub).eval()
+    model = bases.load(source.name, dtype=dtype, **hub)
     adapter = None if heads is None else storage.adapter(heads)
     if adapter is not None:
         model = adapters.apply(model, adapter).eval()
@@ -82,6 +85,31 @@ def load(
     return medusa, tokenizer
 
 
+def _tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; of an adapter its own where it has one, else its base model's."""
+    of = adapters.base_of(name, **names.chosen(hub, *names.HUB_ARGUMENTS))
+    if of is not None and not located(name, "tokenizer_config.json", **cache_arguments(hub)):
+        name, hub = of, {each: value for each, value in hub.items() if each != "revision"}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
+    return tokenizer
+
+
+def _check_device(device: str | None) -> None:
+    """Raises ValueError where torch does not have a device here."""
+    if device is None:
+        return
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError:
+        raise ValueError(f"--device {device}: no such kind of device; cpu, cuda and cuda:1, say, are") from None
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if kind != "cpu" and (there is None or kind != there.type):
+        found = "cpu alone" if there is None else f"cpu and {there.type}"
+        raise ValueError(f"--device {device}: torch {torch.__version__} finds {found} here: leave it out, or name one")
+    if kind != "cpu" and index >= torch.accelerator.device_count():
+        raise ValueError(f"--device {device}: there are {torch.accelerator.device_count()} such devices, from 0 on")
+
+
 def folder_or_id(name: str) -> str:
     """What `name` stands for: the folder of the embedded model's heads, or itself."""
     return str(demo.FOLDER / "heads") if name == DEMO else name
@@ -93,11 +121,11 @@ def hide_piped_bars() -> None:
         logging.disable_progress_bar()
 
 
-def _named_base(name: str, heads: Path) -> str:
-    try:
-        return storage.base_name(heads)
-    except ValueError:
-        raise ValueError(f"the heads in {name} do not name their base model: pass it with --base") from None
+def _named_base(name: str, heads: Path, base: str | None) -> Origin:
+    """The base model of heads: the one that is asked for, or that they name."""
+    if base is not None:
+        return Origin(names.resolved(base))
+    return storage.named_base(heads)
 
 
 def _embedded(

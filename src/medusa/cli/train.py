@@ -1,7 +1,8 @@
-"""`medusa train`: heads, and with Medusa-2 the backbone, from data as they lie about."""
+"""`medusa train`: train heads, and with Medusa-2 the backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ from .models import folder_or_id, hide_piped_bars
 
 
 def run(
-    source: Source, *, options: dict[str, Any], output: Path | None, merge: bool, report_to: str, preview: bool
+    source: Source,
+    *,
+    options: dict[str, Any],
+    output: Path | None,
+    hidden_states: Path | None,
+    merge: bool,
+    report_to: str,
+    preview: bool,
 ) -> None:
     """Train by the recipe that the options make, or show an example of the data.
 
@@ -29,11 +37,12 @@ def run(
         ValueError: no place to write is given, or see `medusa.training.train`.
     """
     recipe = Recipe(**options)
+    recipe.check_effect(options)
     source = replace(source, model=folder_or_id(source.model))
     console = Console(stderr=True)
     hide_piped_bars()
     if preview:
-        show_preview(Console(), source.tokenizer(), source)
+        show_preview(Console(), source.tokenizer(), source, recipe.max_length, source.stops())
         return
     if output is None:
         raise ValueError("where should the heads go? name a folder with --output")
@@ -42,23 +51,33 @@ def run(
         console.print(line, soft_wrap=True)
 
     try:
-        train(recipe, source, output, merge=merge, report_to=report_to, say=say)
+        train(recipe, source, output, merge=merge, report_to=report_to, hidden_states=hidden_states, say=say)
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from the last checkpoint, if there is one")
         raise
     processes().destroy_process_group()
 
 
-def show_preview(console: Console, tokenizer: PreTrainedTokenizerBase, source: Source) -> None:
-    """The first example of the data: what is learnt in green, what is only read in grey.
+def show_preview(
+    console: Console,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    max_length: int | None = None,
+    stops: Collection[int] = (),
+) -> None:
+    """Print the first example of the data: what is learnt in green, what is only read in grey.
+
+    Args:
+        max_length: tokens an example keeps; None for all.
+        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
 
     Raises:
-        ValueError: there is none, or it is malformed.
+        ValueError: the source is empty, or its first record is malformed.
     """
-    record = next(iter(read_records(source.data, source.split)), None)
-    if record is None:
-        raise ValueError(f"{source.data} is empty")
-    example = encoded(Encoder(tokenizer, source.template), record)
+    record = next(read_records(source.data, source.split))
+    encoder = Encoder(tokenizer, source.template, max_length=max_length, stops=stops)
+    example = encoded(encoder, record)
+    example = example if max_length is None else example.cut(max_length)
     console.print(f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n", style="bold")
     console.print(_coloured(tokenizer, example), soft_wrap=True)
 

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from .. import storage
-from ..calibration.drawing import draw_tree, save
+from .. import files, names, storage, tree_file
+from ..calibration.drawing import check_library, draw_tree, save
 from ..pace import UNCALIBRATED, Calibration
 from ..tree import CandidateTree
 from .models import folder_or_id
+from .streams import console
 
 
-def show(name: str, drawings: Sequence[Path]) -> None:
+def show(name: str, drawings: Mapping[str, Path]) -> None:
     """Print the tree of `name` (heads, a tree file or 'demo') and draw it to files.
+
+    Args:
+        drawings: file of each picture by its format, "png" or "svg".
 
     Raises:
         ValueError: there is no tree in it.
         ImportError: a drawing is asked for without matplotlib.
+        OSError: a drawing's file cannot be written.
     """
     tree, calibration = read(name)
+    if drawings:
+        check_library()
+    for file in drawings.values():
+        files.check_writable(file)
     frequencies = _frequencies(tree, calibration)
     device = calibration.made.get("device")
     own = "not timed here: frequencies are the heads' own, from their training"
     nobody = "not calibrated: frequencies are those of the published heads"
     told = f"calibrated on {device}" if device else nobody if calibration == UNCALIBRATED else own
     rate = sum(frequencies)
-    Console().print(
-        f"{len(tree)} nodes, {tree.max_depth} heads, {rate:.2f} tokens a step expected; {told}", highlight=False
+    screen = console()
+    screen.print(
+        f"{len(tree)} nodes, {tree.max_depth} heads, {rate:.2f} tokens a step expected; {told}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
-    Console().print(printed(tree, frequencies))
-    for file in drawings:
+    screen.print(printed(tree, frequencies, "#" if screen.options.ascii_only else "█"))
+    for kind, file in drawings.items():
         title = f"{len(tree)} nodes, {rate:.2f} tokens a step expected; a node's number is its rank"
-        save(draw_tree(tree, frequencies, title), file)
+        save(draw_tree(tree, frequencies, title), file, kind)
         typer.echo(f"drawn in {file}", err=True)
 
 
@@ -47,14 +58,11 @@ def read(name: str) -> tuple[CandidateTree, Calibration]:
     name = folder_or_id(name)
     file = Path(name).expanduser()
     if file.is_file():
-        try:
-            found = storage.parse_tree(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{name} is no tree file ({error!r}): it needs rank paths under "paths"') from None
-        return found
-    stored = storage.read_tree(storage.find_heads(name) or file)
+        return tree_file.read_tree(file)
+    folder = names.find_heads(name)
+    stored = None if folder is None else storage.read_tree(folder)
     if stored is None:
-        raise ValueError(f"{name} has no {storage.TREE}: calibrate it, or give a tree file")
+        raise ValueError(f"{name} has no {names.TREE}: calibrate it, or give a tree file")
     return stored
 
 
@@ -63,15 +71,19 @@ def _frequencies(tree: CandidateTree, calibration: Calibration) -> list[float]:
     return list(measured) if len(measured) == len(tree) else tree.probabilities(calibration.accuracies)
 
 
-def printed(tree: CandidateTree, frequencies: Sequence[float]) -> Tree:
-    """The tree for a terminal: ranks, how often a node is accepted, and a bar of it."""
+def printed(tree: CandidateTree, frequencies: Sequence[float], mark: str = "█") -> Tree:
+    """Return the tree for a terminal: ranks, how often a node is accepted, and a bar of `mark`s for that.
+
+    A terminal too narrow for a bar cuts it; its number stands before it.
+    """
 
     def label(node: int) -> Text:
         path = tree.paths[node]
-        bar = "█" * max(1, round(20 * frequencies[node]))
-        return Text.assemble(
-            (f"rank {path[-1]}" if path else "root", "bold"), f"  {frequencies[node]:6.1%}  ", (bar, "green")
-        )
+        name = (f"rank {path[-1]}" if path else "root", "bold")
+        bar = (mark * max(1, round(20 * frequencies[node])), "green")
+        text = Text.assemble(name, f"  {frequencies[node]:6.1%}  ", bar)
+        text.no_wrap, text.overflow = True, "crop"
+        return text
 
     def grow(branch: Tree, node: int) -> None:
         for child in sorted(tree.children[node], key=lambda child: -frequencies[child]):

@@ -27,29 +27,28 @@ def arguments(
         raise ValueError("optimizer muon needs whole matrices: let each process hold the model (torchrun), or leave it")
     if recipe.optimizer == MUON and not hasattr(torch.optim, "Muon"):
         raise ValueError(f"optimizer muon needs torch 2.9 or newer; this is {torch.__version__}: pip install -U torch")
-    devices = processes().num_processes
-    micro = min(recipe.micro_batch_size, recipe.batch_size)
-    if recipe.batch_size % (micro * devices):
+    micro, whole = micro_batch(recipe, recipe.batch_size), processes().num_processes
+    if recipe.batch_size % (micro * whole):
         raise ValueError(
-            f"batch_size {recipe.batch_size} is no multiple of micro_batch_size {micro} times {devices} device(s)"
+            f"batch_size {recipe.batch_size} is no multiple of micro_batch_size {micro} times {whole} device(s)"
         )
-    steps = math.ceil(examples / recipe.batch_size) * epochs
+    steps = count_steps(recipe, examples, epochs, recipe.batch_size)
     rate = recipe.lr * (recipe.heads_lr_factor if stage == "heads" else 1.0)
     made = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
         learning_rate=rate,
         lr_scheduler_type="cosine",
-        warmup_steps=min(recipe.warmup_steps, math.ceil(steps / 10)),
+        warmup_steps=warm_up(recipe, steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim=adamw() if recipe.optimizer in ("auto", MUON) else recipe.optimizer,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // (micro * devices),
+        gradient_accumulation_steps=recipe.batch_size // (micro * whole),
         bf16=recipe.bf16,
         use_cpu=options.pop("use_cpu", not torch.accelerator.is_available()),
-        logging_steps=min(recipe.log_every, max(1, math.ceil(steps))),
+        logging_steps=min(recipe.log_every, steps),
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluated and recipe.evaluate_every else "no",
         eval_steps=recipe.evaluate_every or None,
@@ -65,6 +64,23 @@ def arguments(
     )
     made._n_gpu = min(made.n_gpu, 1)  # several in one process would be DataParallel's
     return made
+
+
+def micro_batch(recipe: Recipe, batch_size: int) -> int:
+    """Return the rows that a device computes at once for batches of this size."""
+    return min(recipe.micro_batch_size, batch_size)
+
+
+def count_steps(recipe: Recipe, rows: int, epochs: float, batch_size: int) -> int:
+    """Return how many steps transformers' `Trainer` takes over so many rows."""
+    at_once = micro_batch(recipe, batch_size) * processes().num_processes
+    per_epoch = math.ceil(math.ceil(rows / at_once) / max(1, batch_size // at_once))
+    return max(1, math.ceil(epochs * max(1, per_epoch)))
+
+
+def warm_up(recipe: Recipe, steps: int) -> int:
+    """Return the steps in which the learning rate rises: a tenth of all at most."""
+    return min(recipe.warmup_steps, math.ceil(steps / 10))
 
 
 def processes() -> PartialState:

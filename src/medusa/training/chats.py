@@ -1,24 +1,22 @@
-"""Chats out of records, and their token ids with what is learnt of them: the assistant's turns, nothing else."""
+"""Chats to token ids, with labels for what is learnt of them: the assistant's turns, nothing else."""
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from .records import Record
+from .fields import Messages
+from .template import ChatTemplate, Span, Tools, choose_template, shown
+from .tokens import Tokenised, Tokens
 
-Messages = list[dict[str, Any]]
 IGNORED = -100
 """The label of a token that is read and not learnt, as in transformers."""
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
-"""What ShareGPT and its kin call the roles; other names stay as they are."""
-PROMPTS = ("prompt", "instruction", "question", "query")
-RESPONSES = ("response", "completion", "output", "answer")
 
 
 @dataclass(frozen=True)
@@ -55,200 +53,148 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def read_chat(record: Record) -> Messages | str:
-    """The chat of a record, or its plain text.
-
-    Records hold `messages` (role, content), `conversations` (from, value: ShareGPT), a prompt and a response under one
-    of `PROMPTS` and `RESPONSES` (with `system` or `input` beside them, as Alpaca has it), or `text`.
-
-    Raises:
-        ValueError: it holds none of these, or what it holds is malformed; names place and field.
-    """
-    told = record.content
-    if record.problem:
-        raise ValueError(f"{record.place}: {record.problem}")
-    if isinstance(told, str):
-        return told
-    if not isinstance(told, dict):
-        raise ValueError(f"{record.place}: a record must be an object or a text, got {type(told).__name__}")
-    if told.get("messages") is not None:
-        return _turns(told["messages"], "messages", "role", "content", record.place)
-    if told.get("conversations") is not None:
-        return _turns(told["conversations"], "conversations", "from", "value", record.place)
-    prompt, response = (next((name for name in names if name in told), None) for names in (PROMPTS, RESPONSES))
-    if prompt and response:
-        asked = "\n\n".join(str(told[name]) for name in (prompt, "input") if told.get(name))
-        system = [{"role": "system", "content": str(told["system"])}] if told.get("system") else []
-        turns = [("user", asked, prompt), ("assistant", told[response], response)]
-        return system + [_turn(role, content, f"{record.place}: {name}") for role, content, name in turns]
-    if isinstance(told.get("text"), str):
-        return str(told["text"])
-    raise ValueError(
-        f"{record.place}: a record needs messages, conversations, a prompt with a response, or text; it has "
-        f"{', '.join(map(str, told)) or 'nothing'}"
-    )
-
-
-def read_asked(record: Record) -> Messages:
-    """A chat of which the user's turns count, answered or not; texts and single prompts are one question.
-
-    Besides what `read_chat` reads there are `turns`, a list of questions, and prompts without a response.
-
-    Raises:
-        ValueError: nobody asks in it, or it is malformed.
-    """
-    told = record.content
-    if isinstance(told, dict) and isinstance(told.get("turns"), list):
-        chat: Messages | str = [{"role": "user", "content": str(turn)} for turn in told["turns"]]
-    elif isinstance(told, dict) and not {"messages", "conversations"} & told.keys():
-        asked = next((told[name] for name in (*PROMPTS, "text", "input") if told.get(name)), None)
-        chat = read_chat(record) if asked is None else str(asked)
-    else:
-        chat = read_chat(record)
-    chat = [{"role": "user", "content": chat}] if isinstance(chat, str) else chat
-    if not any(turn["role"] == "user" for turn in chat):
-        raise ValueError(f"{record.place}: nobody asks in this record")
-    return chat
-
-
-def _turns(told: Any, field: str, role: str, content: str, place: str) -> Messages:
-    if not isinstance(told, list) or not told:
-        raise ValueError(f"{place}: {field} must be a list of turns")
-    turns = []
-    for number, each in enumerate(told):
-        where = f"{place}: {field}[{number}]"
-        if not isinstance(each, dict) or role not in each or content not in each:
-            raise ValueError(f"{where} needs {role} and {content}")
-        turns.append({**each, **_turn(ROLES.get(each[role], each[role]), each[content], where)})
-    return [{name: value for name, value in turn.items() if name not in ("from", "value")} for turn in turns]
-
-
-def _turn(role: Any, content: Any, where: str) -> dict[str, Any]:
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise ValueError(f"{where} must hold texts, got {type(content if isinstance(role, str) else role).__name__}")
-    return {"role": role, "content": content}
-
-
 class Encoder:
-    """Chats and texts to examples, in a tokenizer's chat template.
+    """Turns chats and texts into examples, in a tokenizer's chat template.
 
     Args:
         tokenizer: a fast one, because tokens must tell which characters they stand for.
-        template: a chat template in place of the tokenizer's own.
+        template: a chat template in place of the tokenizer's own, or the name of one of several that it has.
+        max_length: examples longer than this are cut one token behind it, so that `Example.cut` can tell; no more text
+            is tokenised than that takes.
+        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
 
     Raises:
-        ValueError: the tokenizer is not a fast one.
+        ValueError: the tokenizer is not a fast one, the template cannot be read, or one of several must be chosen.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        *,
+        max_length: int | None = None,
+        stops: Collection[int] = (),
+    ):
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} cannot tell which characters a token stands for: use a model with a "
                 "fast tokenizer (tokenizer.json)"
             )
-        self.tokenizer = tokenizer
-        self.template = template or tokenizer.chat_template
-        self._ends = _ends(tokenizer)  # asking for a large vocabulary takes longer than encoding a chat
-        self.marked = "{% generation" in str(self.template or "").replace("{%-", "{%").replace("{%  ", "{% ")
+        self.tokenizer, self.stops = tokenizer, stops
+        self.template = choose_template(tokenizer, template)
+        self._for_tools = template is None
+        self._most = None if max_length is None else max_length + 1
+        self._tokens = Tokens(tokenizer, self._most)
+        self._templates: dict[str, ChatTemplate] = {}
+        self._chosen(None)  # a template that cannot be read is found here
 
-    def __call__(self, chat: Messages | str) -> Example:
-        """Token ids, and labels for the assistant's turns with the token that ends each, or for the whole of a text.
+    def __call__(self, chat: Messages | str, tools: Tools = None) -> Example:
+        """Return token ids, and labels for the assistant's turns with what ends each, or for the whole of a text.
+
+        Behind a turn that is marked as cut no end is learnt; the example ends with it.
+
+        Args:
+            tools: JSON schemas of the tools that the chat may call.
 
         Raises:
             ValueError: the chat has no assistant's turn, or the template does not take it.
         """
+        example = self._encoded(chat, tools)
+        return example if self._most is None else example.cut(self._most)
+
+    def _encoded(self, chat: Messages | str, tools: Tools) -> Example:
         if isinstance(chat, str):
-            ids = self.tokenizer(chat)["input_ids"]
-            return Example(self._ended(ids), self._ended(ids))
+            told = self._tokens.of(chat)
+            ids = self._tokens.begun(told.ids)
+            ids = self._tokens.ended(self._tokens.closed(ids)) if told.whole else ids
+            return Example(ids, [*ids])
         if not any(turn["role"] == "assistant" for turn in chat):
             raise ValueError("a chat without an assistant's turn teaches nothing")
-        if not self.template:
-            return self._untemplated(chat)
-        return self._marked(chat) if self.marked else self._searched(chat)
+        template = self._chosen(tools)
+        if template is None:
+            return _untemplated(self._tokens, chat, tools)
+        text = template.example(chat, tools)
+        told = self._tokens.of(text)
+        reach = len(text) if told.whole else told.offsets[-1][1]
+        return _labelled(text, told, template.spans(chat, text, tools, reach))
 
     def prompt(self, chat: Messages) -> list[int]:
-        """Token ids of a chat that waits for the assistant's turn."""
+        """Return token ids of a chat that waits for the assistant's turn."""
         return encode_prompt(self.tokenizer, chat, self.template)
 
-    def _ended(self, ids: Sequence[int]) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return [*ids] if end is None or (ids and ids[-1] == end) else [*ids, end]
-
-    def _untemplated(self, chat: Messages) -> Example:
-        """Turns behind one another; models without a template know no roles."""
-        ids: list[int] = []
-        labels: list[int] = []
-        for number, turn in enumerate(chat):
-            piece = self.tokenizer(turn["content"], add_special_tokens=number == 0)["input_ids"]
-            learnt = turn["role"] == "assistant"
-            piece = self._ended(piece) if learnt else piece
-            ids += piece
-            labels += piece if learnt else [IGNORED] * len(piece)
-        return Example(ids, labels)
-
-    def _marked(self, chat: Messages) -> Example:
-        """By the template's own generation markers."""
-        told = self.tokenizer.apply_chat_template(
-            chat, chat_template=self.template, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, masks = told["input_ids"], told["assistant_masks"]
-        return Example(ids, [token if mask else IGNORED for token, mask in zip(ids, masks, strict=True)])
-
-    def _searched(self, chat: Messages) -> Example:
-        """By where each assistant's turn stands in the rendered text."""
-        text = self._render(chat)
-        told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = told["input_ids"], told["offset_mapping"]
-        labels = [IGNORED] * len(ids)
-        for begin, end in self._spans(chat, text):
-            inside = [
-                place
-                for place, (first, last) in enumerate(offsets)
-                if last > begin and first < end and not text[first:begin].strip()
-            ]
-            after = inside[-1] + 1 if inside else len(ids)
-            blank = next((n for n, (first, last) in enumerate(offsets[after:]) if text[first:last].strip()), 0)
-            if after + blank < len(ids) and ids[after + blank] in self._ends:
-                inside += range(after, after + blank + 1)
-            for place in inside:
-                labels[place] = ids[place]
-        return Example(ids, labels)
-
-    def _spans(self, chat: Messages, text: str) -> Iterator[tuple[int, int]]:
-        """First and last character of what the model would write in each assistant's turn.
-
-        It begins where the prompt for it ends and ends where the text stops changing with the turn's content. Where
-        templates write a turn in another way than they prompt for it, it begins where the text starts changing.
-        """
-        for number, turn in enumerate(chat):
-            if turn["role"] != "assistant":
-                continue
-            one, other = (
-                self._render([*chat[:number], {**turn, "content": content}, *chat[number + 1 :]])
-                for content in ("A stands here A", "B stands here B")
-            )
-            if one == other:
-                continue  # the template leaves this turn out
-            asked = self._render(chat[:number], add_generation_prompt=True) if number else ""
-            changes = _common(one, other)
-            begin = len(asked) if asked and text.startswith(asked) else changes
-            after = _common(one[::-1], other[::-1])
-            end = len(text) - after
-            if end < begin or text[end:] != one[len(one) - after :] or text[:begin] != one[:begin]:
-                raise ValueError("the chat template writes other turns differently when one changes")
-            yield begin, end
-
-    def _render(self, chat: Messages, **options: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(chat, chat_template=self.template, tokenize=False, **options))
+    def _chosen(self, tools: Tools) -> ChatTemplate | None:
+        """Return the template for a chat with these tools."""
+        text = self.template
+        if text is not None and tools and self._for_tools:
+            text = choose_template(self.tokenizer, None, tools)
+        if text is None:
+            return None
+        if text not in self._templates:
+            self._templates[text] = ChatTemplate(self.tokenizer, text, self.stops)
+        return self._templates[text]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, chat: Messages, template: str | None) -> list[int]:
-    """Token ids of a chat that waits for the assistant's turn; without a template its turns behind one another."""
-    if template:
-        told = tokenizer.apply_chat_template(chat, chat_template=template, add_generation_prompt=True, return_dict=True)
-    else:
-        told = tokenizer("\n\n".join(turn["content"] for turn in chat))
+    """Return token ids of a chat that waits for the assistant's turn.
+
+    Args:
+        template: Jinja text; without one the ids are those that an example of the chat begins with.
+    """
+    if template is None:
+        return _untemplated(Tokens(tokenizer), chat, None).ids
+    told = tokenizer.apply_chat_template(
+        shown(chat), chat_template=template, add_generation_prompt=True, return_dict=True
+    )
     return list(told["input_ids"])
+
+
+def _labelled(text: str, told: Tokenised, spans: Iterable[Span]) -> Example:
+    """Return an example of which the tokens in the spans are learnt."""
+    labels = [IGNORED] * len(told.ids)
+    ends = [end for _, end in told.offsets]
+    for begin, end in spans:
+        for place in range(bisect.bisect_right(ends, begin), len(ends)):
+            first, _ = told.offsets[place]
+            if first >= end:
+                break
+            if not text[first:begin].strip():  # a token that begins in the prompt is not the model's own
+                labels[place] = told.ids[place]
+    return Example(told.ids, labels)
+
+
+def _untemplated(tokens: Tokens, chat: Messages, tools: Tools) -> Example:
+    """Return an example without a template, which knows no roles: answers stand right behind what they answer.
+
+    An end of sequence follows each answer. A blank line stands between other turns.
+
+    Raises:
+        ValueError: the chat calls tools, which only a template can write.
+    """
+    if tools or any(turn["content"] is None for turn in chat):
+        raise ValueError("a chat that calls tools needs a chat template, and this tokenizer has none")
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, turn in _pieces(chat):
+        told = tokens.of(text)
+        piece = told.ids if labels else tokens.begun(told.ids)
+        if told.whole:
+            piece = piece if labels else tokens.closed(piece)
+            piece = tokens.ended(piece) if turn["role"] == "assistant" and not turn.get("cut") else [*piece]
+        ids += piece
+        labels += piece if turn["role"] == "assistant" else [IGNORED] * len(piece)
+        if not told.whole or (tokens.most is not None and len(ids) >= tokens.most):
+            break
+    return Example(ids, labels)
+
+
+def _pieces(chat: Messages) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each answer, and all that stands before it since the last one, with a turn of that kind."""
+    for answers, turns in itertools.groupby(chat, lambda turn: turn["role"] == "assistant"):
+        group = list(turns)
+        if answers:
+            yield from ((turn["content"], turn) for turn in group)
+        else:
+            yield "\n\n".join(turn["content"] for turn in group), group[-1]
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -257,16 +203,3 @@ def digest(examples: Iterable[Example]) -> str:
     for example in examples:
         told.update(repr((example.ids, example.labels)).encode())
     return told.hexdigest()
-
-
-def _ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end a turn: the tokenizer's, and those that models of the common families end theirs with."""
-    known = {tokenizer.eos_token, "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>"}
-    vocabulary = tokenizer.get_vocab()
-    return {vocabulary[token] for token in known if token in vocabulary}
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return sum(1 for _ in alike)

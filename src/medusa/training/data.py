@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jinja2 import TemplateSyntaxError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .chats import IGNORED, Encoder, Example, read_chat
+from .chats import IGNORED, Encoder, Example
+from .fields import read_chat, read_tools
 from .records import Record, read_records
 
 
@@ -46,8 +46,10 @@ def read_examples(
     limit: int | None = None,
     template: str | None = None,
     split: str = "train",
+    stops: Collection[int] = (),
+    advance: Callable[[int], None] | None = None,
 ) -> Read:
-    """The examples of a file, folder or dataset.
+    """Return the examples of a file, folder or dataset.
 
     Args:
         max_length: tokens an example keeps.
@@ -56,14 +58,19 @@ def read_examples(
         limit: read at most so many records.
         template: a chat template in place of the tokenizer's.
         split: of a dataset on the hub.
+        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
+        advance: told of every record.
 
     Raises:
-        ValueError: a record is malformed (unless skipped), no example is left, or a token is outside the vocabulary.
+        ValueError: the source is empty, a record is malformed (unless skipped), no example is left, or a token is
+            outside the vocabulary.
     """
-    encoder, read = Encoder(tokenizer, template), Read()
+    encoder, read = Encoder(tokenizer, template, max_length=max_length, stops=stops), Read()
     for number, record in enumerate(read_records(source, split)):
         if limit is not None and number >= limit:
             break
+        if advance is not None:
+            advance(1)
         try:
             example = encoded(encoder, record)
         except BadRecordError as error:
@@ -92,19 +99,18 @@ def read_examples(
 
 
 def encoded(encoder: Encoder, record: Record) -> Example:
-    """The example of a record.
+    """Return the example of a record.
 
     Raises:
-        BadRecordError: it is malformed, or the chat template does not take it.
-        ValueError: the chat template itself cannot be read.
+        BadRecordError: it is malformed, or the chat template or the tokenizer does not take it; names its place.
     """
     try:
-        return encoder(read_chat(record))
-    except TemplateSyntaxError as error:
-        raise ValueError(f"the chat template cannot be read: {error}, line {error.lineno}") from None
-    except Exception as error:  # templates raise what they like
-        message = str(error) if str(error).startswith(record.place) else f"{record.place}: {error}"
-        raise BadRecordError(message) from None
+        return encoder(read_chat(record), read_tools(record))
+    except MemoryError:
+        raise
+    except Exception as error:  # templates and tokenizers raise what they like
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise BadRecordError(message if message.startswith(record.place) else f"{record.place}: {message}") from None
 
 
 def packed(examples: Sequence[Example], max_length: int) -> list[list[Example]]:

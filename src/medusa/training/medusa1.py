@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from ..model import TreeModel
 from ..tree import CandidateTree
 from .chats import IGNORED, Example
 from .hidden import collate_states, states
+from .plan import plan
+from .progress import progress as shown_progress
 from .recipe import Recipe
 from .student import Student
 from .trainer import StudentTrainer
+from .vocabulary import occurring
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ def train_heads(
     The hidden states of all learnt tokens are kept in memory.
 
     Args:
-        recipe: of method medusa-1; what it says of data, backbone and checkpoints does not count here.
+        recipe: of method medusa-1; its options for data, backbone and checkpoints have no effect here.
+        progress: print the plan, the log and the progress.
 
     Raises:
         ValueError: heads without residual layers that share the lm_head have nothing to train, or the examples have
             nothing to learn.
     """
-    recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0)
+    recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0, packing=False)
     if recipe.backbone_learns:
         raise ValueError(f"train_heads leaves the backbone as it is: {recipe.method} is for medusa train")
     parameters = list(model.heads.parameters())
@@ -65,8 +68,13 @@ def train_heads(
     dtype = parameters[0].dtype
     with _frozen(model.base), torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
         student = Student(model.base, model.heads, recipe.decay)
-        found = _states(student, examples, progress)
+        found = _states(student, examples, "hidden states" if progress else None)
         kept = [(number, hidden.cpu(), targets.cpu()) for number, hidden, targets in found if len(hidden)]
+        if recipe.head_vocabulary == "data":
+            student.restrict(occurring(examples))
+        tokens = sum(len(hidden) for _, hidden, _ in kept)
+        for line in plan(recipe, "heads", recipe.epochs, len(kept), tokens) if progress else ():
+            print(line)
         model.heads.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
         trainer = StudentTrainer(
             student,
@@ -93,7 +101,7 @@ def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) 
     hits = torch.zeros(model.heads.config.num_heads, top)
     counts = torch.zeros(1 + model.heads.config.num_heads)
     entropy = 0.0
-    for part in _states(student, examples, progress=False):
+    for part in _states(student, examples):
         batch = collate_states([part])
         told = student(hidden=batch["hidden"], targets=batch["targets"], top=top)
         hits, counts = hits + told["hits"], counts + told["counts"].cpu()
@@ -103,9 +111,12 @@ def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) 
 
 
 def _states(
-    student: Student, examples: Sequence[Example], progress: bool
+    student: Student, examples: Sequence[Example], label: str | None = None
 ) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    kept = list(states(student, examples, bar=lambda each: track(each, "hidden states", disable=not progress)))
+    """The examples' hidden states in memory; progress is shown under `label`."""
+    total = sum(len(each.ids) for each in examples)
+    with shown_progress(label or "", total, "tokens", print, shown=label is not None) as advance:
+        kept = list(states(student, examples, advance=advance))
     if not any(target[:, 1:].ne(IGNORED).any() for _, _, target in kept):
         raise ValueError("no example is long enough: a head foresees the second token after its position")
     return kept

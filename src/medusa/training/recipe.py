@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,14 +15,26 @@ import yaml
 
 Method = Literal["medusa-1", "medusa-2", "direct", "backbone"]
 Schedule = Literal["constant", "sine"]
+HeadVocabulary = Literal["full", "data"]
 Stage = Literal["heads", "backbone", "both"]
+
+CHANGING: tuple[Method, ...] = ("medusa-2", "direct", "backbone")
+"""Methods by which the backbone learns."""
 
 MUON = "muon"
 """The one `optimizer` that transformers has no name for."""
+POSITIVE = ("num_heads", "decay", "epochs", "lr", "heads_lr_factor", "batch_size", "micro_batch_size", "log_every")
+NOT_NEGATIVE = (
+    *("num_layers", "heads_epochs", "backbone_epochs", "lambda0", "lora_rank", "lora_alpha", "lora_dropout"),
+    *("warmup_steps", "weight_decay", "max_grad_norm", "evaluate_every", "save_every", "seed"),
+)
+
+ALL: tuple[Method, ...] = get_args(Method)
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, methods: tuple[Method, ...] = ALL) -> Any:
+    """A field with its help text, and the methods that it has an effect with."""
+    return field(default=default, metadata={"help": text, "methods": methods})
 
 
 @dataclass(frozen=True)
@@ -29,76 +42,97 @@ class Recipe:
     """How heads, and with Medusa-2 the backbone, are trained. Each field's `help` says what it is.
 
     Raises:
-        ValueError: a value is out of its range, or two contradict each other; names the fields and the remedy.
+        ValueError: a value is out of its range, two contradict each other, or one has no effect; names the fields and
+            the remedy.
     """
 
     method: Method = _option(  # noqa: RUF009 (a field)
-        "medusa-1", "medusa-1 (heads alone), medusa-2 (backbone too); to compare: direct (no protection), backbone"
+        "medusa-1",
+        "What learns. medusa-1: the heads. medusa-2: heads and backbone. For comparison, direct: both without "
+        "protection of the backbone; backbone: the backbone alone",
     )
-    num_heads: int = _option(5, "new heads, where the model has none")
-    num_layers: int = _option(1, "residual layers of new heads")
-    own_lm_head: bool = _option(True, "new heads have lm_heads of their own")
-    decay: float = _option(0.8, "lambda_k = decay^k of eq. 1")
+    num_heads: int = _option(5, "Number of new heads, where the model has none")
+    num_layers: int = _option(1, "Residual layers of each new head")
+    own_lm_head: bool = _option(True, "Give every new head an lm_head of its own; otherwise they share the model's")
+    decay: float = _option(
+        0.8, "Weight of head k in the heads' loss is decay^k (lambda_k of eq. 1)", ("medusa-1", "medusa-2", "direct")
+    )
+    head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)
+        "full",
+        "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, the tokens that "
+        "occur in the data, which is faster",
+        ("medusa-1",),
+    )
 
-    epochs: float = _option(2.0, "passes over the data: of the heads with medusa-1, of both together with medusa-2")
-    heads_epochs: float = _option(0.0, "medusa-2: passes with the backbone frozen before (the first of two stages)")
-    backbone_epochs: float = _option(0.0, "medusa-2: passes of the backbone alone between the two")
-    lambda0: float = _option(0.2, "lambda_0 of eq. 2, the weight of the heads' loss")
-    lambda0_schedule: Schedule = _option("constant", "constant, or sine: lambda_0 grows until the end")  # noqa: RUF009
-    distill: bool = _option(False, "medusa-2: the backbone learns from itself as it was, not from the data's tokens")
+    epochs: float = _option(2.0, "Passes over the data; with medusa-2 those of heads and backbone together")
+    heads_epochs: float = _option(0.0, "Passes before these in which the heads alone learn", ("medusa-2",))
+    backbone_epochs: float = _option(
+        0.0, "Passes before these in which the backbone alone learns", ("medusa-2", "direct")
+    )
+    lambda0: float = _option(0.2, "Weight of the heads' loss beside the backbone's (lambda_0 of eq. 2)", ("medusa-2",))
+    lambda0_schedule: Schedule = _option(  # noqa: RUF009 (a field)
+        "constant", "constant, or sine: lambda_0 grows from 0 to its value along a sine", ("medusa-2",)
+    )
+    distill: bool = _option(
+        False, "The backbone learns to stay as it was (self-distillation) instead of the data's tokens", ("medusa-2",)
+    )
 
-    lora_rank: int = _option(32, "of the backbone's adapter; 0 trains all of the backbone's weights")
-    lora_alpha: int = _option(16, "scale of the adapter, divided by its rank")
-    lora_dropout: float = _option(0.05, "of the adapter's input")
-    bits: int = _option(0, "load the backbone in 4 or 8 bits (bitsandbytes); 0 loads it as it is")
-    gradient_checkpointing: bool = _option(False, "compute the backbone's activations again instead of keeping them")
+    lora_rank: int = _option(32, "Rank of the backbone's adapter; 0 trains the backbone's own weights", CHANGING)
+    lora_alpha: int = _option(16, "Scale of the adapter, which is divided by its rank", CHANGING)
+    lora_dropout: float = _option(0.05, "Dropout of the adapter's input", CHANGING)
+    bits: int = _option(0, "Load the backbone in 4 or 8 bits (bitsandbytes); 0 loads it as it is stored")
+    gradient_checkpointing: bool = _option(
+        False, "Save memory: compute the backbone's activations again instead of keeping them", CHANGING
+    )
 
-    lr: float = _option(5e-4, "peak learning rate of the backbone")
-    heads_lr_factor: float = _option(4.0, "the heads' peak, as a multiple of the backbone's")
-    warmup_steps: int = _option(40, "steps in which the rate rises; it then falls along a cosine")
-    weight_decay: float = _option(0.0, "of the optimizer")
-    max_grad_norm: float = _option(1.0, "longer gradients are shortened to this")
+    lr: float = _option(5e-4, "Peak learning rate of the backbone")
+    heads_lr_factor: float = _option(
+        4.0, "Peak learning rate of the heads, as a multiple of the backbone's", ("medusa-1", "medusa-2")
+    )
+    warmup_steps: int = _option(
+        40, "Steps in which the learning rate rises, at most a tenth of all; it then falls to 0 along a cosine"
+    )
+    weight_decay: float = _option(0.0, "Weight decay of the optimizer")
+    max_grad_norm: float = _option(1.0, "Largest norm of the gradients; longer ones are shortened to it")
     optimizer: str = _option(
         "auto",
-        "a transformers optimizer; auto is 8-bit AdamW where bitsandbytes runs, else AdamW; muon takes Muon for the "
-        "matrices of a backbone that was made with it",
+        "A transformers optimizer; auto: 8-bit AdamW where bitsandbytes runs on a GPU, else AdamW; muon: Muon for the "
+        "matrices of a backbone that was trained with it",
     )
-    batch_size: int = _option(64, "examples (rows, if packed) a step, over all devices")
-    micro_batch_size: int = _option(4, "examples a device computes at once")
-    max_length: int = _option(2048, "tokens an example keeps")
-    packing: bool = _option(False, "several examples in a row, which do not see each other")
-    bf16: bool = _option(False, "compute in bfloat16, keep what learns in float32")
-    cache_hidden_states: bool = _option(False, "medusa-1: run the backbone once, and keep what the heads read on disk")
+    batch_size: int = _option(64, "Examples (with packing: rows) a step, over all devices")
+    micro_batch_size: int = _option(4, "Examples (with packing: rows) that a device computes at once")
+    max_length: int = _option(2048, "Tokens that an example keeps")
+    packing: bool = _option(False, "Put several examples into a row of max_length tokens; they do not see each other")
+    bf16: bool = _option(False, "Compute in bfloat16; weights that learn stay in float32")
+    cache_hidden_states: bool = _option(
+        False, "Run the backbone over the data once and keep on disk what the heads read", ("medusa-1",)
+    )
 
-    evaluation_share: float = _option(0.02, "share of the data that is kept for evaluation, where no file is given")
-    evaluate_every: int = _option(200, "steps between evaluations; 0 evaluates at the beginning and the end alone")
-    save_every: int = _option(200, "steps between checkpoints, of which the last two are kept")
-    log_every: int = _option(10, "steps between lines of the log")
-    seed: int = _option(0, "of new weights, of dropout, and of the order of the data")
+    evaluation_share: float = _option(0.02, "Share of the data that is held out for evaluation, if no file is given")
+    evaluate_every: int = _option(200, "Steps between evaluations; 0 evaluates at the beginning and the end only")
+    save_every: int = _option(200, "Steps between checkpoints, of which the last two are kept; 0 saves none")
+    log_every: int = _option(10, "Steps between lines of the log")
+    seed: int = _option(0, "Seed of new weights, of dropout and of the order of the data")
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _converted(name, getattr(self, name), kind))
-        for name in ("num_heads", "lr", "heads_lr_factor", "decay", "batch_size", "micro_batch_size", "log_every"):
+        for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("lora_rank", "lora_dropout", "heads_epochs", "backbone_epochs", "lambda0", "warmup_steps"):
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.epochs <= 0:
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.lora_dropout >= 1:
+            raise ValueError(f"lora_dropout must be below 1, got {self.lora_dropout}")
         if self.max_length < 3:
             raise ValueError(f"max_length must be at least 3: a head foresees the second token, got {self.max_length}")
         if not 0 <= self.evaluation_share < 1:
             raise ValueError(f"evaluation_share must be in [0, 1), got {self.evaluation_share}")
         if self.bits not in (0, 4, 8):
             raise ValueError(f"bits must be 0, 4 or 8, got {self.bits}")
-        if not self.backbone_learns and (self.distill or self.heads_epochs or self.backbone_epochs):
-            raise ValueError("distill, heads_epochs and backbone_epochs are for method medusa-2: medusa-1 trains heads")
-        if self.method in ("direct", "backbone") and (self.heads_epochs or self.distill):
-            raise ValueError(f"heads_epochs and distill are for method medusa-2, not {self.method}: leave them out")
-        if self.cache_hidden_states and self.backbone_learns:
-            raise ValueError("cache_hidden_states is for method medusa-1: a backbone that learns changes its states")
+        changed = [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+        self.check_effect(changed)
         for name in ("distill", "bits"):
             if getattr(self, name) and self.backbone_learns and not self.adapts:
                 raise ValueError(f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests on")
@@ -106,6 +140,30 @@ class Recipe:
             raise ValueError("optimizer muon is for a backbone that learns: leave it out, or take method medusa-2")
         if self.optimizer == MUON and self.adapts:
             raise ValueError("optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out")
+
+    def check_effect(self, names: Iterable[str]) -> None:
+        """Check that each of these options, which somebody has set, has an effect.
+
+        Raises:
+            ValueError: one has none beside the others; names it and the remedy.
+        """
+        options = {each.name: each for each in dataclasses.fields(self)}
+        for name in names:
+            value, default, methods = getattr(self, name), options[name].default, options[name].metadata["methods"]
+            if value == default and not default:
+                continue  # switched off
+            if self.method not in methods:
+                raise ValueError(
+                    f"{name} has no effect with method {self.method}, only with {' and '.join(methods)}: leave it out, "
+                    "or take another method"
+                )
+            if name in ("lora_alpha", "lora_dropout") and not self.lora_rank:
+                raise ValueError(f"{name} has no effect with lora_rank 0, which makes no adapter: leave it out")
+            if name == "packing" and self.cache_hidden_states:
+                raise ValueError(
+                    "packing has no effect with cache_hidden_states, where a batch is made of examples: leave out one "
+                    "of them (--no-packing)"
+                )
 
     @property
     def stages(self) -> list[tuple[Stage, float]]:
@@ -124,7 +182,7 @@ class Recipe:
     @property
     def backbone_learns(self) -> bool:
         """Whether any stage changes the backbone."""
-        return self.method != "medusa-1"
+        return self.method in CHANGING
 
     @property
     def adapts(self) -> bool:
@@ -196,8 +254,9 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a number'}, got {value}")
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value}") from None
-    if kind is int and converted != float(value):
-        raise ValueError(f"{name} must be a whole number, got {value}")
+        fits = math.isfinite(converted) if kind is float else kind is str or converted == float(value)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value}")
     return converted

@@ -1,38 +1,39 @@
-"""A whole run: load, check, train stage by stage, save. What `medusa train` does.
+"""A whole run: check, load, train stage by stage, save. What `medusa train` does.
 
-A run is one folder. Its checkpoints lie in `stages`, its hidden states in `hidden-states`, and what it is of in
-`run.json`, so that another run is never taken for this one; heads, adapter and report are written when it ends.
+A run is one folder, which one process writes to at a time. Its checkpoints lie in `stages`, its hidden states in
+`hidden-states`, and what tells it from another run in `run.json`; heads, adapter and report are written when it ends.
 """
 
 from __future__ import annotations
 
-import json
-import time
+import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..files import locked, write_json
 from ..tree import CandidateTree
-from .arguments import arguments, processes
+from .arguments import adamw, count_steps, processes
 from .chats import Example, digest
+from .checks import RUN, check_disk, check_folder, check_merge, check_options, check_writable
 from .data import Read, collate_rows, numbered_rows, read_examples
-from .hidden import collate_states, is_kept, keep
+from .hidden import collate_states, keep, kept_bytes
 from .learner import Learner
+from .plan import plan
+from .progress import progress
 from .recipe import Recipe, Stage
 from .saving import NODES, is_saved, save
 from .source import Source
 from .student import Student
 from .trainer import StudentTrainer
+from .vocabulary import occurring
 
-RUN = "run.json"
-"""What a folder's run is of; written when it begins."""
 STAGES: dict[Stage, str] = {
     "heads": "the heads, on a frozen backbone",
     "backbone": "the backbone alone",
@@ -49,6 +50,17 @@ class Data:
     evaluation: list[Example]
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a run keeps what it goes on from: hidden states, and the checkpoints of its stages."""
+
+    folder: Path
+    states: Path
+
+    def stage(self, number: int, stage: Stage) -> Path:
+        return self.folder / "stages" / f"{number}-{stage}"
+
+
 def train(
     recipe: Recipe,
     source: Source,
@@ -56,6 +68,7 @@ def train(
     *,
     merge: bool = False,
     report_to: str = "none",
+    hidden_states: str | Path | None = None,
     say: Say = print,
 ) -> Path:
     """Train heads (and the backbone, where the recipe says so), and write them to `folder`.
@@ -66,59 +79,81 @@ def train(
     Args:
         merge: write the changed backbone as a model of its own, not as an adapter.
         report_to: where transformers logs to besides the terminal: tensorboard, wandb, ...
+        hidden_states: folder of hidden states that several runs share; sets the recipe's `cache_hidden_states`, which
+            alone keeps them in `folder`.
         say: told what happens, a line each.
 
     Returns:
         The folder, ready for `MedusaModel.from_pretrained`.
 
     Raises:
-        ValueError: model, data, recipe and folder do not fit together; says how, before the first step.
+        ImportError: a package is missing.
+        ValueError: model, data, recipe and folder do not fit together, or another process writes to the folder; says
+            how, before the first step.
         NotFiniteError: a loss became NaN or infinite.
     """
     folder, first = Path(folder), processes().is_main_process
-    say = say if first else _nothing
-    torch.manual_seed(recipe.seed)
-    for stage, epochs in recipe.stages:  # wrong batch sizes and optimizers are found here
-        arguments(recipe, stage, epochs, folder, 1, evaluated=False)
-    run: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model}
-    if first:  # others may find what it has begun to write
-        _check_folder(folder, run)
-    config = source.config()
-    _check_merge(merge, recipe, config)
-    data = read_data(recipe, source, source.tokenizer(), config.get_text_config(), say)
-    run["data"] = digest([*data.training, *data.evaluation])
+    if hidden_states is not None:
+        recipe = dataclasses.replace(recipe, cache_hidden_states=True)
+    places = _Places(folder, folder / "hidden-states" if hidden_states is None else Path(hidden_states))
+    check_options(recipe, source, folder, report_to)
     if first:
-        _check_folder(folder, run)
-    if is_saved(folder, merge):
-        say(f"{folder} holds this run, finished: nothing is left to do")
-        return folder
-    if torch.accelerator.device_count() > processes().num_processes:
-        say(f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; torchrun starts more")
-    learner = Learner.of(source, recipe)
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN).write_text(json.dumps(run, indent=1) + "\n")
-    learnt, metrics = _train(learner, recipe, folder, data, report_to, say)
-    if first:
-        written = save(folder, source, recipe, learner, learnt, metrics, merge)
-        say(f"{written} written to {folder}")
-    processes().wait_for_everyone()
+        check_writable(folder, "--output")
+        check_writable(places.states, "--hidden-states")
+    with locked(folder) if first else nullcontext():
+        _run(recipe, source, places, merge, report_to, say if first else _nothing)
     return folder
 
 
+def _run(recipe: Recipe, source: Source, places: _Places, merge: bool, report_to: str, say: Say) -> None:
+    """`train`, in a folder that nobody else writes to."""
+    folder, first = places.folder, processes().is_main_process
+    torch.manual_seed(recipe.seed)
+    run: dict[str, Any] = {"recipe": recipe.to_json(), "model": source.model}
+    if first:  # others may find what it has begun to write
+        check_folder(folder, run)
+    config = source.config()
+    check_merge(merge, recipe, config)
+    data = read_data(recipe, source, source.tokenizer(), config.get_text_config(), say)
+    run["data"] = digest([*data.training, *data.evaluation])
+    if first:
+        check_folder(folder, run)
+    if is_saved(folder, merge):
+        say(f"{folder} holds this run, finished: nothing is left to do")
+        return
+    _tell_plan(recipe, data, say)
+    if torch.accelerator.device_count() > processes().num_processes:
+        say(f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; torchrun starts more")
+    say(f"loading {source.base}")
+    learner = Learner.of(source, recipe)
+    if first:
+        if not (folder / RUN).exists():
+            check_disk(_needs(learner, recipe, places, data, merge))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN, run, indent=1)
+    learnt, metrics = _train(learner, recipe, places, data, report_to, say)
+    if first:
+        say("writing the backbone and the heads" if merge else "writing the heads")
+        written = save(folder, source, recipe, learner, learnt, metrics, merge)
+        say(f"{written} written to {folder}")
+    processes().wait_for_everyone()
+
+
 def _train(
-    learner: Learner, recipe: Recipe, folder: Path, data: Data, report_to: str, say: Say
+    learner: Learner, recipe: Recipe, places: _Places, data: Data, report_to: str, say: Say
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """All stages in order; returns what has learnt, whole, and the last evaluation."""
     learnt: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
     perplexity = None
     tree = CandidateTree.default(learner.student.heads.config.num_heads, NODES)
+    if recipe.head_vocabulary == "data":
+        _restrict(learner.student, data, say)
     for number, (stage, epochs) in enumerate(recipe.stages, start=1):
-        say(f"stage {number} of {len(recipe.stages)}: {STAGES[stage]}, {epochs:g} epoch{'' if epochs == 1 else 's'}")
+        say(f"stage {number} of {len(recipe.stages)}: {_described(stage, epochs)}")
         learner.choose(stage, recipe)
-        given = _given(learner.student, recipe, folder / "hidden-states", data, say)
-        place = folder / "stages" / f"{number}-{stage}"
+        given = _given(learner.student, recipe, places.states, data, say)
+        place = places.stage(number, stage)
         trainer = StudentTrainer(
             learner.student, recipe, stage, epochs, place, *given, tree, perplexity, say, report_to=report_to
         )
@@ -127,6 +162,57 @@ def _train(
             perplexity = metrics["eval_perplexity"] - metrics["eval_perplexity_change"]
         learnt |= trainer.learnt()
     return learnt, metrics
+
+
+def _restrict(student: Student, data: Data, say: Say) -> None:
+    """Have the heads' loss taken over the tokens that the data hold."""
+    tokens = occurring([*data.training, *data.evaluation])
+    student.restrict(tokens)
+    say(
+        f"the heads' loss is over the {len(tokens):,} of {student.heads.config.vocab_size:,} tokens that occur in the "
+        "data; evaluations are over all"
+    )
+
+
+def _described(stage: Stage, epochs: float) -> str:
+    return f"{STAGES[stage]}, {epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
+def _tell_plan(recipe: Recipe, data: Data, say: Say) -> None:
+    """Say what every stage will do, before the backbone is loaded."""
+    rows = len(numbered_rows(data.training, _packed(recipe)))
+    tokens = sum(each.learnt for each in data.training)
+    for stage, epochs in recipe.stages:
+        first, *rest = plan(recipe, stage, epochs, rows, tokens)
+        say(f"{_described(stage, epochs)}: {first}")
+        for line in rest:
+            say(line)
+
+
+def _needs(learner: Learner, recipe: Recipe, places: _Places, data: Data, merge: bool) -> dict[str, tuple[Path, int]]:
+    """What the run will write at least, where, and how many bytes."""
+    student = learner.student
+    backbone = sum(each.numel() for name, each in student.base.named_parameters() if name in learner.changing)
+    heads = sum(each.numel() for each in student.heads.parameters())
+    learning = backbone + (heads if recipe.method != "backbone" else 0)
+    rows = len(numbered_rows(data.training, _packed(recipe)))
+    kept = 0
+    if recipe.save_every:
+        steps = max(count_steps(recipe, rows, epochs, recipe.batch_size) for _, epochs in recipe.stages)
+        kept = min(3, -(-steps // recipe.save_every))  # the oldest is deleted when the third is complete
+    moments = 2 * 4 if recipe.optimizer in ("auto", "adamw_torch") else 0
+    if recipe.optimizer == "auto" and "8bit" in adamw():
+        moments = 2
+    needs = {
+        "checkpoints": (places.folder, learning * (kept * (4 + moments) + 4)),
+        "result": (places.folder, heads * student.base.dtype.itemsize),
+    }
+    if recipe.cache_hidden_states:
+        needs["hidden states"] = places.states, kept_bytes(student, [*data.training, *data.evaluation])
+    if recipe.backbone_learns and (merge or not recipe.adapts):
+        whole = sum(each.numel() for each in student.base.parameters()) * student.base.dtype.itemsize
+        needs["backbone"] = places.folder, whole
+    return needs
 
 
 def _nothing(_: str) -> None:
@@ -154,11 +240,15 @@ def read_data(
         "skip_bad": source.skip_bad,
         "template": source.template,
         "split": source.split,
+        "stops": source.stops(),
     }
-    read = read_examples(source.data, tokenizer, limit=source.limit, **options)
+    shown = processes().is_main_process
+    with progress(f"reading {source.data}", source.limit, "records", say, shown) as advance:
+        read = read_examples(source.data, tokenizer, limit=source.limit, advance=advance, **options)
     say(_told(source.data, read))
     if source.evaluation is not None:
-        held_out = read_examples(source.evaluation, tokenizer, **options)
+        with progress(f"reading {source.evaluation}", None, "records", say, shown) as advance:
+            held_out = read_examples(source.evaluation, tokenizer, advance=advance, **options)
         say(_told(source.evaluation, held_out))
         return Data(read.examples, held_out.examples)
     order = torch.randperm(len(read.examples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
@@ -177,62 +267,26 @@ def _told(source: str, read: Read) -> str:
     return f"{source}: {'; '.join(told)}"
 
 
+def _packed(recipe: Recipe) -> int | None:
+    """Tokens of a packed row; None where every example is a row."""
+    return recipe.max_length if recipe.packing else None
+
+
 def _given(
     student: Student, recipe: Recipe, states: Path, data: Data, say: Say
 ) -> tuple[Any, Sequence[Any], Sequence[Any]]:
     """The data as a trainer takes them: how a batch is made, what is learnt from, what is judged by."""
     if recipe.cache_hidden_states:
-        training = _kept(student, data.training, states / "training", say)
-        return collate_states, training, _kept(student, data.evaluation, states / "evaluation", say)
-    packed = recipe.max_length if recipe.packing else None
-    return collate_rows(0), numbered_rows(data.training, packed), numbered_rows(data.evaluation)
+        training = _kept(student, data.training, states, say)
+        return collate_states, training, _kept(student, data.evaluation, states, say)
+    return collate_rows(0), numbered_rows(data.training, _packed(recipe)), numbered_rows(data.evaluation)
 
 
-def _kept(
-    student: Student, examples: Sequence[Example], folder: Path, say: Say
-) -> Sequence[tuple[int, Tensor, Tensor]]:
-    """The examples' hidden states, computed by one process where it trains; the others wait for its files.
-
-    A barrier would make them wait, too, but no longer than its time limit.
-    """
+def _kept(student: Student, examples: Sequence[Example], place: Path, say: Say) -> Sequence[tuple[int, Tensor, Tensor]]:
+    """The examples' hidden states, which one process computes where it trains; the others wait for its files."""
     if not examples:
         return []
-    if not processes().is_main_process:
-        while not is_kept(folder):
-            time.sleep(0.5)
-    elif not is_kept(folder):
-        if not hasattr(student.base, "hf_device_map"):
-            student.to(processes().device)
-        say(f"the backbone runs over {len(examples)} examples; their hidden states are kept in {folder}")
-    terminal = Console(stderr=True)
-    return keep(
-        student,
-        examples,
-        folder,
-        bar=lambda each: track(each, "hidden states", console=terminal, disable=not terminal.is_terminal),
-    )
-
-
-# --- checks before the first step
-
-
-def _check_merge(merge: bool, recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raises ValueError where no backbone can be written whole."""
-    if merge and not recipe.backbone_learns:
-        raise ValueError("merge is for a backbone that learns, and method medusa-1 changes none: leave it out")
-    if merge and getattr(config, "quantization_config", None) is not None:
-        raise ValueError("the base model is quantised, so an adapter cannot be merged into it: leave out --merge")
-
-
-def _check_folder(folder: Path, run: dict[str, Any]) -> None:
-    """Raises ValueError where the folder is not this run's, as far as that is known, and not free for it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: take another --output")
-    if (folder / RUN).is_file():
-        there = json.loads((folder / RUN).read_text())
-        other = [name for name, value in run["recipe"].items() if there["recipe"].get(name) != value]
-        other += [name for name in run if name != "recipe" and there[name] != run[name]]
-        if other:
-            raise ValueError(f"{folder} holds a run with other {', '.join(other)}: take another --output, or delete it")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else: take another --output")
+    if not hasattr(student.base, "hf_device_map"):
+        student.to(processes().device)
+    first = processes().is_main_process
+    return keep(student, examples, place, say=say if first else None, computes=first)

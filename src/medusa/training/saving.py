@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .. import adapters, storage
+from .. import adapters, names, storage
+from ..files import write_json
 from ..heads import MedusaHeads
 from ..pace import UNCALIBRATED, Calibration
 from ..provenance import provenance
@@ -30,7 +29,7 @@ REPORT = "training.json"
 
 def is_saved(folder: Path, merge: bool) -> bool:
     """Whether `save` has been here, to the end; an adapter may still be merged."""
-    return (folder / REPORT).is_file() and (not merge or (folder / storage.MERGED).is_dir())
+    return (folder / REPORT).is_file() and (not merge or (folder / names.MERGED).is_dir())
 
 
 def save(
@@ -51,35 +50,35 @@ def save(
     """
     heads = MedusaHeads(learner.student.heads.config)
     heads.load_state_dict(_under("heads.", learnt) or learner.student.heads.cpu().state_dict(), strict=False)
-    changed = _under("base.", learnt)
-    base = os.path.relpath(source.base, folder) if Path(source.base).is_dir() else source.base
-    adapter, written = None, "heads"
-    if changed and learner.adapter is not None:
-        save_adapter(learner.adapter, changed, folder / storage.ADAPTER)
-        adapter, written = storage.ADAPTER, "heads and adapter"
-    if changed and (merge or learner.adapter is None):
-        _save_backbone(folder, source, changed, adapter)
-        base, adapter, written = storage.MERGED, None, "heads and backbone"
-    tree, calibration = _judged(metrics, heads.config.num_heads)
     dtype = learner.student.base.dtype
-    storage.write_heads(
-        folder, heads.to(dtype if dtype.is_floating_point else torch.float32), tree, base, calibration, adapter
-    )
-    report = {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}
-    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    heads = heads.to(dtype if dtype.is_floating_point else torch.float32)
+    tree, calibration = _judged(metrics, heads.config.num_heads)
+    changed = _under("base.", learnt)
+    with storage.saving(folder, heads, last=(REPORT,)) as new:
+        base, revision, written = source.origin.seen_from(folder), source.origin.revision, "heads"
+        if changed and learner.adapter is not None:
+            save_adapter(learner.adapter, changed, new / names.ADAPTER)
+            written = "heads and adapter"
+        if changed and (merge or learner.adapter is None):
+            _save_backbone(new, source, changed)
+            base, revision, written = names.MERGED, None, "heads and backbone"
+        storage.write_heads(new, heads, tree, base, calibration, revision)
+        write_json(new / REPORT, {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}, indent=1)
+    if base == names.MERGED:
+        shutil.rmtree(folder / names.ADAPTER, ignore_errors=True)  # of a run that is merged now
     return written
 
 
-def _save_backbone(folder: Path, source: Source, changed: dict[str, Tensor], adapter: str | None) -> None:
-    """The base model with what changed of it, or with the adapter that lies in the folder, which it replaces."""
-    whole = source.load_base(dtype="auto")
-    if adapter is None:
-        whole.load_state_dict(changed, strict=False)
+def _save_backbone(folder: Path, source: Source, changed: dict[str, Tensor]) -> None:
+    """Write the base model with what changed of it, or with the adapter that lies in the folder, which it replaces."""
+    whole, adapter = source.load_base(dtype="auto"), folder / names.ADAPTER
+    if adapter.is_dir():
+        whole = adapters.apply(whole, adapter)
+        shutil.rmtree(adapter)
     else:
-        whole = adapters.apply(whole, folder / adapter)
-        shutil.rmtree(folder / adapter)
-    whole.save_pretrained(folder / storage.MERGED)
-    source.tokenizer().save_pretrained(folder / storage.MERGED)
+        whole.load_state_dict(changed, strict=False)
+    whole.save_pretrained(folder / names.MERGED)
+    source.tokenizer().save_pretrained(folder / names.MERGED)
 
 
 def _judged(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, Calibration]:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from .. import storage
+from .. import adapters, bases, names, storage
+from ..bases import Origin
 from ..heads import MedusaHeads
 from ..model import new_heads
 from .recipe import Recipe
@@ -56,15 +57,32 @@ class Source:
             FileNotFoundError: `model` can only be a folder, and there is none.
             OSError: neither is there such a hub id, or it cannot be reached.
         """
-        return storage.find_heads(self.model, **_chosen(self.loading, *storage.HUB_ARGUMENTS))
+        return names.find_heads(self.model, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
 
     @cached_property
-    def base(self) -> str:
-        """Folder or hub id of the base model; see `heads` for what it raises."""
+    def origin(self) -> Origin:
+        """The base model: its absolute folder, or its hub id with the revision.
+
+        Raises:
+            FileNotFoundError: the name can only be a folder's, and there is none.
+            OSError: neither is there such a hub id, or it cannot be reached.
+            ValueError: `model` is a PEFT adapter, or holds heads in a format that is not read.
+        """
         if self.heads is not None:
-            return storage.base_name(self.heads)
-        folder = Path(self.model).expanduser()
-        return str(folder) if folder.is_dir() else self.model
+            return storage.named_base(self.heads)
+        name = names.resolved(self.model)
+        of = adapters.base_of(name, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
+        if of is not None:
+            raise ValueError(
+                f"{self.model} is a PEFT adapter for {of}, and heads are trained on a whole model: merge it first "
+                f"({adapters.MERGE})"
+            )
+        return Origin(name, self.loading.get("revision"))
+
+    @property
+    def base(self) -> str:
+        """Folder or hub id of the base model; see `origin` for what it raises."""
+        return self.origin.name
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's."""
@@ -76,24 +94,29 @@ class Source:
         config: PreTrainedConfig = AutoConfig.from_pretrained(self.base, **self._named)
         return config
 
+    def stops(self) -> set[int]:
+        """Return the ids that end an answer by the base model's generation configuration."""
+        try:
+            found = GenerationConfig.from_pretrained(self.base, **names.chosen(self._of_base, *names.HUB_ARGUMENTS))
+        except OSError:  # it has none of its own
+            found = GenerationConfig.from_model_config(self.config())
+        ends = found.eos_token_id
+        return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
+
     def load_base(self, **options: Any) -> PreTrainedModel:
-        """The base model, by transformers' `options`."""
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base, **{**self._of_base, **options})
-        return base
+        """Return the base model, loaded by transformers' `options`; see `bases.load` for what is raised."""
+        return bases.load(self.base, **{**self._of_base, **options})
 
     @property
     def _of_base(self) -> dict[str, Any]:
-        """`loading` without the revision where it is the heads'."""
-        return {each: value for each, value in self.loading.items() if each != "revision" or self.heads is None}
+        """`loading`, with the base model's revision in place of the one of the heads."""
+        others = {each: value for each, value in self.loading.items() if each != "revision"}
+        return {**others, **({} if self.origin.revision is None else {"revision": self.origin.revision})}
 
     @property
     def _named(self) -> dict[str, Any]:
         """What configuration and tokenizer take of it."""
-        return _chosen(self._of_base, *storage.HUB_ARGUMENTS, "trust_remote_code")
-
-
-def _chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
+        return names.chosen(self._of_base, *names.HUB_ARGUMENTS, "trust_remote_code")
 
 
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:

@@ -29,6 +29,7 @@ from .losses import (
     head_weights,
     next_targets,
 )
+from .vocabulary import entropy_over, places
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Student(nn.Module):
         self.base, self.heads = base, heads
         self.heads_learn, self.distilled, self.chunk = heads_learn, distilled, chunk
         self.decay = decay
+        self.tokens: Tensor | None = None
+        self._rows: Tensor | None = None
         self.rule = LogitRule.of(base.config.get_text_config())
 
     @property
@@ -83,6 +86,20 @@ class Student(nn.Module):
     @property
     def backbone_learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.base.parameters())
+
+    def restrict(self, tokens: Tensor) -> None:
+        """Take the heads' cross-entropy over these tokens alone; evaluations stay over the whole vocabulary.
+
+        Args:
+            tokens: [R] in ascending order; every target of training is one of them.
+
+        Raises:
+            ValueError: the heads share an lm_head whose rows cannot be read, or that learns.
+        """
+        weight = self.base.get_output_embeddings().weight
+        if self.heads.w2 is None and (not weight.is_floating_point() or weight.requires_grad):
+            raise ValueError("head_vocabulary data needs an lm_head that is neither quantised nor trained: take full")
+        self.tokens, self._rows = tokens, None
 
     def train(self, mode: bool = True) -> Student:
         """As a module's; dropout stays off in a backbone that does not learn."""
@@ -208,6 +225,9 @@ class Student(nn.Module):
         """Sums over positions of every head's cross-entropy (eq. 1's terms)."""
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
         states = self.heads.residual(learnt.hidden.to(dtype))
+        if self.tokens is not None:
+            self.tokens = self.tokens.to(states.device)
+            return self._restricted_losses(states, learnt.ahead, self.tokens)
         if self.heads.w2 is not None:
             stacked = [states, learnt.ahead.T]
             return list(chunked_each(_entropy(self._own), stacked, [self.heads.w2], self.chunk).unbind())
@@ -215,6 +235,21 @@ class Student(nn.Module):
         return [
             chunked(_entropy(project), [state, learnt.ahead[:, head]], weights, self.chunk)
             for head, state in enumerate(states)
+        ]
+
+    def _restricted_losses(self, states: Tensor, ahead: Tensor, tokens: Tensor) -> list[Tensor]:
+        """As `_head_losses`, over `tokens` alone; states [K, M, H], ahead [M, K]."""
+        targets = places(ahead, tokens)
+        if self.heads.w2 is not None:
+            rows = self.heads.w2.index_select(1, tokens)
+            entropy = entropy_over(tokens, self.heads.output_bias, self.rule)
+            return list(chunked_each(entropy, [states, targets.T], [rows], self.chunk).unbind())
+        lm_head = self.base.get_output_embeddings()
+        if self._rows is None:
+            self._rows = lm_head.weight.detach().index_select(0, tokens)
+        entropy = entropy_over(tokens, getattr(lm_head, "bias", None), self.rule)
+        return [
+            chunked(entropy, [state, targets[:, head]], [self._rows], self.chunk) for head, state in enumerate(states)
         ]
 
     def _own(self, states: Tensor, weight: Tensor) -> Tensor:

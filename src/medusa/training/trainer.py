@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -22,10 +21,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..files import Schema, read_json, write_json
 from ..tree import CandidateTree
 from .arguments import arguments
+from .log import Lines, Pace
 from .losses import token_counts
 from .muon import Muon, matrices
+from .progress import progress
 from .recipe import MUON, Recipe, Stage
 from .student import Student
 
@@ -35,10 +37,24 @@ WEIGHTS = "learnt.safetensors"
 """Of a checkpoint: what learns, and nothing else."""
 UNFINISHED = "unfinished"
 """Where a checkpoint is written before it takes its place."""
-END, METRICS = "end", "metrics.json"
-"""What learnt by the end, and what the last evaluation told; the second is written last."""
+END, STATE = "end", "state.json"
+"""What has learnt by the end of a stage, and an `End`, which is written after it."""
 TOP = 5
 """Ranks that evaluations count."""
+
+
+class End(Schema):
+    """How a stage ended.
+
+    Attributes:
+        steps: it took.
+        perplexity: the backbone's before anything was trained; None without evaluations.
+        metrics: of the last evaluation; None until that is done.
+    """
+
+    steps: int
+    perplexity: float | None
+    metrics: dict[str, float] | None
 
 
 class NotFiniteError(RuntimeError):
@@ -61,7 +77,8 @@ class StudentTrainer(Trainer):
         say: told every line of the log; None keeps it quiet.
 
     Raises:
-        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns, or a device map spreads it.
+        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns or rows of a head vocabulary, or a device map
+            spreads the backbone.
     """
 
     def __init__(
@@ -85,13 +102,16 @@ class StudentTrainer(Trainer):
                 "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method medusa-1), "
                 "or spread the model by FSDP2 (configs/fsdp2.yaml)"
             )
+        if is_deepspeed_zero3_enabled() and student.tokens is not None:
+            raise ValueError("head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take full")
         if len(set(getattr(student.base, "hf_device_map", {"": 0}).values())) > 1:
             raise ValueError(
                 "the base model is spread by device_map, which trains nothing here: leave it out, "
                 "and spread the model by FSDP2 (configs/fsdp2.yaml)"
             )
         self.recipe, self.stage, self.tree = recipe, stage, tree
-        self.evaluation, self.perplexity = evaluation, perplexity
+        self.evaluation, self.perplexity, self.say = evaluation, perplexity, say
+        self.pace = Pace()
         super().__init__(
             model=student,
             args=told,
@@ -103,7 +123,7 @@ class StudentTrainer(Trainer):
         self._parts: list[Tensor] = []
         self.remove_callback(PrinterCallback)
         if say is not None:
-            self.add_callback(_Lines(say))
+            self.add_callback(Lines(self.pace, bool(evaluation), say))
         if evaluation:
             self.add_callback(_EvaluatedFirst(self))
 
@@ -118,20 +138,37 @@ class StudentTrainer(Trainer):
         self.train(resume_from_checkpoint=get_last_checkpoint(self.args.output_dir))
 
     def finish(self) -> dict[str, float]:
-        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its last evaluation."""
-        end = Path(self.args.output_dir) / END
-        ended = (end / METRICS).is_file()
+        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its last evaluation.
+
+        What has learnt is written before the last evaluation, which another run can make up for.
+        """
+        folder = Path(self.args.output_dir) / END
+        end = self._read_end(folder)
         self.accelerator.wait_for_everyone()
-        if ended:
-            self._load_from_checkpoint(str(end))
-            told: dict[str, float] = json.loads((end / METRICS).read_text())
-            return told
-        self.go()
-        metrics = self.last_evaluation()
-        self.save_model(str(end))
+        if end is None:
+            self.go()
+            self.save_model(str(folder))
+            end = End(steps=self.state.global_step, perplexity=self.perplexity, metrics=None)
+            self._write_end(folder, end)
+        else:
+            self._load_from_checkpoint(str(folder))
+            self.state.global_step, self.perplexity = end.steps, end.perplexity
+        if end.metrics is None:
+            end = end.model_copy(update={"metrics": self.last_evaluation()})
+            self._write_end(folder, end)
+        return end.metrics or {}
+
+    def _read_end(self, folder: Path) -> End | None:
+        """How the stage ended; None where it has to go on."""
+        if not (folder / STATE).is_file():
+            return None
+        end = read_json(folder / STATE, End)
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return None if end.metrics is None and spread else end  # evaluates only what training has spread
+
+    def _write_end(self, folder: Path, end: End) -> None:
         if self.args.should_save:
-            (end / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
-        return metrics
+            write_json(folder / STATE, end.model_dump(), indent=1)
 
     # --- losses
 
@@ -200,25 +237,36 @@ class StudentTrainer(Trainer):
         """Heads and backbone with a learning rate each (section 2.2.2)."""
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if made is None:
-            named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
-            rate = self.recipe.lr
-            factor = self.recipe.heads_factor(self.stage)
-            groups: list[dict[str, Any]] = [
-                {"params": [p for n, p in named if not _of_heads(n)], "lr": rate},
-                {"params": [p for n, p in named if _of_heads(n)], "lr": rate * factor},
-            ]
-            if "bnb" in self.args.optim and any(parameter.numel() >= 2**31 for _, parameter in named):
+            groups = self._groups(model or self.model)
+            if "bnb" in self.args.optim and any(p.numel() >= 2**31 for group in groups for p in group["params"]):
                 warnings.warn("a weight has more elements than bitsandbytes can count: AdamW in 32 bits", stacklevel=2)
                 self.args.optim = "adamw_torch"
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
             inside = matrices(self.student.base) if self.recipe.optimizer == MUON else set()
-            by_muon = [p for p in groups[0]["params"] if p in inside]
-            groups[0]["params"] = [p for p in groups[0]["params"] if p not in inside]
+            by_muon = [p for group in groups for p in group["params"] if p in inside]
+            for group in groups:
+                group["params"] = [p for p in group["params"] if p not in inside]
             made = kind([group for group in groups if group["params"]], **settings)
             if by_muon:
-                made = Muon(by_muon, made, rate, self.recipe.weight_decay)
+                made = Muon(by_muon, made, self.recipe.lr, self.recipe.weight_decay)
         self.optimizer = made
         return made
+
+    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameters by learning rate and weight decay, which biases and norms are spared as in transformers."""
+        rate, decay = self.recipe.lr, self.recipe.weight_decay
+        rates = {False: rate, True: rate * self.recipe.heads_factor(self.stage)}
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        decaying = set(self.get_decay_parameter_names(model)) if decay else set()
+        return [
+            {
+                "params": [p for n, p in named if _of_heads(n) == of_heads and (n in decaying) == decays],
+                "lr": rates[of_heads],
+                "weight_decay": decay if decays else 0.0,  # AdamW's own default is not 0
+            }
+            for of_heads in (False, True)
+            for decays in (True, False)
+        ]
 
     # --- evaluation
 
@@ -233,17 +281,21 @@ class StudentTrainer(Trainer):
         model.eval()
         heads = self.student.heads.config.num_heads
         sums, hits, counts = torch.zeros(1 + heads), torch.zeros(heads, TOP), torch.zeros(1 + heads)
-        size = self.args.per_device_eval_batch_size
-        for begin in range(0, len(self.evaluation), size):
-            rows = [self.evaluation[place] for place in range(begin, min(begin + size, len(self.evaluation)))]
-            batch = self._prepare_inputs(self.data_collator(rows))
-            batch.pop("rows", None)
-            with self.accelerator.autocast():
-                told = model(**batch, top=TOP)
-            sums, hits, counts = sums + told["sums"].cpu(), hits + told["hits"].cpu(), counts + told["counts"].cpu()
+        size, begun = self.args.per_device_eval_batch_size, time.monotonic()
+        shown = self.say is not None and self.is_world_process_zero()
+        with progress("evaluation", len(self.evaluation), "examples", self.say, shown) as advance:
+            for begin in range(0, len(self.evaluation), size):
+                rows = [self.evaluation[place] for place in range(begin, min(begin + size, len(self.evaluation)))]
+                batch = self._prepare_inputs(self.data_collator(rows))
+                batch.pop("rows", None)
+                with self.accelerator.autocast():
+                    told = model(**batch, top=TOP)
+                sums, hits, counts = sums + told["sums"].cpu(), hits + told["hits"].cpu(), counts + told["counts"].cpu()
+                advance(len(rows))
+        self.pace.evaluated(time.monotonic() - begun)
         model.train(training)
         metrics = self._metrics(sums / counts.clamp_min(1), hits / counts[1:, None].clamp_min(1), metric_key_prefix)
-        self.log(metrics)
+        self.log(dict(metrics))  # to which the epoch is added
         self.control = self.callback_handler.on_evaluate(self.args, self.state, getattr(self, "control"), metrics)  # noqa: B009
         return metrics
 
@@ -322,7 +374,12 @@ class StudentTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        try:
+            state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{resume_from_checkpoint} is damaged ({error}): delete it to go on from what was kept before"
+            ) from None
         mine = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
         if set(mine) != set(state):
             raise ValueError(f"{resume_from_checkpoint} holds other weights than these that learn: take another folder")
@@ -332,40 +389,6 @@ class StudentTrainer(Trainer):
                 if isinstance(spread, DTensor):
                     tensor = distribute_tensor(tensor.to(spread.device), spread.device_mesh, spread.placements)
                 spread.copy_(tensor)
-
-
-class _Lines(TrainerCallback):
-    """The log in a line each."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self.begun, self.first = time.monotonic(), state.global_step
-        if self.first and state.is_world_process_zero:
-            self.say(f"going on from step {self.first}")
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        logs = logs or {}
-        heads = [logs[name] for name in logs if name.startswith("loss_head_")]
-        shown = " ".join(f"{value:.3f}" for value in heads)
-        if "loss" in logs and state.is_world_process_zero:
-            backbone = f"  backbone {logs['loss_backbone']:.3f}" if "loss_backbone" in logs else ""
-            pace = (time.monotonic() - self.begun) / max(1, state.global_step - self.first)
-            left = timedelta(seconds=round(pace * (state.max_steps - state.global_step)))
-            self.say(
-                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  heads {shown}"
-                f"  lr {logs['learning_rate']:.1e}  {left} left"
-            )
-        elif "eval_perplexity" in logs and state.is_world_process_zero:
-            top = [f"{value:.1%}" for name, value in logs.items() if name.endswith("_top_1")]
-            self.say(
-                f"step {state.global_step}, evaluation: heads right {', '.join(top)}; "
-                f"perplexity {logs['eval_perplexity']:.3f} ({logs['eval_perplexity_change']:+.3f}); "
-                f"{logs['eval_acceleration_rate']:.2f} tokens a step expected"
-            )
 
 
 class _EvaluatedFirst(TrainerCallback):

@@ -1,0 +1,142 @@
+import importlib
+import json
+import re
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from medusa.cli import app
+from medusa.files import locked
+from medusa.training.distill import Progress
+
+runner = CliRunner()
+module = importlib.import_module("medusa.cli.distill")
+
+
+@pytest.fixture
+def go(folders, tmp_path):
+    """Runs the command on two prompts; returns its exit code and what it says."""
+    (tmp_path / "seeds.txt").write_text("one two\nthree four\n")
+
+    def run(*options, prompts=tmp_path / "seeds.txt", output=tmp_path / "out.jsonl"):
+        given = {"--prompts": prompts, "-o": output, "--max-new-tokens": 8, "--temperature": 0}
+        named = [str(each) for pair in given.items() for each in pair]
+        told = runner.invoke(app, ["distill", str(folders / "heads"), *named, *options])
+        assert "Traceback" not in told.stderr
+        return told.exit_code, " ".join(told.stderr.split())
+
+    return run
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_written_and_a_second_run_finds_them(go, tmp_path):
+    code, told = go()
+    assert code == 0
+    assert "2 conversations in" in told
+    assert '2 of them end in an answer that was cut off (8 tokens or the model\'s positions), marked "cut"' in told
+    written = lines(tmp_path / "out.jsonl")
+    assert [line["messages"][-1]["cut"] for line in written] == [True, True]
+    code, told = go()
+    assert (code, lines(tmp_path / "out.jsonl")) == (0, written)
+    assert re.search(r"2/2 conversations 2 conversations in", told)
+    for option in (["--seed", "3"], ["--leave-out-cut"]):
+        code, told = go(*option)
+        assert code == 1
+        assert "other settings" in told
+
+
+def test_cut_answers_can_be_left_out(go, tmp_path):
+    code, told = go("--leave-out-cut", "--seed", str(2**70))
+    assert code == 0
+    assert "0 conversations in" in told
+    assert "2 left out, without an answer" in told
+    assert {line["why"] for line in lines(tmp_path / "out.jsonl.left-out")} == {"answer 1 was cut off"}
+
+
+def test_stop_strings_of_a_model_need_nothing_of_the_user(go, folders, tmp_path):
+    file = folders / "base" / "generation_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "stop_strings": ["e"]}))
+    try:
+        assert go()[0] == 0
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("server", [[], ["--server", "http://127.0.0.1:9/v1"]])
+@pytest.mark.parametrize("problem", ["no prompts", "not UTF-8", "folder", "no folder", "held", "broken"])
+def test_prompts_and_output_are_checked_before_anything_is_asked(go, tmp_path, monkeypatch, problem, server):
+    def unasked(*_, **__):
+        raise AssertionError("it was asked")
+
+    go()
+    monkeypatch.setattr(module, "load", unasked)
+    monkeypatch.setattr("medusa.training.server.Server.drive", unasked)
+    output, bad = tmp_path / "out.jsonl", tmp_path / "bad.txt"
+    bad.write_bytes(b"" if problem == "no prompts" else b"\xff")
+    if problem in ("no prompts", "not UTF-8"):
+        code, told = go(*server, prompts=bad)
+        assert "bad.txt is empty" in told or "bad.txt is not UTF-8" in told
+    elif problem == "folder":
+        code, told = go(*server, output=tmp_path)
+        assert "is not a file" in told
+    elif problem == "no folder":
+        code, told = go(*server, output=output / "below.jsonl")
+        assert "out.jsonl" in told
+    elif problem == "held":
+        with locked(output):
+            code, told = go(*server)
+        assert "another process is writing to" in told
+    else:
+        output.write_text("{\n" + output.read_text())
+        code, told = go(*server)
+        assert "out.jsonl, line 1: not JSON" in told
+    assert code == 1
+
+
+def test_an_interrupt_says_what_is_kept(go, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.data, "distill", interrupted)
+    code, told = go()
+    assert code == 130
+    assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", told)
+
+
+@pytest.mark.parametrize(
+    ("progress", "seconds", "line"),
+    [
+        (Progress(10), 0.0, "0/10 conversations"),
+        (Progress(10, earlier=4), 5.0, "4/10 conversations"),
+        (Progress(10, earlier=4, finished=2, tokens=300), 60.0, "6/10 conversations, 5 tokens/s, 0:02:00 left"),
+        (
+            Progress(10, earlier=4, finished=1, tokens=300, refused=["x"]),
+            60.0,
+            "6/10 conversations, 5 tokens/s, 0:02:00 left, 1 refused",
+        ),
+    ],
+)
+def test_a_line_of_progress(progress, seconds, line):
+    assert module.status(progress, seconds) == line
+
+
+def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
+    now = iter([0.0, 10.0, 31.0, 40.0, 62.0, 63.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    with module.watching(Console(stderr=True)) as watch:
+        for finished in range(5):
+            watch(Progress(4, finished=finished, refused=["a: no"] if 1 < finished < 4 else []))
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["1/4 conversations", "refused: a: no", "4/4 conversations", "4/4 conversations"]
+
+
+def test_a_terminal_has_a_bar(monkeypatch):
+    console = Console(force_terminal=True, record=True, width=100)
+    with module.watching(console) as watch:
+        watch(Progress(4, finished=4, tokens=9))
+    assert "4/4 conversations" in console.export_text()

@@ -1,0 +1,41 @@
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from medusa.training import log
+from medusa.training.log import Lines, Pace
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until its `now` is set."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(log.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_the_time_left_tells_steps_from_evaluations(clock):
+    pace = Pace()
+    clock.now = 100.0
+    pace.begin(50)  # going on
+    clock.now = 130.0
+    pace.evaluated(30.0)
+    clock.now = 150.0
+    assert pace.step(60) == 2.0
+    assert pace.left(60, 100, evaluations=2) == timedelta(seconds=40 * 2 + 2 * 30)
+
+
+def test_the_time_left_is_told_after_the_first_steps_and_whenever_long_nothing_was(clock):
+    said = []
+    lines = Lines(Pace(), False, said.append)
+    args = SimpleNamespace(logging_steps=100, eval_strategy="no", eval_steps=None)
+    state = SimpleNamespace(global_step=0, max_steps=50, is_world_process_zero=True)
+    lines.on_train_begin(args, state, None)
+    for state.global_step in range(1, 13):
+        clock.now += 2.5
+        lines.on_step_end(args, state, None)
+    assert said == ["step 3/50  2.5 s a step  0:01:58 left", "step 11/50  2.5 s a step  0:01:38 left"]
