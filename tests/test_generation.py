@@ -519,7 +519,9 @@ def test_a_vision_language_model_decodes_text_alone():
     assert given.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("policy", [Rejection(), Typical(), Typical(root="sample")], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Rejection(), Typical(), Typical(root="sample")], ids=["rejection", "typical", "sampled"]
+)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("after", [0, 4])
 def test_sampling_from_no_distribution_is_an_error(base, model, ids, policy, value, after):
