@@ -5,7 +5,7 @@ Shapes: K heads, L residual layers a head, H hidden size, V vocabulary; `...` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -159,20 +159,30 @@ class MedusaHeads(nn.Module):
             states = states + F.silu(product + self.b1[layer][:count] if self.config.bias else product)
         return states.reshape(count, *lead, hidden.shape[-1])
 
-    def forward(self, hidden: Tensor, lm_head: Projection | None = None, first: int | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        lm_head: Projection | None = None,
+        first: int | None = None,
+        products: Sequence[Projection] = (),
+    ) -> Tensor:
         """hidden [..., H] -> logits [K, ..., V].
 
         Args:
             hidden: what the base model's lm_head reads.
             lm_head: the base model's projection; heads that share it run all K heads through one product.
             first: run only so many heads; None runs all.
+            products: the product with each head's own lm_head, where there is a faster one.
 
         Raises:
             ValueError: the heads share the base's lm_head and none was given.
         """
         states = self.residual(hidden, first)
         if self.w2 is not None:
-            logits = torch.bmm(states.flatten(1, -2), self.w2[: len(states)].mT).reshape(*states.shape[:-1], -1)
+            if products:
+                logits = torch.stack([product(state) for product, state in zip(products, states, strict=False)])
+            else:
+                logits = torch.bmm(states.flatten(1, -2), self.w2[: len(states)].mT).reshape(*states.shape[:-1], -1)
             if self.output_bias is not None:
                 logits = logits + self.output_bias
         elif lm_head is not None:

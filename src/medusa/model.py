@@ -1,31 +1,35 @@
 """`TreeModel`: a base model and its heads, run together. It does not decode, and knows nothing of files.
 
-Nothing is hung on the base model: what its lm_head reads is captured by a hook that lives for one forward.
+Nothing is patched or hooked on the base model: it runs as a twin (`runtime.twin`), in which packed layers stand for
+linear ones and the lm_head notes what it reads.
 Shapes: B rows, P prompt columns, N tree nodes, H hidden size, V vocabulary, C cache columns.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from .backends import PackedLayers, packed_heads, worth_packing
 from .cache import TreeCache
-from .capture import Captures
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 from .pace import UNCALIBRATED, Calibration, StepTimes
 from .positions import Positions
-from .programs import Programs
+from .runtime.capture import Captures
+from .runtime.compiled import Programs
+from .runtime.packing import PackedStack, Packing, held, setup, unpack, worth_packing
+from .runtime.products import PackedWeight, as_operators, packable
+from .runtime.twin import Runner, twin
 from .tree import CandidateTree
 
 Prepack = Literal["half"] | bool | None
@@ -39,13 +43,11 @@ class Layout:
     """What a step needs to know of the base model. Configurations are slow to ask, so a request asks once.
 
     Attributes:
-        lm_head: the output projection.
         windows: for each kind of attention layer how many positions back it sees; None is all of them.
         flex: whether masks are flex attention's.
         dtype: of the hidden states, and of masks.
     """
 
-    lm_head: nn.Module
     windows: Mapping[str, int | None]
     flex: bool
     dtype: torch.dtype
@@ -57,7 +59,7 @@ class Layout:
         kinds = sorted(set(getattr(config, "layer_types", None) or ()))
         windows = {kind: window if kind == "sliding_attention" else None for kind in kinds}
         flex = config._attn_implementation == "flex_attention"
-        return cls(base.get_output_embeddings(), windows or {"all": window}, flex, base.dtype)
+        return cls(windows or {"all": window}, flex, base.dtype)
 
 
 class TreeModel(nn.Module):
@@ -106,22 +108,32 @@ class TreeModel(nn.Module):
         self.calibration = calibration
         self.step_times = StepTimes()
         self.capture = capture
-        self.captures = Captures()
         self.compiled = compiled
-        self.programs = Programs()
+        self._begin()
+
+    def _begin(self) -> None:
+        """What running needs besides the attributes; copies and pickles of the model begin without it."""
+        self.captures, self.programs = Captures(), Programs()
         self._state: tuple[Any, ...] = ()  # of the base model: what is captured or compiled was so for this one
         self._idle_cache: TreeCache | None = None
-        self._layout = Layout.of(base)
-        self.packed_layers = PackedLayers()
-        self._running_heads: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no submodule
+        self._layout = Layout.of(self.base)
+        self._packing, self._packed_heads = Packing(), PackedStack()
+        self._products: list[PackedWeight] = []  # with the heads' own projections
+        self._runner: Runner | None = None
+        self._lock = threading.RLock()  # threads take turns, a step each
 
-    @property
-    def running_heads(self) -> nn.Module:
-        """The heads as decoding runs them, packed or not."""
-        return self._running_heads[0] if self._running_heads else self.heads
+    def __getstate__(self) -> dict[str, Any]:
+        running = "captures programs _state _idle_cache _layout _packing _packed_heads _products _runner _lock".split()
+        return {name: value for name, value in self.__dict__.items() if name not in running}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
 
     def refresh(self) -> None:
-        """Pack the weights where they were not packed yet or have changed since; every prefill does.
+        """Take the base model as it is now, and pack weights that were not packed yet or have changed since.
+
+        Every prefill does this.
 
         Raises:
             ValueError: the heads no longer fit the base model, or a switch has no such value, or the model is to be
@@ -134,17 +146,29 @@ class TreeModel(nn.Module):
         self._layout = Layout.of(self.base)
         if self.compiled and self._layout.flex:
             raise ValueError("compiled=True is for eager and sdpa attention: base.set_attn_implementation('sdpa')")
-        if not (worth_packing(self.base) if self.prepack is None else self.prepack):
-            self.packed_layers, self._running_heads = PackedLayers(), ()
-            return
+        with self._lock:
+            self._runner = Runner(self.base, self.lm_head, self._packed_layers())
+            stack = getattr(self.heads, "w2", None)
+            packs = self.packs and isinstance(stack, Tensor) and packable(stack)
+            self._products = self._packed_heads.refresh(stack) if packs and stack is not None else []
+
+    def _packed_layers(self) -> dict[nn.Module, nn.Module]:
+        """The layers that run packed in place of the base model's own; none where packing is off."""
         half = self.prepack == "half"
-        if self.packed_layers.half != half:
-            self.packed_layers.unpack()
-            self.packed_layers = PackedLayers(half)
-        self.packed_layers.refresh(self.base)
-        self._running_heads = (packed_heads(self.heads, self.running_heads, half),)
-        if self.owns_base:
-            self.packed_layers.release(self.base)
+        if self._packing.half != half or not self.packs:
+            unpack(self.base)
+            self._packing, self._packed_heads = Packing(half), PackedStack(half)
+        return self._packing.refresh(self.base, self.owns_base) if self.packs else {}
+
+    @property
+    def packs(self) -> bool:
+        """Whether linear layers run packed."""
+        return worth_packing(self.base) if self.prepack is None else self.prepack is not False
+
+    @property
+    def packed_base(self) -> PreTrainedModel:
+        """The base model with packed layers, for what transformers does with it; `refresh` must have run."""
+        return cast(PreTrainedModel, twin(self.base, self._packed_layers()))
 
     @property
     def captures_steps(self) -> bool:
@@ -172,17 +196,25 @@ class TreeModel(nn.Module):
 
     def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """The logits [B, K, V] of all heads, or of the `first`, for one hidden state a row [B, H]."""
-        hidden = hidden.to(next(self.heads.parameters(), hidden).device)
-        lm_head = self._layout.lm_head
-        with self.packed_layers.running(only=lm_head):
-            logits: Tensor = self.running_heads(hidden, lm_head, first)
+        own = next(self.heads.parameters(), hidden)
+        products = {"products": self._products} if self._products else {}
+        with self._lock:
+            logits: Tensor = self.heads(hidden.to(own.device, own.dtype), self.runner.project, first, **products)
         return logits.transpose(0, 1)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The base model's own logits [..., V] for hidden states [..., H]."""
-        with self.packed_layers.running(only=self.lm_head):
-            logits: Tensor = self.lm_head(hidden)
+        with self._lock:
+            logits = self.runner.project(hidden)
         return LogitRule.of(self.base.config.get_text_config())(logits)
+
+    @property
+    def runner(self) -> Runner:
+        """The base model as it runs here."""
+        if self._runner is None:
+            self.refresh()
+        assert self._runner is not None
+        return self._runner
 
     def new_cache(self, expected: int, longest: list[int] | None = None) -> TreeCache:
         """A cache for `expected` columns (prompt, new tokens and nodes) and rows of at most `longest[b]` tokens."""
@@ -207,7 +239,7 @@ class TreeModel(nn.Module):
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
-        self._state = self.packed_layers.state(self.base) if cache.slots.static or self.compiled else ()
+        self._state = setup(self.runner.model) if cache.slots.static or self.compiled else ()
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             {
@@ -252,13 +284,13 @@ class TreeModel(nn.Module):
         tokens: Tensor,
         positions: Tensor,
         columns: Tensor | None = None,
-        as_operators: bool = False,
+        traced: bool = False,
         **masks: Any,
     ) -> tuple[Tensor, Tensor]:
         cache.slots.columns = columns
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-        return self._forward(inputs, as_operators)
+        return self._forward(inputs, traced)
 
     def _compiled(
         self, tokens: Tensor, tree: CandidateTree, cache: TreeCache
@@ -274,7 +306,7 @@ class TreeModel(nn.Module):
         def forward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             named = dict(zip(names, tensors[:count], strict=True))
             with cache.lent(named["columns"], tensors[count - 1].shape[-1], tensors[count:]):
-                return self._forward_tree(cache, as_operators=True, **named)
+                return self._forward_tree(cache, traced=True, **named)
 
         tensors = [*inputs.values(), *cache.states]
         try:
@@ -288,14 +320,13 @@ class TreeModel(nn.Module):
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the lm_head reads [B, P, H] after each token of right-padded texts [B, P]; no cache, no logits."""
-        with captured_input(self.lm_head, passed_on=1) as captured:
-            self.base(input_ids=input_ids, use_cache=False)
-        return captured[-1]
+        with self._lock:
+            _, hidden = self.runner(passed_on=1, input_ids=input_ids, use_cache=False)
+        return hidden
 
-    def _forward(self, inputs: dict[str, Any], as_operators: bool = False) -> tuple[Tensor, Tensor]:
-        with self.packed_layers.running(as_operators=as_operators), captured_input(self._layout.lm_head) as captured:
-            logits = self.base(**inputs, use_cache=True, return_dict=True).logits
-        return logits, captured[-1]
+    def _forward(self, inputs: dict[str, Any], traced: bool = False) -> tuple[Tensor, Tensor]:
+        with self._lock, as_operators() if traced else nullcontext():
+            return self.runner(**inputs, use_cache=True)
 
     def _tree_masks(self, tree: CandidateTree, cache: TreeCache, device: torch.device) -> dict[str, Any]:
         """The mask of each kind of attention layer that the model has."""
@@ -354,7 +385,7 @@ def _check_switches(prepack: Prepack, capture: bool | None, compiled: bool) -> N
 
 def running_device(base: PreTrainedModel) -> torch.device:
     """Where a base model runs. Offloaded weights are on no device (`meta`); they come to where the others are."""
-    places = (parameter.device for parameter in base.parameters())
+    places = (each.device for module in base.modules() for each in held(module).values())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
@@ -364,7 +395,7 @@ def capturable(base: PreTrainedModel) -> bool:
     Experts are chosen by values that only the GPU knows, which transformers asks it for.
     """
     config = base.config.get_text_config()
-    devices = {parameter.device for parameter in base.parameters()}
+    devices = {each.device for module in base.modules() for each in held(module).values()}
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     moved = any(hasattr(module, "_hf_hook") for module in base.modules())
     on_gpu = len(devices) == 1 and devices.pop().type == "cuda"
@@ -401,26 +432,6 @@ def new_heads(base: PreTrainedModel, num_heads: int, num_layers: int, own_lm_hea
     vocab_size, hidden_size = lm_head.weight.shape
     config = MedusaConfig(num_heads, num_layers, hidden_size, vocab_size, own_lm_head, bias)
     return MedusaHeads.from_lm_head(lm_head, config, LogitRule.of(base.config.get_text_config()))
-
-
-@contextmanager
-def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[list[Tensor]]:
-    """The first argument [B, P, ...] of every call of `module` while the context lasts.
-
-    Args:
-        passed_on: how many of the P the module itself still gets; None is all of them.
-    """
-    captured: list[Tensor] = []
-
-    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        captured.append(args[0])
-        return args if passed_on is None else (args[0][:, :passed_on], *args[1:])
-
-    handle = module.register_forward_pre_hook(capture)
-    try:
-        yield captured
-    finally:
-        handle.remove()
 
 
 def _takes(base: PreTrainedModel, argument: str) -> bool:

@@ -52,7 +52,7 @@ def test_every_method_runs_interleaved_and_greedy_texts_agree():
     assert 0 < result.runs["medusa"][0].model_seconds < result.runs["medusa"][0].seconds
     assert result.correct
     assert not model.base._forward_hooks
-    assert not model.running_heads._forward_hooks
+    assert not model.heads._forward_hooks
 
 
 def test_sampling_is_seeded_per_prompt():

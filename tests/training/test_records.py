@@ -99,3 +99,9 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, content, error,
     with pytest.raises(error, match=said) as caught:
         list(read_records(str(path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_distilled_answers_is_read_without_their_settings(tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "answers.jsonl.settings.json").write_text('{"settings": {"model": "demo"}}')
+    assert [record.content for record in read_records(str(tmp_path))] == [{"text": "one"}]

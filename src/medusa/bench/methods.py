@@ -130,7 +130,7 @@ def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
     model.refresh()
     clock = _ModelClock()
     handles = []
-    for part in () if model.compiled else (model.base, model.running_heads):
+    for part in () if model.compiled else (model.base, model.heads):
         handles += [part.register_forward_pre_hook(clock.start), part.register_forward_hook(clock.stop)]
     try:
         yield clock
@@ -151,9 +151,7 @@ class _Clock(StoppingCriteria):
 
 
 def _packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    model.refresh()
-    with model.packed_layers.running():
-        return _transformers(model.base, prompt, arguments)
+    return _transformers(model.packed_base, prompt, arguments)
 
 
 def _transformers(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:

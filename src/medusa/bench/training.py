@@ -158,9 +158,7 @@ def write_data(backbone: Path, tasks: Sequence[Task], own: int, folder: Path) ->
     if not files["own"].exists():
         base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
         model = MedusaModel.from_base(base, num_heads=1, own_lm_head=False)
-        model.refresh()
-        with model.packed_layers.running():
-            _write(files["own"], tasks[:own], answers(base, tokenizer, list(tasks[:own])))
+        _write(files["own"], tasks[:own], answers(model.packed_base, tokenizer, list(tasks[:own])))
     return files
 
 

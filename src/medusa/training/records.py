@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+SETTINGS = ".settings.json"
+"""End of the files that `medusa distill` keeps beside its answers; they are no data."""
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 """The byte order mark that some programs write in front of UTF-8 text; it is no part of the text."""
 
@@ -51,7 +53,7 @@ def read_records(source: str, split: str = "train") -> Iterator[Record]:
 def _all(source: str, split: str) -> Iterator[Record]:
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+        files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and not each.name.endswith(SETTINGS))
         if not files:
             raise ValueError(f"{source} holds no file that ends in {', '.join(SUFFIXES)}")
         for file in files:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..heads import LogitRule, MedusaHeads
-from ..model import Layout, captured_input
+from ..model import Layout
 from .chats import IGNORED
 from .losses import (
     chunk_size,
@@ -282,6 +282,26 @@ class Student(nn.Module):
         finally:
             _switch_adapters(module, True)
             module.train(training)
+
+
+@contextmanager
+def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[list[Tensor]]:
+    """The first argument [B, P, ...] of every call of `module` while the context lasts.
+
+    Args:
+        passed_on: how many of the P the module itself still gets; None is all of them.
+    """
+    captured: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        captured.append(args[0])
+        return args if passed_on is None else (args[0][:, :passed_on], *args[1:])
+
+    handle = module.register_forward_pre_hook(capture)
+    try:
+        yield captured
+    finally:
+        handle.remove()
 
 
 def _entropy(project: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,7 +3,7 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.programs import Programs
+from medusa.runtime.compiled import Programs
 
 
 def scaled_into(values, *stores):
@@ -77,7 +77,7 @@ def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch
     mask[1, :4] = 0
     texts = scripted(model, [ids, short])
     output = model.generate(batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE)
-    assert len(model.packed_layers)
+    assert model.packs
     assert output[0].tolist() == texts[0][: ids.shape[1] + NEW]
     assert output[1, 4:].tolist() == texts[1][: ids.shape[1] - 4 + NEW]
     assert len(model.programs) == 2
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
     def no_compiler(*_):
         raise RuntimeError("no C++ compiler\nmore")
 
-    monkeypatch.setattr("medusa.programs.Program.__init__", no_compiler)
+    monkeypatch.setattr("medusa.runtime.compiled.Program.__init__", no_compiler)
     (text,) = scripted(model, [ids])
     with pytest.warns(UserWarning, match="cannot be compiled here") as warned:
         output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)

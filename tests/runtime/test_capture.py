@@ -4,7 +4,7 @@ from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
 from medusa.cache import BLOCK, power_of_two
-from medusa.capture import Captured, Captures
+from medusa.runtime.capture import Captured, Captures
 
 NEW = 30
 TREE = CandidateTree.default(3, 8)

@@ -1,0 +1,1 @@
+"""How a forward runs fast on a device. Knows layers and tensors, nothing of heads or trees."""
