@@ -168,3 +168,18 @@ def test_sources_name_no_place_on_one_machine():
         if place.search(line)
     ]
     assert not found, found
+
+
+def test_messages_name_this_distribution_and_its_extras():
+    """A message that named another distribution would have users install somebody else's package."""
+    project = (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    name = re.search(r'^name = "([\w-]+)"', project, re.MULTILINE)[1]
+    extras = set(re.findall(r"^(\w+) = \[", project[project.index("[project.optional-dependencies]") :], re.MULTILINE))
+    named = [
+        (path.name, found)
+        for path in SOURCES
+        for found in re.findall(r"(medusa-[a-z]+)(?:\[(\w+)\])?['\"]", path.read_text(encoding="utf-8"))
+        if found[0] not in ("medusa-1", "medusa-2")
+    ]
+    assert named
+    assert [each for each in named if each[1][0] != name or each[1][1] not in extras | {""}] == []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pretrained import MedusaModel
     from .tree import CandidateTree
 
-__version__ = version("medusa-llm")
+__version__ = version("medusa-decoding")
 
 _MODULES = {
     "AcceptancePolicy": "acceptance",

@@ -1,6 +1,6 @@
 """Pictures of trees, as the paper's figure 6 draws them: a row a depth, likely nodes to the left and darker.
 
-Needs matplotlib (`pip install 'medusa-llm[plots]'`).
+Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_library() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
-        raise ImportError("pictures need matplotlib: pip install 'medusa-llm[plots]'") from None
+        raise ImportError("pictures need matplotlib: pip install 'medusa-decoding[plots]'") from None
     except Exception as error:  # such as a broken configuration file, or a build for another numpy
         raise ImportError(f"pictures need matplotlib, which cannot be loaded here: {error}") from error
 

@@ -1,6 +1,6 @@
 """Pictures of a calibration: accuracy by head and rank, and what trees of every size and kind give (figure 4).
 
-Needs matplotlib (`pip install 'medusa-llm[plots]'`).
+Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
 
 from __future__ import annotations

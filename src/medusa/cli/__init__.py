@@ -58,7 +58,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"medusa {version('medusa-llm')}")
+        typer.echo(f"medusa {version('medusa-decoding')}")
         raise typer.Exit
 
 

@@ -41,7 +41,7 @@ def check_options(recipe: Recipe, source: Source, folder: Path, report_to: str) 
         made = arguments(recipe, stage, epochs, folder, 1, evaluated=False)
         _check_optimizer(made)
     if recipe.adapts and find_spec("peft") is None:
-        raise ImportError("an adapter needs peft: pip install 'medusa-llm[train]', or set lora_rank 0")
+        raise ImportError("an adapter needs peft: pip install 'medusa-decoding[train]', or set lora_rank 0")
     if source.evaluation is not None and recipe.evaluation_share != Recipe().evaluation_share:
         raise ValueError("evaluation_share has no effect beside evaluation data: leave out one of them")
     _check_reports(report_to)
