@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from models import prompt, tiny
+from models import ARCHITECTURES, prompt, tiny
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -129,6 +129,16 @@ def test_an_adapter_is_saved_with_the_heads(folder, tmp_path, made):
     assert torch.equal(MedusaModel.from_pretrained(tmp_path / "again").generate(prompt(), **NEW), text)
 
 
+def test_an_adapter_that_was_scaled_is_not_saved_as_it_was_trained(folder, tmp_path):
+    model = from_loaded_adapter(folder)
+    for layer in model.base.modules():
+        if hasattr(layer, "scale_layer"):
+            layer.scale_layer(3)
+    with pytest.raises(ValueError, match=r"adapter default was scaled .*merge_and_unload"):
+        model.save_pretrained(tmp_path / "heads")
+    assert not (tmp_path / "heads" / CONFIG).exists()
+
+
 def test_a_disabled_adapter_is_not_saved(folder, tmp_path):
     model = from_loaded_adapter(folder)
     model.base.disable_adapters()
@@ -173,6 +183,22 @@ def test_a_changed_base_is_not_named(folder, tmp_path, change):
     model.save_pretrained(tmp_path / "heads", base="../own")
     text = model.base.generate(prompt(), **NEW)
     assert torch.equal(MedusaModel.from_pretrained(tmp_path / "heads").base.generate(prompt(), **NEW), text)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_unchanged_base_is_named_and_a_changed_one_is_not(tmp_path, name):
+    """Many architectures are stored under other names than their parameters have."""
+    tiny(name, torch.float32, "eager").save_pretrained(tmp_path / "base")
+    model = MedusaModel.from_base(tmp_path / "base", 1, own_lm_head=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.save_pretrained(tmp_path / "heads")
+    for weight in (model.lm_head.weight, list(model.base.parameters())[-2]):
+        before = weight.detach().clone()
+        weight.data.add_(0.5)
+        with pytest.raises(ValueError, match="other weights in"):
+            model.save_pretrained(tmp_path / "heads")
+        weight.data.copy_(before)
 
 
 def test_a_changed_configuration_is_named(folder, tmp_path):

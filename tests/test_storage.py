@@ -239,6 +239,10 @@ def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):
 
         def create_repo(self, repo_id, private, exist_ok):
             assert (private, exist_ok) == (True, True)
+            assert repo_id != "owner/base", "a refused push makes no repository"
+
+        def file_exists(self, repo_id, name, revision):
+            return repo_id == "owner/base" and name == CONFIG
 
         def upload_folder(self, repo_id, folder_path, **options):
             publish(folder_path, cache, repo_id)
@@ -254,6 +258,8 @@ def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):
         from_folder.push_to_hub("owner/heads", **pushed)
     with pytest.raises(ValueError, match="has no name"):
         trained(own).push_to_hub("owner/heads", **pushed)
+    with pytest.raises(ValueError, match=r"owner/base holds a model, whose config\.json"):
+        from_folder.push_to_hub("owner/base", base="owner/base", **pushed)
     assert from_folder.push_to_hub("owner/heads", base="owner/base", **pushed) == "https://hub/owner/heads/main"
     again = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
     assert again.tree == OWN_TREE
@@ -390,6 +396,9 @@ def field(name, value):
         (field("paths", [[0, 0]]), rf"{TREE}: paths: path \(0, 0\) needs its parent"),
         (field("paths", [[61]]), "rank 61 but the vocabulary has 61 tokens"),
         (field("version", 99), rf"{TREE}: version: "),
+        (field("version", True), rf"{TREE}: version: "),
+        (field("version", "1"), rf"{TREE}: version: "),
+        (field("accuracies", [[]]), rf"{TREE}: accuracies\[0\]: "),
         (field("accuracies", [[0.5, 0.4]]), rf"{TREE}: accuracies: "),
         (field("accuracies", [[1.5]]), rf"{TREE}: accuracies\[0\]\[0\]: "),
         (field("latency", {}), rf"{TREE}: latency: the time of one node"),
@@ -411,6 +420,21 @@ def test_a_broken_base_is_named(tmp_path):
         MedusaModel.from_base(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "3", "", '{"model_type": '])
+def test_a_broken_configuration_of_a_base_is_named(base, tmp_path, text):
+    base.save_pretrained(tmp_path / "base")
+    trained(base).save_pretrained(tmp_path / "heads", base="../base")
+    (tmp_path / "base" / CONFIG).write_text(text)
+    for load in (
+        lambda: MedusaModel.from_base(tmp_path / "base"),
+        lambda: MedusaModel.from_pretrained(tmp_path / "heads"),
+        lambda: MedusaModel.from_pretrained(tmp_path / "heads", base=tmp_path / "base"),
+        lambda: find_heads(tmp_path / "base"),
+    ):
+        with pytest.raises(ValueError, match=r"base/config\.json: (the whole file|not JSON)"):
+            load()
+
+
 def test_broken_heads_are_not_saved(base, tmp_path):
     model = trained(base)
     model.save_pretrained(tmp_path)
@@ -419,6 +443,17 @@ def test_broken_heads_are_not_saved(base, tmp_path):
     with pytest.raises(ValueError, match=r"1\.1\.weight holds NaN"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == before
+
+
+def test_heads_do_not_replace_a_model(base, tmp_path):
+    base.save_pretrained(tmp_path / "base")
+    before = {each.name: each.read_bytes() for each in (tmp_path / "base").iterdir()}
+    model = MedusaModel.from_base(tmp_path / "base", 2)
+    for options in ({}, {"base": "."}):
+        with pytest.raises(ValueError, match=r"base holds a model, whose config\.json .*another folder"):
+            model.save_pretrained(tmp_path / "base", **options)
+    model.save_pretrained(tmp_path)
+    assert {each.name: each.read_bytes() for each in (tmp_path / "base").iterdir()} == before
 
 
 @pytest.mark.parametrize("failing", ["write_json", "save_file", "write_tree"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def base_of(name: str, **hub: Any) -> str | None:
     base = read_json(Path(file), AdapterConfig).base_model_name_or_path
     if not base:
         raise ValueError(f"{file}: base_model_name_or_path: the adapter's base model is not named")
+    if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+        raise FileNotFoundError(f"{file}: the adapter is for the base model in {base}, which is not there")
     return base
 
 
@@ -163,10 +166,14 @@ def write(base: PreTrainedModel, name: str, folder: Path) -> None:
     """Write an adapter of the base's as a PEFT folder.
 
     Raises:
-        ValueError: the adapter needs embeddings and lm_head to share their weights, which loading does not keep.
+        ValueError: the adapter was scaled, or needs embeddings and lm_head to share their weights, neither of which
+            loading keeps.
     """
     from peft import get_peft_model_state_dict
 
+    scaled = next((each for each, layer in _layers(base).items() if not _is_scaled_as_trained(layer, name)), None)
+    if scaled is not None:
+        raise ValueError(f"adapter {name} was scaled since it was trained, in {scaled} say: {_MERGED_FIRST}")
     config = copy.copy(base.peft_config[name])
     if getattr(config, "ensure_weight_tying", False):
         raise ValueError(f"adapter {name} ties its weights in embeddings and lm_head: {_MERGED_FIRST}")
@@ -177,6 +184,18 @@ def write(base: PreTrainedModel, name: str, folder: Path) -> None:
     config.save_pretrained(folder)
     named = {f"base_model.model.{each}": tensor.detach().cpu().contiguous() for each, tensor in state.items()}
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _is_scaled_as_trained(layer: Any, name: str) -> bool:
+    """Whether a layer's LoRA has the scale that its configuration says; other kinds of adapters have none."""
+    ranks, scales = getattr(layer, "r", None), getattr(layer, "scaling", None)
+    if not isinstance(ranks, dict) or not isinstance(scales, dict) or name not in scales or not ranks.get(name):
+        return True
+    alphas, rooted = getattr(layer, "lora_alpha", {}), getattr(layer, "use_rslora", {})
+    if name not in alphas:
+        return True
+    rank = math.sqrt(ranks[name]) if rooted.get(name, False) else ranks[name]
+    return math.isclose(scales[name], alphas[name] / rank)
 
 
 def plain_tensors(base: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from . import adapters
 from .checkpoint import Checkpoint, cache_arguments, check_files, located
-from .names import CONFIG, is_path, resolved
+from .names import CONFIG, HUB_ARGUMENTS, check_config, chosen, is_path, resolved
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Number formats whose values are compared; others are a quantisation's."""
@@ -87,19 +87,44 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         FileNotFoundError: the name can only be a folder's, and there is none.
         ImportError: it holds an adapter, and peft is not installed.
-        ValueError: a weights file is broken; names it.
+        ValueError: the configuration or a weights file is broken; names it.
     """
     place = resolved(name)
+    if Path(place).is_dir():
+        check_config(Path(place))
     if not located(place, CONFIG) and located(place, adapters.CONFIG):
         adapters.require_peft()
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **options)
     except SafetensorError as error:
-        file = located(place, CONFIG, **cache_arguments(options))
-        if file is not None:
-            check_files(file.parent)
+        for each in (CONFIG, adapters.CONFIG):
+            file = located(place, each, **cache_arguments(options))
+            if file is not None:
+                check_files(file.parent)
         raise ValueError(f"the weights of {name} cannot be read: {error}") from error
     return base.eval()
+
+
+def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model; of an adapter its own where it has one, else its base model's.
+
+    Args:
+        options: of transformers; the revision is that of `name`.
+
+    Raises:
+        OSError: there is no such model, or it has no tokenizer.
+        ValueError: a file of the tokenizer is broken.
+    """
+    of = adapters.base_of(name, **chosen(options, *HUB_ARGUMENTS))
+    if of is not None and not located(name, "tokenizer_config.json", **cache_arguments(options)):
+        name, options = of, {each: value for each, value in options.items() if each != "revision"}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # tokenizers raises its own kinds, and plain ones
+        raise ValueError(f"the tokenizer in {name} cannot be read: {error}") from error
+    return tokenizer
 
 
 # --- whether a base model is what its name says
@@ -187,16 +212,18 @@ def _as_stored(
     base: PreTrainedModel, name: str, tensor: Tensor, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, Tensor]]:
     """A tensor under the name that the checkpoint has it by, or the tensors that transformers made it of."""
-    tied = getattr(base, "_tied_weights_keys", None)
-    short = name.removeprefix(f"{base.base_model_prefix}.")
-    for stored in (name, short, tied.get(name) if isinstance(tied, Mapping) else None):
+    for stored in (name, name.removeprefix(f"{base.base_model_prefix}.")):
         if stored in checkpoint.places:
             yield stored, tensor
             return
     try:
-        yield from revert_weight_conversion(base, {name: tensor}).items()
+        converted = revert_weight_conversion(base, {name: tensor})
     except Exception:  # a conversion that needs other tensors, too, raises what it likes
-        yield name, tensor
+        converted = {name: tensor}
+    tied = getattr(base, "_tied_weights_keys", None)
+    if isinstance(tied, Mapping) and name in tied and not converted.keys() <= checkpoint.places.keys():
+        converted = {tied[name]: tensor}  # the two are stored once
+    yield from converted.items()
 
 
 def _equal(mine: Tensor, there: Tensor) -> bool:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from . import adapters
 from .checkpoint import INDEX, PICKLED, SAFE, Checkpoint, cache_arguments, located, tensor_files
+from .files import Schema, read_json
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
 ADAPTER = "adapter"
@@ -36,6 +37,12 @@ def is_path(name: str) -> bool:
 def is_native(folder: Path) -> bool:
     """Whether a folder holds heads in the native format."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def check_config(folder: Path) -> None:
+    """Raises ValueError where a model's folder has a configuration that is no JSON object."""
+    if (folder / CONFIG).is_file():
+        read_json(folder / CONFIG, Schema)
 
 
 def resolved(name: str | Path) -> str:
@@ -73,6 +80,7 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
     if (folder / ORIGINAL).is_file():
         raise ValueError(_original(str(name)))
     _refuse_heads_inside(str(name), Checkpoint.find(place))
+    check_config(folder)
     if (folder / CONFIG).is_file() or (folder / adapters.CONFIG).is_file():
         return None
     raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {CONFIG}")

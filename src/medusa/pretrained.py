@@ -216,16 +216,20 @@ class MedusaModel(TreeModel):
             base: the hub id to name as the base model; by default what the base was loaded from.
 
         Raises:
-            ValueError: the base was loaded from a folder, which others do not have, or was not loaded at all.
+            ValueError: the base was loaded from a folder, which others do not have, or was not loaded at all; it was
+                changed since; or the repository holds a model.
         """
         if base is None and not self.origin.is_hub_id:
             name = self.origin.name
             where = f"lies in {name}, which others do not have" if name else "has no name"
             raise ValueError(f"the base model {where}: name its hub id, base='owner/name'")
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api, at = HfApi(token=token), {"revision": kwargs.get("revision")}
+        there = [name for name in (names.CONFIG, names.WEIGHTS) if api.file_exists(repo_id, name, **at)]
+        if there == [names.CONFIG]:
+            raise ValueError(f"{repo_id} holds a model, whose {names.CONFIG} heads would replace: name another one")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, base=base)
+            api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
 
     def generate(

@@ -178,8 +178,10 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> Medu
 
 
 def _check_kept(folder: Path, heads: MedusaHeads) -> None:
-    """Raises ValueError where heads would be lost that were left out on loading."""
+    """Raises ValueError where a model's configuration would be lost, or heads that were left out on loading."""
     if not (folder / WEIGHTS).is_file():
+        if (folder / CONFIG).is_file():
+            raise ValueError(f"{folder} holds a model, whose {CONFIG} heads would replace: save in another folder")
         return
     with opened(folder / WEIGHTS) as file:
         there = len({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
@@ -200,7 +202,7 @@ def saving(folder: Path, heads: MedusaHeads, last: Sequence[str] = ()) -> Iterat
         last: files that move after the heads.
 
     Raises:
-        ValueError: `folder` holds more heads than these.
+        ValueError: `folder` holds a model, or more heads than these.
     """
     _check_kept(folder, heads)
     with replacing_all(folder, (CONFIG, *last)) as new:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -12,6 +12,7 @@ from .pace import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+Shares = Annotated[list[Share], Field(min_length=1)]
 
 
 class Made(Schema):
@@ -27,9 +28,9 @@ class Made(Schema):
 class TreeFile(Schema):
     """The content of a tree file."""
 
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=1, le=1)] = 1
     paths: list[list[int]]
-    accuracies: Annotated[list[list[Share]], Field(min_length=1)] | None = None
+    accuracies: Annotated[list[Shares], Field(min_length=1)] | None = None
     latency: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]] | None = None
     made: Made = Made()
 

@@ -9,17 +9,18 @@ from typing import Any
 import huggingface_hub
 import torch
 import typer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import adapters, bases, demo, names, storage
 from ..bases import Origin
-from ..checkpoint import cache_arguments, located
 from ..decoding import PLAIN
 from ..model import Prepack
 from ..pretrained import MedusaModel
 
 DEMO = "demo"
+PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What a device map may be besides a device."""
 
 
 def load(
@@ -52,13 +53,14 @@ def load(
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: neither is there such a hub id, or it cannot be reached.
-        ValueError: the folder holds neither heads nor a model, or `base` is out of place.
+        ValueError: the folder holds neither heads nor a model, `base` is out of place, or a device is not there.
     """
     logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
     hide_piped_bars()
     prepack: Prepack = "half" if half_weights else None
-    _check_device(device)
+    _check_device("--device", device)
+    _check_device("--device-map", None if device_map in PLANS else device_map)
     if name == DEMO:
         return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
     heads = names.find_heads(name, revision=revision)
@@ -67,7 +69,7 @@ def load(
     source = Origin(names.resolved(name), revision) if heads is None else _named_base(name, heads, base)
     options = {"trust_remote_code": trust_remote_code, "revision": source.revision}
     hub: dict[str, Any] = {each: value for each, value in options.items() if value is not None}
-    tokenizer = _tokenizer(source.name, **hub)
+    tokenizer = bases.load_tokenizer(source.name, **hub)
     if device_map is not None:
         hub["device_map"] = device_map
     model = bases.load(source.name, dtype=dtype, **hub)
@@ -85,29 +87,20 @@ def load(
     return medusa, tokenizer
 
 
-def _tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; of an adapter its own where it has one, else its base model's."""
-    of = adapters.base_of(name, **names.chosen(hub, *names.HUB_ARGUMENTS))
-    if of is not None and not located(name, "tokenizer_config.json", **cache_arguments(hub)):
-        name, hub = of, {each: value for each, value in hub.items() if each != "revision"}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
-    return tokenizer
-
-
-def _check_device(device: str | None) -> None:
+def _check_device(option: str, name: str | None) -> None:
     """Raises ValueError where torch does not have a device here."""
-    if device is None:
+    if name is None:
         return
     try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
+        kind, index = torch.device(name).type, torch.device(name).index or 0
     except RuntimeError:
-        raise ValueError(f"--device {device}: no such kind of device; cpu, cuda and cuda:1, say, are") from None
+        raise ValueError(f"{option} {name}: no such kind of device; cpu, cuda and cuda:1, say, are") from None
     there = torch.accelerator.current_accelerator(check_available=True)
     if kind != "cpu" and (there is None or kind != there.type):
         found = "cpu alone" if there is None else f"cpu and {there.type}"
-        raise ValueError(f"--device {device}: torch {torch.__version__} finds {found} here: leave it out, or name one")
+        raise ValueError(f"{option} {name}: torch {torch.__version__} finds {found} here: leave it out, or name one")
     if kind != "cpu" and index >= torch.accelerator.device_count():
-        raise ValueError(f"--device {device}: there are {torch.accelerator.device_count()} such devices, from 0 on")
+        raise ValueError(f"{option} {name}: there are {torch.accelerator.device_count()} such devices, from 0 on")
 
 
 def folder_or_id(name: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -86,8 +85,7 @@ class Source:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base, **self._named)
-        return tokenizer
+        return bases.load_tokenizer(self.base, **self._named)
 
     def config(self) -> PreTrainedConfig:
         """The base model's; it can be read before the weights."""
