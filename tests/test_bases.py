@@ -45,9 +45,9 @@ def base_named(heads):
 # --- where it lies
 
 
-@pytest.mark.parametrize("name", ["./base", "base", "../work/base", "ABSOLUTE", "~/work/base"])
+@pytest.mark.parametrize("name", ["./base", "base", "../models/base", "ABSOLUTE", "~/models/base"])
 def test_a_folder_is_found_again_from_anywhere(folder, tmp_path, monkeypatch, name):
-    work = tmp_path / "work"
+    work = tmp_path / "models"
     shutil.copytree(folder / "base", work / "base")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(work)
@@ -55,7 +55,7 @@ def test_a_folder_is_found_again_from_anywhere(folder, tmp_path, monkeypatch, na
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     model.save_pretrained("deep/heads")
-    assert base_named(tmp_path / "elsewhere/deep/heads") == "../../../work/base"
+    assert base_named(tmp_path / "elsewhere/deep/heads") == "../../../models/base"
     text = model.generate(prompt(), **NEW)
     monkeypatch.chdir("/")
     assert torch.equal(MedusaModel.from_pretrained(tmp_path / "elsewhere/deep/heads").generate(prompt(), **NEW), text)
