@@ -23,11 +23,11 @@ from .files import Schema, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "base = peft_model.merge_and_unload(); base.save_pretrained(folder)"
-"""How a user makes a model of its own from a model with adapters."""
+"""Code by which a user turns a model with adapters into a model of its own."""
 
 
 class AdapterConfig(Schema):
-    """What is read of an adapter's configuration; the rest is PEFT's."""
+    """The fields of an adapter's configuration that are read; the others are PEFT's."""
 
     peft_type: str
     base_model_name_or_path: str | None = None

@@ -32,7 +32,7 @@ REMEDY = "save the base model with base.save_pretrained(folder) and name that fo
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a base model comes from: what its heads name.
+    """The origin of a base model, which its heads name.
 
     Attributes:
         name: the absolute path of a folder, a hub id, or "" where the model was not loaded.
@@ -193,12 +193,12 @@ def _other_tensor(base: PreTrainedModel, checkpoint: Checkpoint, name: str) -> s
 
 
 def _is_comparable(tensor: Tensor) -> bool:
-    """Whether a tensor is neither offloaded nor quantised."""
+    """Return whether a tensor is neither offloaded nor quantised."""
     return not tensor.is_meta and tensor.dtype in NUMBERS and type(tensor.data) is Tensor
 
 
 def _is_same(base: PreTrainedModel, name: str, mine: Tensor, checkpoint: Checkpoint) -> bool | None:
-    """Whether a tensor is the checkpoint's; None where the checkpoint does not tell."""
+    """Return whether a tensor is the checkpoint's; None where the checkpoint does not tell."""
     for plain, tensor in _as_stored(base, name, mine, checkpoint):
         there = checkpoint.read(plain)
         if there is None or there.dtype not in NUMBERS:
@@ -227,7 +227,7 @@ def _as_stored(
 
 
 def _equal(mine: Tensor, there: Tensor) -> bool:
-    """Whether a tensor is the stored one, or a cast of it, by way of 16 bits perhaps."""
+    """Return whether a tensor is the stored one, or a cast of it, by way of 16 bits perhaps."""
     if mine.shape != there.shape:
         return False
     there = there.to(mine.device)

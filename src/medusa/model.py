@@ -112,7 +112,7 @@ class TreeModel(nn.Module):
         self._begin()
 
     def _begin(self) -> None:
-        """What running needs besides the attributes; copies and pickles of the model begin without it."""
+        """Make the state that running needs; copies and pickles of the model begin without it."""
         self.captures, self.programs = Captures(), Programs()
         self._state: tuple[Any, ...] = ()  # of the base model: what is captured or compiled was so for this one
         self._idle_cache: TreeCache | None = None
@@ -167,7 +167,7 @@ class TreeModel(nn.Module):
 
     @property
     def packed_base(self) -> PreTrainedModel:
-        """The base model with packed layers, for what transformers does with it; `refresh` must have run."""
+        """The base model with packed layers, up to date with its weights, for what transformers does with it."""
         return cast(PreTrainedModel, twin(self.base, self._packed_layers()))
 
     @property
@@ -197,8 +197,8 @@ class TreeModel(nn.Module):
     def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
         """The logits [B, K, V] of all heads, or of the `first`, for one hidden state a row [B, H]."""
         own = next(self.heads.parameters(), hidden)
-        products = {"products": self._products} if self._products else {}
         with self._lock:
+            products = {"products": self._products} if self._products else {}
             logits: Tensor = self.heads(hidden.to(own.device, own.dtype), self.runner.project, first, **products)
         return logits.transpose(0, 1)
 

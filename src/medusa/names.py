@@ -1,4 +1,4 @@
-"""What a name stands for: a folder or hub id of Medusa heads, of a base model, or of an adapter."""
+"""Names of models: each is a folder or hub id of Medusa heads, of a base model, or of an adapter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .files import Schema, read_json
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
 ADAPTER = "adapter"
-"""Where an adapter lies in the folder of its heads."""
+"""Folder of an adapter within the folder of its heads."""
 MERGED = "model"
-"""Where a backbone that was trained along with its heads lies in their folder, if it is whole."""
+"""Folder of a whole backbone that was trained along with its heads, within their folder."""
 ORIGINAL = "medusa_lm_head.pt"
 """The heads of the authors' code, as a pickle."""
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -30,12 +30,12 @@ def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be a folder's, not a hub id."""
+    """Return whether a name can only be a folder's, not a hub id."""
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder holds heads in the native format."""
+    """Return whether a folder holds heads in the native format."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 

@@ -1,4 +1,4 @@
-"""What a request may ask for: generation options that decoding with heads cannot honour are refused by name."""
+"""Checks of a request: generation options that decoding with heads cannot honour are refused by name."""
 
 from __future__ import annotations
 

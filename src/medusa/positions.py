@@ -1,4 +1,4 @@
-"""How long a text may grow: where a model's positions end, and where its rotary frequencies change."""
+"""Limits of a text's length: the end of a model's positions, and a change of its rotary frequencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Positions:
-    """What a base model says of its positions.
+    """The limits that a base model's positions set to a text.
 
     A text may have one token more than there are positions, because its last token is never run.
 
@@ -84,7 +84,7 @@ def _ropes(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _changes(rope: dict[str, Any]) -> bool:
-    """Whether frequencies depend on the largest position of a forward (transformers' `dynamic_rope_update`)."""
+    """Return whether frequencies depend on the largest position of a forward (transformers' `dynamic_rope_update`)."""
     return rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
 
 
@@ -96,7 +96,7 @@ def _change(rope: dict[str, Any], config: Any) -> int:
 
 
 def _has_table(base: PreTrainedModel, positions: int) -> bool:
-    """Whether the model looks its positions up: a table of their number, with up to two rows of padding before them."""
+    """Return whether the model has a table of this many positions, with up to two rows of padding before them."""
     rows = range(positions, positions + 3)
     words = base.get_input_embeddings()
     tables: Iterable[int] = (

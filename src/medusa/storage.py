@@ -34,7 +34,7 @@ TENSOR = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(linear\.weight|
 
 
 class HeadsFile(Schema):
-    """What is read of the heads' `config.json`. Released files are wrong about sizes, which the tensors tell."""
+    """The fields of the heads' `config.json` that are read; sizes come from the tensors, as released files err."""
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
@@ -155,7 +155,7 @@ def _config(file: Any, base: PreTrainedModel) -> MedusaConfig:
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
-    """What heads tensors of these names and shapes are, if they are whole."""
+    """Return the configuration of heads with tensors of these names and shapes, taken as complete."""
     keys = {name: TENSOR.fullmatch(name) for name in shapes}
     odd = [name for name, key in keys.items() if key is None]
     if odd or not keys:

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,14 @@ def chats(tmp_path_factory) -> Path:
         lines.append(json.dumps({"messages": turns}))
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until its `now` is set."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock

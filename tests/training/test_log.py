@@ -1,21 +1,7 @@
 from datetime import timedelta
 from types import SimpleNamespace
 
-import pytest
-
-from medusa.training import log
 from medusa.training.log import Lines, Pace
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until its `now` is set."""
-
-    class Clock:
-        now = 0.0
-
-    monkeypatch.setattr(log.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 def test_the_time_left_tells_steps_from_evaluations(clock):

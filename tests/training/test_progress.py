@@ -3,19 +3,7 @@ import sys
 
 import pytest
 
-from medusa.training import progress as module
 from medusa.training.progress import progress
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until its `now` is set."""
-
-    class Clock:
-        now = 0.0
-
-    monkeypatch.setattr(module.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 @pytest.mark.parametrize(

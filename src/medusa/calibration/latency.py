@@ -116,11 +116,6 @@ def measure_latency(
     )
 
 
-def positions(model: TreeModel) -> int | None:
-    """Return how many tokens the base model holds; None where it does not say."""
-    return model.positions.trained
-
-
 def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> tuple[int, ...]:
     """How long the context is at a quarter and at three quarters of the steps that these texts take.
 

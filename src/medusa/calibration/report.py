@@ -30,7 +30,7 @@ from .choice import (
     resampled,
     share_interval,
 )
-from .latency import SIZES, Latency, measure_latency, positions, usual_contexts
+from .latency import SIZES, Latency, measure_latency, usual_contexts
 from .recording import Recording, record
 from .search import expected_rate, joint_tree, likelihoods
 
@@ -61,7 +61,7 @@ class Settings:
 
     def check(self, model: TreeModel) -> None:
         """Raise ValueError where the model has too few heads, or too few positions for a context and its steps."""
-        heads, holds = model.heads.config.num_heads, positions(model)
+        heads, holds = model.heads.config.num_heads, model.positions.trained
         if self.num_heads is not None and self.num_heads > heads:
             raise ValueError(f"{self.num_heads} heads are asked for (--heads) and the model has {heads}")
         for context in self.contexts or ():
@@ -269,7 +269,7 @@ def calibrate(
 
 def _usual_contexts(model: TreeModel, settings: Settings, prompts: Prompts, answers: Sequence[int]) -> tuple[int, ...]:
     """Return the texts' usual contexts, no longer than leaves room for the steps to time."""
-    holds = positions(model)
+    holds = model.positions.trained
     most = math.inf if holds is None else max(1, holds - settings.tokens(model.heads.config.num_heads))
     return tuple(sorted({int(min(most, context)) for context in usual_contexts(prompts, answers)}))
 

@@ -33,7 +33,7 @@ TRIED = 5
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the results go.
+    """The files and folders of the results.
 
     Attributes:
         folder: of heads and tree.

@@ -1,1 +1,1 @@
-"""How a forward runs fast on a device. Knows layers and tensors, nothing of heads or trees."""
+"""Fast forwards: packed layers, captured and compiled functions. Knows layers and tensors alone."""

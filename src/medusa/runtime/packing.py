@@ -39,7 +39,7 @@ class PackedLinear(nn.Linear):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether the weight learns, as it did before it was packed."""
+        """Return whether the weight learns, as it did before it was packed."""
         return cast(LazyParameters, self._parameters).requires_grad
 
     def forward(self, states: Tensor) -> Tensor:
@@ -204,12 +204,12 @@ class PackedStack:
 
 
 def worth_packing(module: nn.Module) -> bool:
-    """Whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
+    """Return whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
     return any(is_packed(each) or _packs(each) for each in module.modules())
 
 
 def is_packed(layer: nn.Module) -> TypeGuard[PackedLinear]:
-    """Whether a layer's weight lives in packed form alone."""
+    """Return whether a layer's weight lives in packed form alone."""
     return isinstance(layer, PackedLinear) and dict.get(layer._parameters, "weight") is None
 
 
@@ -219,7 +219,7 @@ def held(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _stays_packed(layer: nn.Linear) -> bool:
-    """Whether a layer lives in packed form, which takes the layer's bias as it is now."""
+    """Return whether a layer lives in packed form, which takes the layer's bias as it is now."""
     return is_packed(layer) and _takes_bias(layer, layer.packed)
 
 
@@ -241,7 +241,7 @@ def _hash(tensor: Tensor) -> bytes:
 
 
 def _held_elsewhere(layer: nn.Linear) -> bool:
-    """Whether somebody holds the layer's dense weight: the parameter itself, or another tensor over its storage."""
+    """Return whether somebody holds the layer's dense weight, itself or as another tensor over its storage."""
     weight = layer.weight
     storage = weight.untyped_storage()
     tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # less the storage object just made

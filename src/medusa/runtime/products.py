@@ -78,7 +78,7 @@ class HalfWeight(PackedWeight):
 
     @staticmethod
     def holds(weight: Tensor) -> bool:
-        """Whether a weight may be packed so."""
+        """Return whether a weight may be packed so."""
         if weight.dtype != torch.float32 or not sixteen_bits():
             return False
         return bool((weight.detach().half().float() - weight.detach()).abs().max() <= 2**-25)
@@ -167,7 +167,7 @@ def packed_together(layers: Sequence[nn.Linear], half: bool) -> Sequence[Packed]
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether a weight can be packed: an ordinary floating-point tensor on a CPU whose torch and processor do so."""
+    """Return whether a weight can be packed: an ordinary floating-point tensor on a CPU, of a dtype packed here."""
     plain = type(weight) in (Tensor, nn.Parameter)
     return plain and weight.device.type == "cpu" and weight.dtype in PACKABLE and _supported(weight.dtype)
 
@@ -214,7 +214,7 @@ _OPERATORS.impl("packed_product", library.fallthrough_kernel, "Autograd")
 
 @cache
 def _supported(dtype: torch.dtype) -> bool:
-    """Whether this torch and this processor pack weights of a dtype: some lack instructions for 16 bits."""
+    """Return whether this torch and this processor pack weights of a dtype: some lack instructions for 16 bits."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -226,7 +226,7 @@ def _supported(dtype: torch.dtype) -> bool:
 
 @cache
 def sixteen_bits() -> bool:
-    """Whether this torch and this processor multiply by weights in 16 bits."""
+    """Return whether this torch and this processor multiply by weights in 16 bits."""
     try:
         weight = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
         torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), weight)

@@ -1,4 +1,4 @@
-"""What can be known to fail is found before the work: output, packages, room on the disk."""
+"""Checks before the work: output folders, packages, room on the disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .recipe import Recipe
 from .source import Source
 
 RUN = "run.json"
-"""What a folder's run is of; written when it begins."""
+"""Manifest of the run in a folder; written when the run begins."""
 
 
 class Run(Schema):
-    """What tells one run from another."""
+    """The manifest of a run, which tells it from another."""
 
     recipe: dict[str, Any]
     model: str

@@ -99,12 +99,12 @@ class Ended:
 
     @property
     def answered(self) -> bool:
-        """Whether there is an answer in it."""
+        """Return whether there is an answer in it."""
         return any(turn["role"] == "assistant" for turn in self.messages)
 
     @property
     def cut(self) -> bool:
-        """Whether its last answer was cut off."""
+        """Return whether its last answer was cut off."""
         return bool(self.messages) and self.messages[-1].get("cut", False)
 
 
