@@ -478,3 +478,11 @@ def test_saved_files_have_the_permissions_of_any_new_file(base, tmp_path):
     trained(base).save_pretrained(tmp_path / "heads")
     modes = {each.stat().st_mode for each in (tmp_path / "heads").iterdir()}
     assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_heads_whose_weights_are_gone_may_be_saved_again(base, tmp_path):
+    """Their configuration alone is not a model's."""
+    trained(base).save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    trained(base).save_pretrained(tmp_path)
+    assert is_native(tmp_path)

@@ -38,6 +38,7 @@ class HeadsFile(Schema):
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    medusa_num_heads: Any = None
     version: Any = None
     adapter: str | None = None
     adapter_digest: str | None = None
@@ -180,7 +181,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> Medu
 def _check_kept(folder: Path, heads: MedusaHeads) -> None:
     """Raises ValueError where a model's configuration would be lost, or heads that were left out on loading."""
     if not (folder / WEIGHTS).is_file():
-        if (folder / CONFIG).is_file():
+        if (folder / CONFIG).is_file() and read_json(folder / CONFIG, HeadsFile).medusa_num_heads is None:
             raise ValueError(f"{folder} holds a model, whose {CONFIG} heads would replace: save in another folder")
         return
     with opened(folder / WEIGHTS) as file:
