@@ -119,7 +119,6 @@ def prepare(
     return Session(model, rows, policy, pace, config, inputs.repeat_interleave(copies, 0), streamer)
 
 
-@torch.no_grad()
 def generate(
     model: TreeModel, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
 ) -> Tensor | MedusaGenerateOutput:

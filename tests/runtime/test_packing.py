@@ -421,7 +421,17 @@ def test_autocast_and_heads_of_another_precision(owned):
 # --- interrupts and threads
 
 
+@pytest.fixture
+def alarms():
+    """Alarms raise KeyboardInterrupt in this test."""
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("alarms")
 @pytest.mark.parametrize("prepack", [True, "half", False])
 @pytest.mark.parametrize("owns", [True, False])
 def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
@@ -436,15 +446,14 @@ def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
     for _ in range(60):
         if moments.random() < 0.3:
             base.model.layers[0].mlp.up_proj.weight  # noqa: B018 (asks for a packed weight)
-        signal.setitimer(signal.ITIMER_REAL, max(1e-5, moments.random() * took))
-        previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-5, moments.random() * took))
             model.generate(prompt(), max_new_tokens=12)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             interrupted += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
+        assert torch.is_grad_enabled()  # an interrupt in `no_grad` could leave gradients off for good
+        assert not torch.is_inference_mode_enabled()
         assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in base.modules())
     assert interrupted > 10
     assert torch.equal(model.generate(prompt(), max_new_tokens=12), text)

@@ -90,7 +90,7 @@ class LazyParameters(dict[str, Any]):
         with _LOCK:
             if super().get("weight") is None:
                 # decoding may be what asks, and its tensors could not be trained
-                with torch.inference_mode(False), torch.no_grad():
+                with torch.inference_mode(False):
                     weight = nn.Parameter(self.unpack(), requires_grad=self.requires_grad)
                 super().__setitem__("weight", weight)
 
@@ -230,8 +230,7 @@ def _takes_bias(layer: nn.Linear, weight: Packed) -> bool:
         return theirs is ours
     if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
         return False
-    with torch.no_grad():
-        ours.copy_(theirs)
+    ours.copy_(theirs.detach())
     return True
 
 

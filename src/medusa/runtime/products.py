@@ -41,8 +41,7 @@ class PackedWeight:
         self.features, self.dtype = len(weight), weight.dtype
         self.handle = next(_HANDLES)
         _PACKED[self.handle] = self
-        with torch.no_grad():
-            self._pack(weight.detach().contiguous())
+        self._pack(weight.detach().contiguous())
 
     def _pack(self, weight: Tensor) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
