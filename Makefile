@@ -35,14 +35,14 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
 
 bench: $(STAMP) ## Measure speed on this machine
-	@$(BIN)/python -m medusa.bench $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
 
 reproduce-training: $(STAMP) ## Train the embedded model in all ways and compare them: tables 2 and 3 of the paper
-	@$(BIN)/python -m medusa.bench.training $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
 
 clean: ## Delete .venv, caches and build outputs
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks tools scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt scripts/create-venv.sh scripts/install-torch.sh
 	@PYTHON="$(PYTHON)" bash scripts/create-venv.sh $(VENV)

@@ -1,7 +1,10 @@
-"""`python benchmarks/against_llama_cpp.py`: one Llama of 110M random parameters, here and in llama.cpp, in one run.
+"""`python benchmarks/against_llama_cpp.py`: one Llama of 110M random parameters, here and in
+llama.cpp, in one run.
 
-The anchor of the CPU backend: what somebody would run instead. The same weights are written as GGUF in several types,
-logits are compared first, then batches of n tokens at one context are timed by turns. Besides this library it needs
+The anchor of the CPU backend: what somebody would run instead. The same weights are written as GGUF
+    in several types,
+logits are compared first, then batches of n tokens at one context are timed by turns. Besides this
+library it needs
 
     pip install llama-cpp-python gguf
 """
@@ -14,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,9 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import CandidateTree, MedusaModel
-from medusa.bench.report import write_json
-from medusa.provenance import provenance
+from medusa.core.model import Prepack
+from medusa.evaluation.report import write_json
+from medusa.hardware.provenance import provenance
 
 CONFIG = LlamaConfig(
     vocab_size=16_384,
@@ -72,7 +77,9 @@ def write_gguf(base: LlamaForCausalLM, file: Path, kind: str) -> None:
         if values.ndim == 1 or kind == "f32":
             writer.add_tensor(target, values)
         else:
-            writer.add_tensor(target, gguf.quants.quantize(values, TYPES[kind]), raw_dtype=TYPES[kind])
+            writer.add_tensor(
+                target, gguf.quants.quantize(values, TYPES[kind]), raw_dtype=TYPES[kind]
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -98,7 +105,9 @@ class LlamaCpp:
         if precise:
             options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
             options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        self.model = llama_cpp.llama_model_load_from_file(
+            str(file).encode(), llama_cpp.llama_model_default_params()
+        )
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.past = 0
         self.decode(prompt)
@@ -122,11 +131,17 @@ class LlamaCpp:
 
 
 class Medusa:
-    """The same model here: verification behind the same prompt, and a whole step with shared lm_head."""
+    """The same model here: verification behind the same prompt, and a whole step with shared
+    lm_head.
+    """
 
-    def __init__(self, base: LlamaForCausalLM, prompt: list[int], compiled: bool, half: bool = False):
-        prepack = "half" if half else None
-        self.model = MedusaModel.from_base(base, num_heads=5, own_lm_head=False, compiled=compiled, prepack=prepack)
+    def __init__(
+        self, base: LlamaForCausalLM, prompt: list[int], compiled: bool, half: bool = False
+    ):
+        prepack: Prepack = "half" if half else None
+        self.model = MedusaModel.from_base(
+            base, num_heads=5, own_lm_head=False, compiled=compiled, prepack=prepack
+        )
         self.trees = {size: CandidateTree.default(5, size) for size in SIZES}
         self.chain = CandidateTree.chain(CHECKED - 1)
         ids = torch.tensor([prompt])
@@ -163,7 +178,9 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=5, help="calls in a row each round")
@@ -173,7 +190,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     base = LlamaForCausalLM(CONFIG).eval()
-    base.load_state_dict({name: weight.half().float() for name, weight in base.state_dict().items()})
+    base.load_state_dict(
+        {name: weight.half().float() for name, weight in base.state_dict().items()}
+    )
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     prompt = torch.randint(CONFIG.vocab_size, (options.context,)).tolist()
@@ -190,9 +209,12 @@ def main() -> None:
             write_gguf(base, Path(folder) / kind, kind)
             theirs[kind] = LlamaCpp(Path(folder) / kind, prompt, options.threads)
         precise = LlamaCpp(Path(folder) / "f32", prompt, options.threads, precise=True)
+        decoding: dict[str, Any] = {**ours, "precise": precise, **theirs}
         difference = {
-            kind: float(np.abs(each.decode(tokens[:CHECKED]) - eager.decode(tokens[:CHECKED])).max())
-            for kind, each in {**ours, "precise": precise, **theirs}.items()
+            kind: float(
+                np.abs(each.decode(tokens[:CHECKED]) - eager.decode(tokens[:CHECKED])).max()
+            )
+            for kind, each in decoding.items()
         }
         if max(difference[kind] for kind in (*ours, "precise")) > 1e-3:
             raise RuntimeError(f"not all compute the same: logits differ by {difference}")
@@ -206,22 +228,29 @@ def main() -> None:
             rounds.append({})
             for nodes in SIZES:
                 rounds[-1][str(nodes)] = {
-                    name: milliseconds(lambda call=call, n=nodes: call(tokens[:n]), options.repeats)
+                    name: milliseconds(partial(call, tokens[:nodes]), options.repeats)
                     for name, call in methods.items()
                 }
     medians = {
-        name: {str(n): statistics.median(each[str(n)][name] for each in rounds) for n in SIZES} for name in methods
+        name: {str(n): statistics.median(each[str(n)][name] for each in rounds) for n in SIZES}
+        for name in methods
     }
     ratios = {
         f"{name} / llama.cpp {kind}": {
-            str(n): statistics.median(each[str(n)][name] / each[str(n)][f"llama.cpp {kind}"] for each in rounds)
+            str(n): statistics.median(
+                each[str(n)][name] / each[str(n)][f"llama.cpp {kind}"] for each in rounds
+            )
             for n in SIZES
         }
         for kind in TYPES
         for name in ours
     }
     made = provenance() | {"llama_cpp_python": llama_cpp.__version__}
-    shown = Table("ms", *map(str, SIZES), title=f"{base.num_parameters() / 1e6:.0f}M parameters, {made['device']}")
+    shown = Table(
+        "ms",
+        *map(str, SIZES),
+        title=f"{base.num_parameters() / 1e6:.0f}M parameters, {made['device']}",
+    )
     for name, row in medians.items():
         shown.add_row(name, *(f"{value:.1f}" for value in row.values()))
     for name, row in ratios.items():

@@ -1,5 +1,18 @@
+import json
+import time
+from pathlib import Path
+
 import pytest
 import torch
+from models import tiny
+
+from tools.demo_model.tokenizer import train_tokenizer
+
+WORDS = [
+    "one two three four five six seven eight nine ten",
+    "a cat sat on the mat",
+    "where is the cat?",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -8,3 +21,46 @@ def gradients_stay_on():
     yield
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(WORDS, 300, 128)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny Llama with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    base = tiny(dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=128)
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory) -> Path:
+    """24 chats that can be learnt by heart."""
+    numbers = WORDS[0].split()
+    file = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    lines = []
+    for place in range(24):
+        run = [numbers[(place + step) % 10] for step in range(6)]
+        turns = [
+            {"role": "user", "content": f"count from {run[0]}"},
+            {"role": "assistant", "content": " ".join(run)},
+        ]
+        lines.append(json.dumps({"messages": turns}))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until its `now` is set."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock

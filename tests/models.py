@@ -1,4 +1,6 @@
-"""Tiny random base models of real architectures, and heads that are right never, always or sometimes."""
+"""Tiny random base models of real architectures, and heads that are right never, always or
+sometimes.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +71,27 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def tiny(
-    name: str = "llama", dtype: torch.dtype = torch.float64, attention: str = "sdpa", seed: int = 0, **changes: Any
+    name: str = "llama",
+    dtype: torch.dtype = torch.float64,
+    attention: str = "sdpa",
+    seed: int = 0,
+    **changes: Any,
 ) -> PreTrainedModel:
-    """A random model whose greedy text is varied: small weights would make it say one token for ever."""
+    """A random model whose greedy text is varied: small weights would make it say one token for
+    ever.
+    """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(name, **{**COMMON, **ARCHITECTURES.get(name, {}), **changes})
-    extra = {"experts_implementation": "eager"} if "num_experts_per_tok" in ARCHITECTURES.get(name, {}) else {}
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **extra).to(dtype).eval()
+    extra = (
+        {"experts_implementation": "eager"}
+        if "num_experts_per_tok" in ARCHITECTURES.get(name, {})
+        else {}
+    )
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation=attention, **extra)
+        .to(dtype)
+        .eval()
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -91,9 +107,15 @@ def prompt(length: int = 7, seed: int = 0) -> Tensor:
 
 @cache
 def varied_prompt(name: str, length: int = 12, new: int = 44) -> Tensor:
-    """[1, length] the one of 16 random prompts after which the model's greedy text is least monotonous."""
+    """[1, length] the one of 16 random prompts after which the model's greedy text is least
+    monotonous.
+    """
     prompts = torch.cat([prompt(length, seed) for seed in range(16)])
-    texts = tiny(name, attention="eager").generate(prompts, max_new_tokens=new, do_sample=False)[:, length:].tolist()
+    texts = (
+        tiny(name, attention="eager")
+        .generate(prompts, max_new_tokens=new, do_sample=False)[:, length:]
+        .tolist()
+    )
     best = max(range(16), key=lambda row: len(set(texts[row])) + len(set(texts[row][-new // 2 :])))
     return prompts[best : best + 1]
 
@@ -117,7 +139,9 @@ class ScriptedHeads(torch.nn.Module):
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, hidden: Tensor, lm_head: Any = None, first: int | None = None) -> Tensor:
-        logits = torch.rand(self.config.num_heads, len(hidden), self.config.vocab_size, generator=self.generator)
+        logits = torch.rand(
+            self.config.num_heads, len(hidden), self.config.vocab_size, generator=self.generator
+        )
         for row, state in enumerate(hidden):
             distances = [(known - state).abs().amax(-1).min(0) for known in self.states]
             text = min(range(len(distances)), key=lambda index: float(distances[index].values))

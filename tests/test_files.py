@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from medusa.files import Schema, check_writable, locked, read_json, replacing, replacing_all, write_json
+from medusa.files import (
+    Schema,
+    check_writable,
+    locked,
+    read_json,
+    replacing,
+    replacing_all,
+    write_json,
+)
 
 
 class Shape(Schema):
@@ -107,7 +115,7 @@ def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):
 
 
 def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
-    hold = "import sys; from medusa.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):"
+    hold = "import sys; from medusa.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):"  # noqa: E501
     place = tmp_path / "run"
     with subprocess.Popen(
         [sys.executable, "-c", f"{hold}\n print('held', flush=True); sys.stdin.read()", str(place)],
@@ -136,12 +144,22 @@ def test_a_folders_files_are_replaced_together_or_not_at_all(tmp_path, monkeypat
             (new / "adapter" / "weights").write_text(text)
 
     def content():
-        return {str(each.relative_to(place)): each.read_text() for each in sorted(place.rglob("*")) if each.is_file()}
+        return {
+            str(each.relative_to(place)): each.read_text()
+            for each in sorted(place.rglob("*"))
+            if each.is_file()
+        }
 
     save("one")
     (place / "mine").write_text("stays")
     before = content()
-    assert before == {"a": "one", "adapter/weights": "one", "b": "one", "config": "one", "mine": "stays"}
+    assert before == {
+        "a": "one",
+        "adapter/weights": "one",
+        "b": "one",
+        "config": "one",
+        "mine": "stays",
+    }
     move, moved = Path.replace, []
 
     def fail_at(number):

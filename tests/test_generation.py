@@ -21,7 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from medusa import CandidateTree, Greedy, MedusaGenerateOutput, MedusaModel, Rejection, Typical
-from medusa.model import TreeModel
+from medusa.core.model import TreeModel
 
 NEW = 30
 TREE = CandidateTree.dense([3, 2, 2])
@@ -81,19 +81,29 @@ CHARACTERS = (string.ascii_letters + string.digits)[:VOCAB]
 
 def characters():
     """A tokenizer of one character a token."""
-    tokenizer = Tokenizer(models.WordLevel({each: n for n, each in enumerate(CHARACTERS)}, unk_token="a"))
+    tokenizer = Tokenizer(
+        models.WordLevel({each: n for n, each in enumerate(CHARACTERS)}, unk_token="a")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a")
 
 
 def same_as_base(base, ids, accuracy=1.0, **options):
-    """Text of heads that know what the base says under these options: equal to it. Returns the output."""
-    fresh = {name: value() if isinstance(value, FunctionType) else value for name, value in options.items()}
+    """Text of heads that know what the base says under these options: equal to it. Returns the
+    output.
+    """
+    fresh = {
+        name: value() if isinstance(value, FunctionType) else value
+        for name, value in options.items()
+    }
     expected = base.generate(ids, do_sample=False, **fresh)
     known = expected[0].tolist() + [1] * 8
     model = heads_on(base, [known], accuracy)
-    fresh = {name: value() if isinstance(value, FunctionType) else value for name, value in options.items()}
+    fresh = {
+        name: value() if isinstance(value, FunctionType) else value
+        for name, value in options.items()
+    }
     output = model.generate(ids, do_sample=False, return_dict_in_generate=True, **fresh)
     assert output.sequences.tolist() == expected.tolist()
     return output
@@ -105,7 +115,9 @@ def test_max_new_tokens_is_exact_inside_an_accepted_run(base, ids, new):
 
 
 def test_max_length_counts_the_prompt(base, ids):
-    assert same_as_base(base, ids, max_length=ids.shape[1] + 9).sequences.shape[1] == ids.shape[1] + 9
+    assert (
+        same_as_base(base, ids, max_length=ids.shape[1] + 9).sequences.shape[1] == ids.shape[1] + 9
+    )
 
 
 @pytest.mark.parametrize("nth", range(1, 9))
@@ -136,7 +148,11 @@ def test_an_end_token_cuts_an_accepted_run(base, ids, text, nth):
 )
 @pytest.mark.parametrize("accuracy", [1.0, 0.5])
 def test_options_give_the_base_models_text(base, ids, text, options, accuracy):
-    end = {"eos_token_id": text[4]} if {"min_new_tokens", "exponential_decay_length_penalty"} & options.keys() else {}
+    end = (
+        {"eos_token_id": text[4]}
+        if {"min_new_tokens", "exponential_decay_length_penalty"} & options.keys()
+        else {}
+    )
     output = same_as_base(base, ids, accuracy, max_new_tokens=NEW, **end, **options)
     assert output.stats.acceleration_rate > 1
     plain = ids[0].tolist() + text[:NEW]
@@ -144,7 +160,12 @@ def test_options_give_the_base_models_text(base, ids, text, options, accuracy):
 
 
 def test_options_together(base, ids):
-    options = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 5, "eos_token_id": [9, 11]}
+    options = {
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 3,
+        "min_new_tokens": 5,
+        "eos_token_id": [9, 11],
+    }
     same_as_base(base, ids, 0.6, max_new_tokens=NEW, pad_token_id=0, **options)
 
 
@@ -154,7 +175,9 @@ def test_stop_strings(base, ids, text, length):
     for place in (5, 6, 7, 8):
         stop = "".join(CHARACTERS[token] for token in text[place + 1 - length : place + 1])
         said = "".join(CHARACTERS[token] for token in text)
-        output = same_as_base(base, ids, max_new_tokens=NEW, tokenizer=characters(), stop_strings=[stop, "no such"])
+        output = same_as_base(
+            base, ids, max_new_tokens=NEW, tokenizer=characters(), stop_strings=[stop, "no such"]
+        )
         assert output.sequences.shape[1] - ids.shape[1] == said.index(stop) + length
 
 
@@ -235,7 +258,9 @@ def test_a_dictionary_carries_the_statistics(model, ids, text):
 
 
 def test_input_ids_may_be_a_keyword(model, ids, text):
-    given = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
+    given = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
+    )
     assert given.tolist() == [ids[0].tolist() + text[:5]]
 
 
@@ -254,25 +279,41 @@ def test_a_padding_token_that_also_ends_texts_is_not_taken_for_padding(base, ids
     start = torch.cat([torch.tensor([[0]]), ids], 1)
     options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": 0}
     expected = base.generate(start, **options)
-    assert MedusaModel.from_base(base, num_heads=3).generate(start, **options).tolist() == expected.tolist()
+    assert (
+        MedusaModel.from_base(base, num_heads=3).generate(start, **options).tolist()
+        == expected.tolist()
+    )
 
 
 def test_a_padding_token_within_the_prompt_is_text(base, ids):
     within = torch.cat([ids, torch.tensor([[0]]), ids], 1)
     options = {"max_new_tokens": 9, "do_sample": False}
     expected = base.generate(within, attention_mask=torch.ones_like(within), **options)
-    assert MedusaModel.from_base(base, num_heads=3).generate(within, **options).tolist() == expected.tolist()
+    assert (
+        MedusaModel.from_base(base, num_heads=3).generate(within, **options).tolist()
+        == expected.tolist()
+    )
 
 
 def test_rows_that_end_early_are_padded_on_the_right(base, ids, text):
     other = prompt(ids.shape[1], seed=3)
-    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": text[5], "pad_token_id": 7}
+    options = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "eos_token_id": text[5],
+        "pad_token_id": 7,
+    }
     batch = torch.cat([ids, other])
     expected = base.generate(batch, attention_mask=torch.ones_like(batch), **options)
-    assert MedusaModel.from_base(base, num_heads=3).generate(batch, **options).tolist() == expected.tolist()
+    assert (
+        MedusaModel.from_base(base, num_heads=3).generate(batch, **options).tolist()
+        == expected.tolist()
+    )
 
 
-def test_rows_that_end_early_are_padded_with_an_end_token_where_there_is_no_padding_token(ids, text):
+def test_rows_that_end_early_are_padded_with_an_end_token_where_there_is_no_padding_token(
+    ids, text
+):
     own = tiny("llama", pad_token_id=None)
     own.generation_config.pad_token_id = None
     batch = torch.cat([ids, prompt(ids.shape[1], seed=3)])
@@ -314,7 +355,10 @@ def test_allowed_tokens_are_asked_for_by_the_number_of_the_prompt(base, ids):
 
     expected = base.generate(batch, prefix_allowed_tokens_fn=allowed, **options)
     model = heads_on(base, expected.tolist(), 0.8)
-    assert model.generate(batch, prefix_allowed_tokens_fn=allowed, **options).tolist() == expected.tolist()
+    assert (
+        model.generate(batch, prefix_allowed_tokens_fn=allowed, **options).tolist()
+        == expected.tolist()
+    )
     assert seen == {0, 1}
 
 
@@ -331,7 +375,9 @@ def test_sampling_repeats_with_the_seed(base, ids):
     runs = []
     for seed in (0, 0, 1):
         torch.manual_seed(9 + len(runs))
-        runs.append(model.generate(ids, generator=torch.Generator().manual_seed(seed), **SAMPLING).tolist())
+        runs.append(
+            model.generate(ids, generator=torch.Generator().manual_seed(seed), **SAMPLING).tolist()
+        )
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -341,10 +387,17 @@ def test_a_generator_a_row_makes_a_row_independent_of_its_neighbours(base, ids):
 
     def run(rows):
         width = max(prompts[row].shape[1] for row in rows)
-        batch = torch.cat([torch.nn.functional.pad(prompts[row], (width - prompts[row].shape[1], 0)) for row in rows])
+        batch = torch.cat(
+            [
+                torch.nn.functional.pad(prompts[row], (width - prompts[row].shape[1], 0))
+                for row in rows
+            ]
+        )
         generators = [torch.Generator().manual_seed(row) for row in rows]
         options = {**SAMPLING, "eos_token_id": [9, 20], "pad_token_id": 0}
-        return model.generate(batch, attention_mask=batch != 0, generator=generators, **options)[:, width:].tolist()
+        return model.generate(batch, attention_mask=batch != 0, generator=generators, **options)[
+            :, width:
+        ].tolist()
 
     together = run([0, 1, 2])
     for row in range(3):
@@ -359,15 +412,21 @@ def test_several_sequences_a_prompt(base, ids):
     model = MedusaModel.from_base(base, num_heads=3)
     torch.manual_seed(0)
     batch = torch.cat([ids, ids.flip(1)])
-    sequences = model.generate(batch, attention_mask=torch.ones_like(batch), num_return_sequences=3, **SAMPLING)
+    sequences = model.generate(
+        batch, attention_mask=torch.ones_like(batch), num_return_sequences=3, **SAMPLING
+    )
     assert sequences.shape == (6, ids.shape[1] + 12)
     assert sequences[:, : ids.shape[1]].tolist() == batch.repeat_interleave(3, 0).tolist()
     assert len(set(map(tuple, sequences.tolist()))) == 6
 
 
-@pytest.mark.parametrize("options", [{"temperature": 2.5}, {"temperature": 3.0, "top_k": 4}, {"top_p": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 2.5}, {"temperature": 3.0, "top_k": 4}, {"top_p": 0.8}]
+)
 def test_sampled_tokens_follow_the_base_models_distribution(options):
-    """Two tokens of a model of 6, both of the prefill and of a step; warped as transformers warps them."""
+    """Two tokens of a model of 6, both of the prefill and of a step; warped as transformers warps
+    them.
+    """
     size, rows = 6, 1500
     base = tiny("llama", torch.float32, vocab_size=size)
     model = MedusaModel.from_base(base, num_heads=2, tree=CandidateTree([(0,), (1,), (0, 0)]))
@@ -376,11 +435,14 @@ def test_sampled_tokens_follow_the_base_models_distribution(options):
     ids = torch.tensor([[1, 4, 2]])
     options = {"top_k": 0, **options}
     batch = ids.expand(rows, -1)
-    sampled = model.generate(batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=3, **options)[
-        :, 3:5
-    ]
+    sampled = model.generate(
+        batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=3, **options
+    )[:, 3:5]
     processors = base.generate(
-        ids, do_sample=True, custom_generate=lambda model, inputs, **kwargs: kwargs["logits_processor"], **options
+        ids,
+        do_sample=True,
+        custom_generate=lambda model, inputs, **kwargs: kwargs["logits_processor"],
+        **options,
     )
     stories = torch.tensor([[1, 4, 2, x] for x in range(size)])
     with torch.inference_mode():
@@ -397,7 +459,9 @@ def test_acceptance_by_name_and_by_policy(model, ids, text):
         assert model.generate(ids, **options)[0].tolist() == plain
     for acceptance in ("auto", "rejection", "typical", Rejection(), Typical(root="sample")):
         assert model.generate(ids, acceptance=acceptance, **SAMPLING).shape[1] == ids.shape[1] + 12
-    cold = model.generate(ids, acceptance="typical", do_sample=True, temperature=1e-4, max_new_tokens=NEW)
+    cold = model.generate(
+        ids, acceptance="typical", do_sample=True, temperature=1e-4, max_new_tokens=NEW
+    )
     assert cold[0].tolist() == plain
 
 
@@ -469,7 +533,10 @@ def test_what_is_not_supported_is_named(model, ids, options, words):
 @pytest.mark.filterwarnings("ignore")
 def test_options_that_change_no_text_are_taken(base, model, ids, text, options):
     expected = base.generate(ids, max_new_tokens=5, do_sample=False, **options)
-    assert model.generate(ids, max_new_tokens=5, do_sample=False, **options).tolist() == expected.tolist()
+    assert (
+        model.generate(ids, max_new_tokens=5, do_sample=False, **options).tolist()
+        == expected.tolist()
+    )
 
 
 @pytest.mark.parametrize("new", [2.5, 3.0, torch.tensor(3)], ids=str)
@@ -488,7 +555,12 @@ def test_a_text_without_a_prompt_begins_as_in_transformers(base, model):
 def image_model():
     """A tiny vision-language model."""
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=8,
     )
     text = tiny("llama").config
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=VOCAB - 1)
@@ -515,33 +587,49 @@ def test_inputs_other_than_tokens_are_refused(base, name, value):
 def test_a_vision_language_model_decodes_text_alone():
     base = image_model()
     expected = base.generate(prompt(), max_new_tokens=9, do_sample=False)
-    given = MedusaModel.from_base(base, num_heads=2).generate(prompt(), max_new_tokens=9, do_sample=False)
+    given = MedusaModel.from_base(base, num_heads=2).generate(
+        prompt(), max_new_tokens=9, do_sample=False
+    )
     assert given.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
-    "policy", [Rejection(), Typical(), Typical(root="sample")], ids=["rejection", "typical", "sampled"]
+    "policy",
+    [Rejection(), Typical(), Typical(root="sample")],
+    ids=["rejection", "typical", "sampled"],
 )
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("after", [0, 4])
 def test_sampling_from_no_distribution_is_an_error(base, model, ids, policy, value, after):
     class Spoil(LogitsProcessor):
         def __call__(self, input_ids, scores):
-            return torch.full_like(scores, value) if input_ids.shape[1] >= ids.shape[1] + after else scores
+            return (
+                torch.full_like(scores, value)
+                if input_ids.shape[1] >= ids.shape[1] + after
+                else scores
+            )
 
     options = {"max_new_tokens": 9, "do_sample": True, "logits_processor": [Spoil()]}
     with pytest.raises(RuntimeError, match="probability tensor"):
         base.generate(ids, **options)
     with pytest.raises(RuntimeError, match="no token can be sampled"):
         model.generate(ids, acceptance=policy, **options)
-    model.generate(ids, acceptance=policy, **{**options, "max_new_tokens": after or 1, "logits_processor": []})
+    model.generate(
+        ids, acceptance=policy, **{**options, "max_new_tokens": after or 1, "logits_processor": []}
+    )
 
 
-@pytest.mark.parametrize("acceptance", ["typical", Typical(epsilon=0.01), Typical(root="sample")], ids=str)
+@pytest.mark.parametrize(
+    "acceptance", ["typical", Typical(epsilon=0.01), Typical(root="sample")], ids=str
+)
 @pytest.mark.parametrize("temperature", [None, 0.0])
 @pytest.mark.filterwarnings("ignore")
-def test_typical_acceptance_without_sampling_is_greedy(base, model, ids, text, acceptance, temperature):
-    given = model.generate(ids, acceptance=acceptance, temperature=temperature, do_sample=False, max_new_tokens=NEW)
+def test_typical_acceptance_without_sampling_is_greedy(
+    base, model, ids, text, acceptance, temperature
+):
+    given = model.generate(
+        ids, acceptance=acceptance, temperature=temperature, do_sample=False, max_new_tokens=NEW
+    )
     assert given[0, ids.shape[1] :].tolist() == text[:NEW]
     assert isinstance(model.steps(ids, acceptance=acceptance, max_new_tokens=3).policy, Greedy)
 
@@ -568,7 +656,8 @@ def test_heads_that_no_longer_fit_a_resized_base_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("switch", "value"), [("prepack", "nonsense"), ("prepack", 0.5), ("capture", "yes"), ("compiled", "no")]
+    ("switch", "value"),
+    [("prepack", "nonsense"), ("prepack", 0.5), ("capture", "yes"), ("compiled", "no")],
 )
 def test_switches_take_no_other_values(ids, switch, value):
     with pytest.raises(ValueError, match=f"{switch} must be one of"):
@@ -622,13 +711,19 @@ def test_masked_tokens_inside_a_prompt_are_left_out(base, model, ids):
     given = model.generate(ids, attention_mask=holes, max_new_tokens=9, do_sample=False)
     assert given.tolist() == expected.tolist()
     with pytest.raises(ValueError, match=r"hole in row 0 at column 4.*sliding windows"):
-        MedusaModel.from_base(tiny("mistral"), num_heads=2).generate(ids, attention_mask=holes, max_new_tokens=3)
+        MedusaModel.from_base(tiny("mistral"), num_heads=2).generate(
+            ids, attention_mask=holes, max_new_tokens=3
+        )
 
 
 def test_right_padding_is_refused(model, ids):
     right = torch.cat([ids, torch.zeros(1, 2, dtype=torch.long)], 1)
     with pytest.raises(ValueError, match="row 1 of attention_mask ends in 0: pad on the left"):
-        model.generate(right.repeat(2, 1), attention_mask=torch.stack([right[0] >= 0, right[0] != 0]), max_new_tokens=3)
+        model.generate(
+            right.repeat(2, 1),
+            attention_mask=torch.stack([right[0] >= 0, right[0] != 0]),
+            max_new_tokens=3,
+        )
     holes = torch.ones_like(ids)
     with pytest.raises(ValueError, match="attention_mask has shape"):
         model.generate(ids, attention_mask=holes[:, 1:], max_new_tokens=3)
@@ -649,7 +744,11 @@ def test_a_tree_deeper_than_the_heads_is_refused(model, ids):
 
 def test_a_tree_may_be_given_for_one_call(model, ids, text):
     output = model.generate(
-        ids, tree=CandidateTree.chain(2), max_new_tokens=10, do_sample=False, return_dict_in_generate=True
+        ids,
+        tree=CandidateTree.chain(2),
+        max_new_tokens=10,
+        do_sample=False,
+        return_dict_in_generate=True,
     )
     assert output.stats.steps == 3
     assert model.tree is TREE
@@ -668,7 +767,9 @@ def test_steps_of_a_batch_end_row_by_row(base, ids, text):
     batch = torch.cat([ids, ids.flip(1)])
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
     model = heads_on(base, [ids[0].tolist() + text], 0.5)
-    sequences = model.generate(batch, attention_mask=torch.ones_like(batch), **options)[:, ids.shape[1] :].tolist()
+    sequences = model.generate(batch, attention_mask=torch.ones_like(batch), **options)[
+        :, ids.shape[1] :
+    ].tolist()
     rows = [[], []]
     for delivered in model.steps(batch, attention_mask=torch.ones_like(batch), **options):
         for row, tokens in zip(rows, delivered, strict=True):
@@ -684,4 +785,7 @@ def test_a_session_may_be_left_half_way(model, ids, text):
     assert next(steps) == [text[:1]]
     assert next(steps) == [text[1:5]]
     steps.close()
-    assert model.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist() == ids[0].tolist() + text[:5]
+    assert (
+        model.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist()
+        == ids[0].tolist() + text[:5]
+    )

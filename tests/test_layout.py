@@ -1,4 +1,4 @@
-"""The shape of the package: which room may import which, what importing it costs, what it makes public."""
+"""The layout of the package: layers, sizes, what importing it loads, and its public names."""
 
 import ast
 import importlib
@@ -13,44 +13,24 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "medusa"
 
-# Each room imports only from rooms before it.
-ROOMS = (
-    "heads",
-    "tree",
-    "acceptance",
-    "cache",
-    "model",
-    "decoding",
+# Each layer, a folder or a module of the package, imports only from layers before it.
+LAYERS = (
+    "files",
+    "hardware",
+    "runtime",
+    "core",
+    "text",
+    "data",
+    "formats",
     "generation",
+    "loading",
     "training",
     "calibration",
     "demo",
-    "bench",
-    "hardware",
-    "interop",
+    "evaluation",
     "serve",
     "cli",
 )
-
-# Supporting modules and the room each one stands right behind.
-SUPPORT = {
-    "files": "heads",
-    "positions": "heads",
-    "pace": "tree",
-    "provenance": "heads",
-    "processing": "acceptance",
-    "options": "acceptance",
-    "runtime": "cache",
-    "checkpoint": "heads",
-    "adapters": "heads",
-    "names": "heads",
-    "bases": "heads",
-    "tree_file": "tree",
-    "storage": "model",
-    "pretrained": "generation",
-}
-
-ORDER = [name for room in ROOMS for name in (room, *(s for s, behind in SUPPORT.items() if behind == room))]
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -61,8 +41,8 @@ def dotted(path: Path) -> list[str]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def imported_rooms(source: str, parts: list[str], is_package: bool) -> set[str]:
-    """The rooms that a file imports, wherever in it; "" stands for names of the package itself."""
+def imported_layers(source: str, parts: list[str], is_package: bool) -> set[str]:
+    """The layers that a file imports, wherever in it; "" stands for names of the package itself."""
     here = ["medusa", *parts]
     package = here if is_package else here[:-1]
     found = set()
@@ -79,55 +59,101 @@ def imported_rooms(source: str, parts: list[str], is_package: bool) -> set[str]:
                 continue
             name = target[1] if len(target) > 1 else ""
             is_module = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
-            found.add(name if name in ORDER or is_module else "")
+            found.add(name if name in LAYERS or is_module else "")
     return found
 
 
-def test_every_module_has_a_room():
+def test_every_module_belongs_to_a_layer():
     present = {dotted(path)[0] for path in SOURCES if dotted(path)} - {"__main__"}
-    unplaced = sorted(present - set(ORDER))
-    assert not unplaced, f"place these in ROOMS or SUPPORT in {Path(__file__).name}: {unplaced}"
+    unplaced = sorted(present - set(LAYERS))
+    assert not unplaced, f"place these in LAYERS in {Path(__file__).name}: {unplaced}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_come_from_rooms_before(path):
+def test_imports_come_from_layers_before(path):
     parts = dotted(path)
-    if not parts or parts[0] == "__main__":  # the package's own __init__ and __main__ may import every room
+    if not parts or parts[0] == "__main__":  # these two of the package may import every layer
         return
-    room = parts[0]
-    earlier = ORDER[: ORDER.index(room)] if room in ORDER else []
-    imports = imported_rooms(path.read_text(encoding="utf-8"), parts, path.name == "__init__.py")
-    wrong = sorted(name or "medusa (import the room itself)" for name in imports - {room, *earlier})
-    assert not wrong, f"{room} comes before what it imports: {wrong}"
+    layer = parts[0]
+    earlier = LAYERS[: LAYERS.index(layer)] if layer in LAYERS else ()
+    imports = imported_layers(path.read_text(encoding="utf-8"), parts, path.name == "__init__.py")
+    wrong = sorted(
+        name or "medusa (import the module itself)" for name in imports - {layer, *earlier}
+    )
+    assert not wrong, f"{layer} comes before what it imports: {wrong}"
 
 
 @pytest.mark.parametrize(
-    ("source", "parts", "is_package", "rooms"),
+    ("source", "parts", "is_package", "layers"),
     [
-        ("import medusa.tree", ["model"], False, {"tree"}),
-        ("from medusa import heads, tree", ["model"], False, {"heads", "tree"}),
-        ("from medusa.cache import X", ["model"], False, {"cache"}),
-        ("from .cache import X", ["model"], False, {"cache"}),
-        ("from . import cache", ["model"], False, {"cache"}),
-        ("from .. import cache", ["training", "loop"], False, {"cache"}),
-        ("from ..cache import X", ["training"], False, set()),  # leaves the package: Python refuses it
+        ("import medusa.core.tree", ["loading"], False, {"core"}),
+        ("from medusa import core, data", ["loading"], False, {"core", "data"}),
+        ("from medusa.core.cache import X", ["loading"], False, {"core"}),
+        ("from .core.cache import X", ["loading"], False, {"core"}),
+        ("from . import files", ["loading"], False, {"files"}),
+        ("from .. import files", ["training", "loop"], False, {"files"}),
+        (
+            "from ..files import X",
+            ["training"],
+            False,
+            set(),
+        ),  # leaves the package: an error in Python
         ("from .loop import X", ["training"], True, {"training"}),
         ("from ..cli import X", ["training"], True, {"cli"}),
-        ("def f():\n    from .cli import app", ["heads"], False, {"cli"}),
-        ("from medusa import MedusaModel", ["bench"], False, {""}),
-        ("import medusa", ["bench"], False, {""}),
-        ("import torch\nfrom torch import nn", ["bench"], False, set()),
+        ("def f():\n    from .cli import app", ["loading"], False, {"cli"}),
+        ("from medusa import MedusaModel", ["demo"], False, {""}),
+        ("import medusa", ["demo"], False, {""}),
+        ("import torch\nfrom torch import nn", ["demo"], False, set()),
     ],
 )
-def test_imported_rooms(source, parts, is_package, rooms):
-    assert imported_rooms(source, parts, is_package) == rooms
+def test_imported_layers(source, parts, is_package, layers):
+    assert imported_layers(source, parts, is_package) == layers
+
+
+ROOT = PACKAGE.parents[1]
+CODE = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in ("src", "benchmarks", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+LONGEST_FILE, LONGEST_FUNCTION = 400, 40
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: dict[str, str] = {}
+"""Functions that may be longer, and why; at most five."""
+
+
+def test_files_are_short():
+    long = {name for name, source in CODE.items() if len(source.splitlines()) > LONGEST_FILE}
+    assert long == LONG_FILES
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    lines, first = function.end_lineno - function.lineno + 1, function.body[0]
+    return lines - (first.end_lineno - first.lineno + 1 if ast.get_docstring(function) else 0)
+
+
+def test_functions_are_short():
+    long = {
+        f"{name}:{node.name}"
+        for name, source in CODE.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and code_lines(node) > LONGEST_FUNCTION
+    }
+    assert long == set(LONG_FUNCTIONS)
 
 
 def loaded_by(statements: str) -> set[str]:
     """The top-level modules that a fresh Python has loaded after these statements."""
-    report = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    report = (
+        "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", f"{statements}\n{report}"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", f"{statements}\n{report}"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return set(json.loads(result.stdout.splitlines()[-1]))
 
@@ -138,7 +164,8 @@ def test_importing_medusa_is_light():
     upstream = loaded_by(
         "import torch, safetensors.torch\n"
         "from huggingface_hub import HfApi, snapshot_download\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, PreTrainedModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, "
+        "PreTrainedModel\n"
         "from transformers.cache_utils import Cache\n"
         "import transformers.generation.logits_process, transformers.generation.streamers"
     )
@@ -171,14 +198,22 @@ def test_sources_name_no_place_on_one_machine():
 
 
 def test_messages_name_this_distribution_and_its_extras():
-    """A message that named another distribution would have users install somebody else's package."""
+    """A message that named another distribution would have users install somebody else's package."""  # noqa: E501
     project = (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     name = re.search(r'^name = "([\w-]+)"', project, re.MULTILINE)[1]
-    extras = set(re.findall(r"^(\w+) = \[", project[project.index("[project.optional-dependencies]") :], re.MULTILINE))
+    extras = set(
+        re.findall(
+            r"^(\w+) = \[",
+            project[project.index("[project.optional-dependencies]") :],
+            re.MULTILINE,
+        )
+    )
     named = [
         (path.name, found)
         for path in SOURCES
-        for found in re.findall(r"(medusa-[a-z]+)(?:\[(\w+)\])?['\"]", path.read_text(encoding="utf-8"))
+        for found in re.findall(
+            r"(medusa-[a-z]+)(?:\[(\w+)\])?['\"]", path.read_text(encoding="utf-8")
+        )
         if found[0] not in ("medusa-1", "medusa-2")
     ]
     assert named

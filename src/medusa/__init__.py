@@ -15,27 +15,27 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .acceptance import AcceptancePolicy, Greedy, Rejection, Typical
-    from .decoding import DecodingStats
+    from .core.acceptance import AcceptancePolicy, Greedy, Rejection, Typical
+    from .core.engine import DecodingStats
+    from .core.heads import MedusaConfig, MedusaHeads
+    from .core.tree import CandidateTree
     from .generation import MedusaGenerateOutput, Session
-    from .heads import MedusaConfig, MedusaHeads
-    from .pretrained import MedusaModel
-    from .tree import CandidateTree
+    from .loading import MedusaModel
 
 __version__ = version("medusa-decoding")
 
 _MODULES = {
-    "AcceptancePolicy": "acceptance",
-    "CandidateTree": "tree",
-    "DecodingStats": "decoding",
-    "Greedy": "acceptance",
-    "MedusaConfig": "heads",
+    "AcceptancePolicy": "core.acceptance",
+    "CandidateTree": "core.tree",
+    "DecodingStats": "core.engine",
+    "Greedy": "core.acceptance",
+    "MedusaConfig": "core.heads",
     "MedusaGenerateOutput": "generation",
-    "MedusaHeads": "heads",
-    "MedusaModel": "pretrained",
-    "Rejection": "acceptance",
+    "MedusaHeads": "core.heads",
+    "MedusaModel": "loading",
+    "Rejection": "core.acceptance",
     "Session": "generation",
-    "Typical": "acceptance",
+    "Typical": "core.acceptance",
 }
 
 __all__ = [

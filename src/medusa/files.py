@@ -1,4 +1,6 @@
-"""Small files of ours: read with errors that name file and field, written whole or not at all, locked while used."""
+"""Small files of ours: read with errors that name file and field, written whole or not at all,
+locked while used.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SHOWN = 3
 
 
 class Schema(BaseModel):
-    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer, NaN no number."""
+    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer,
+    NaN no number.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -32,7 +36,8 @@ def read_json(file: Path, schema: type[S]) -> S:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or does not hold what the schema says; names the file and the fields.
+        ValueError: the file is not JSON, or does not hold what the schema says; names the file and
+            the fields.
     """
     return parse_json(file.read_bytes(), schema, str(file), "the whole file")
 
@@ -45,7 +50,8 @@ def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
         whole: what an error calls all of the text, such as "the whole file".
 
     Raises:
-        ValueError: the text is not JSON, or does not hold what the schema says; names the place and the fields.
+        ValueError: the text is not JSON, or does not hold what the schema says; names the place and
+            the fields.
     """
     try:
         return schema.model_validate_json(text)
@@ -59,13 +65,16 @@ def _problem(error: Any, whole: str) -> str:
     """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    field = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]
+    ).lstrip(".")
     message = error["msg"].removeprefix("Value error, ")
     return f"{field or whole}: {message[:1].lower()}{message[1:]}"
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a part.
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a
+    part.
 
     Raises:
         OSError: the file cannot be written; names it.
@@ -75,14 +84,18 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
         with replacing(file) as beside:
             beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from None  # a full disk's own error names no file
+        raise OSError(
+            error.errno, error.strerror, str(file)
+        ) from None  # a full disk's own error names no file
 
 
 def check_writable(file: Path) -> None:
-    """Make the folder of `file`, and check that the file could be written: before the work that it is to hold.
+    """Make the folder of `file`, and check that the file could be written: before the work that it
+    is to hold.
 
     Raises:
-        OSError: the folder cannot be made, no file can be written there, or `file` is a folder; names `file`.
+        OSError: the folder cannot be made, no file can be written there, or `file` is a folder;
+            names `file`.
     """
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder: name a file")
@@ -95,16 +108,19 @@ def check_writable(file: Path) -> None:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may replace."""
+    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may
+    replace.
+    """
     return file.exists() and not file.is_file() and not file.is_dir()
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty file beside `file`, which takes its place when the block ends without an error.
+    """Yield the path of an empty file beside `file`, which takes its place when the block ends
+    without an error.
 
-    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is replaced. A pipe or
-    a device is yielded itself.
+    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is
+    replaced. A pipe or a device is yielded itself.
     """
     if _is_stream(file):
         yield file
@@ -124,16 +140,20 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder, whose content moves into `folder` when the block ends without an error.
+    """Yield an empty folder, whose content moves into `folder` when the block ends without an
+    error.
 
-    After an error, in the block or while files move, `folder` is as it was. What has another name in `folder` stays.
+    After an error, in the block or while files move, `folder` is as it was. What has another name
+    in `folder` stays.
 
     Args:
         folder: made if need be.
         last: names that move after all others, in this order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True) as beside:
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True
+    ) as beside:
         new, old = Path(beside, "new"), Path(beside, "old")
         new.mkdir()
         old.mkdir()
@@ -152,7 +172,9 @@ def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _keep(place: Path, old: Path) -> None:
-    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all times."""
+    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all
+    times.
+    """
     if place.is_dir():
         place.rename(old)
     elif place.exists():
@@ -182,14 +204,18 @@ def _umask() -> int:
 
 
 @contextmanager
-def locked(place: Path, option: str = "--output", waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(
+    place: Path, option: str = "--output", waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold `place`, a file or folder that is written to, for this process alone.
 
-    The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it ends.
+    The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it
+    ends.
 
     Args:
         option: of the command line, which names another place.
-        waiting: called where another process holds the place, before waiting until that process has ended.
+        waiting: called where another process holds the place, before waiting until that process has
+            ended.
 
     Raises:
         ValueError: another process holds it, and `waiting` is None.
@@ -202,7 +228,8 @@ def locked(place: Path, option: str = "--output", waiting: Callable[[], None] | 
     except Timeout:
         if waiting is None:
             raise ValueError(
-                f"another process is writing to {place}: wait until it has ended, or write elsewhere ({option})"
+                f"another process is writing to {place}: wait until it has ended, or write "
+                f"elsewhere ({option})"
             ) from None
         waiting()
         lock.acquire()

@@ -20,14 +20,19 @@ SIZES = (1, 2, 4, 8, 16)
 def recording(texts=40, positions=25, heads=3, ranks=4, right=0.7):
     generator = torch.Generator().manual_seed(0)
     rank = torch.multinomial(
-        torch.tensor([right, *[(1 - right) / ranks] * ranks]), texts * positions * heads, True, generator=generator
+        torch.tensor([right, *[(1 - right) / ranks] * ranks]),
+        texts * positions * heads,
+        True,
+        generator=generator,
     ).view(-1, heads)
     credit = torch.nn.functional.one_hot(rank, ranks + 1)[..., :ranks].float()
     return Recording(credit, torch.ones(len(credit), heads, dtype=torch.bool), (positions,) * texts)
 
 
 def latency(cost):
-    return Latency({100: [{size: 0.01 * (1 + cost * (size - 1)) for size in SIZES} for _ in range(5)]})
+    return Latency(
+        {100: [{size: 0.01 * (1 + cost * (size - 1)) for size in SIZES} for _ in range(5)]}
+    )
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 5, 11, 16])
@@ -35,7 +40,9 @@ def test_predictions_are_the_best_trees_of_each_size(nodes):
     recorded = recording()
     each = predictions(recorded, latency(0.1), 16)[nodes - 1]
     assert len(each.tree) == nodes
-    assert each.acceleration_rate == pytest.approx(replayed_rate(recorded, joint_tree(recorded, nodes)))
+    assert each.acceleration_rate == pytest.approx(
+        replayed_rate(recorded, joint_tree(recorded, nodes))
+    )
     assert each.overhead == pytest.approx(1 + 0.1 * (nodes - 1))
 
 
@@ -51,7 +58,10 @@ def test_drafts_right_with_a_probability_are_expected_not_replayed():
 
 def test_the_dearer_nodes_are_the_fewer_are_chosen():
     recorded = recording()
-    sizes = [len(choose(predictions(recorded, latency(cost), 16)).tree) for cost in (0.0, 0.02, 0.1, 0.3, 2.0)]
+    sizes = [
+        len(choose(predictions(recorded, latency(cost), 16)).tree)
+        for cost in (0.0, 0.02, 0.1, 0.3, 2.0)
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 16
     assert sizes[-1] == 1, "nothing pays: plain decoding"
@@ -71,7 +81,9 @@ def test_intervals_hold_the_value_and_shrink_with_data():
     width = [high - low for low, high in (rate_interval(each, tree) for each in (few, many))]
     assert width[1] < width[0] / 3
     assert overhead_interval(latency(0.1), 8) == pytest.approx((1.7, 1.7))
-    assert overhead_interval(latency(0.1), 6) == pytest.approx((1.5, 1.5)), "between two sizes that were measured"
+    assert overhead_interval(latency(0.1), 6) == pytest.approx((1.5, 1.5)), (
+        "between two sizes that were measured"
+    )
     assert resampled([2.0, 2.0], [1.0, 1.0]) == (2.0, 2.0)
 
 

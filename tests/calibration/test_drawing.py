@@ -2,7 +2,7 @@ import pytest
 
 from medusa import CandidateTree
 from medusa.calibration.drawing import draw_tree, places, save
-from medusa.tree import PUBLISHED_ACCURACIES
+from medusa.core.tree import PUBLISHED_ACCURACIES
 
 TREE = CandidateTree.default(4, 20)
 FREQUENCIES = TREE.probabilities(PUBLISHED_ACCURACIES)
@@ -12,7 +12,9 @@ def test_likely_children_stand_left_and_nodes_of_a_depth_apart():
     at = places(TREE, FREQUENCIES)
     for children in TREE.children:
         ordered = sorted(children, key=lambda child: at[child])
-        assert [FREQUENCIES[child] for child in ordered] == sorted((FREQUENCIES[c] for c in children), reverse=True)
+        assert [FREQUENCIES[child] for child in ordered] == sorted(
+            (FREQUENCIES[c] for c in children), reverse=True
+        )
     spots = list(zip(at, TREE.depth.tolist(), strict=True))
     assert len(set(spots)) == len(TREE)
     assert at[0] == 0

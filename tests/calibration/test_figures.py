@@ -27,4 +27,6 @@ def test_both_panels_show_every_point():
     points.append(Point("joint", points[-1].tree, 2.0, 1.5, decoded=True))
     figure = draw_trees(points, "a machine")
     for axes in figure.axes:
-        assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() != "None") == len(points)
+        assert sum(
+            len(line.get_xdata()) for line in axes.lines if line.get_marker() != "None"
+        ) == len(points)

@@ -3,7 +3,7 @@ from models import tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
 from medusa.calibration.latency import Latency, Rounds, measure_latency, usual_contexts
-from medusa.decoding import PLAIN
+from medusa.core.engine import PLAIN
 
 TREES = [PLAIN, CandidateTree.chain(1), CandidateTree.default(2, 4), CandidateTree.default(2, 8)]
 
@@ -12,7 +12,13 @@ def test_every_size_is_timed_in_every_round_and_context():
     model, ids = MedusaModel.from_base(tiny(), num_heads=2), varied_prompt("llama")
     done = []
     latency = measure_latency(
-        model, ids[0].tolist(), TREES, {"do_sample": False}, contexts=(8, 40), rounds=3, finished=done.append
+        model,
+        ids[0].tolist(),
+        TREES,
+        {"do_sample": False},
+        contexts=(8, 40),
+        rounds=3,
+        finished=done.append,
     )
     assert done == [3, 3]
     for context, rounds in latency.rounds.items():
@@ -27,7 +33,9 @@ def test_every_size_is_timed_in_every_round_and_context():
 )
 def test_neither_end_tokens_nor_sampling_stop_the_clock(arguments):
     model, ids = MedusaModel.from_base(tiny(), num_heads=2), varied_prompt("llama")
-    latency = measure_latency(model, ids[0].tolist(), TREES[1:], arguments, contexts=(20,), rounds=8, batch_size=2)
+    latency = measure_latency(
+        model, ids[0].tolist(), TREES[1:], arguments, contexts=(20,), rounds=8, batch_size=2
+    )
     assert len(latency.rounds[20]) == 8
     assert 1 in latency.rounds[20][0], "plain decoding is always there"
 

@@ -4,9 +4,9 @@ from models import ScriptedHeads, tiny, varied_prompt
 from safetensors.torch import load_file, save_file
 
 from medusa import CandidateTree, MedusaModel, Rejection
-from medusa.acceptance import Draft
 from medusa.calibration.recording import Recording, record, rejection_credit
 from medusa.calibration.search import expected_rate, joint_tree, replayed_rate
+from medusa.core.acceptance import Draft
 from medusa.files import locked
 
 NEW = 40
@@ -21,7 +21,9 @@ def model_with_heads(accuracy=0.7):
     return model, ids
 
 
-@pytest.mark.parametrize("tree", [CandidateTree.chain(3), CandidateTree.dense([3, 2, 2]), CandidateTree.default(3, 9)])
+@pytest.mark.parametrize(
+    "tree", [CandidateTree.chain(3), CandidateTree.dense([3, 2, 2]), CandidateTree.default(3, 9)]
+)
 def test_a_replay_gives_the_rate_that_decoding_has(tree):
     base, ids = tiny(), varied_prompt("llama")
     model = MedusaModel.from_base(base, num_heads=3)
@@ -39,10 +41,14 @@ def test_a_replay_gives_the_rate_that_decoding_has(tree):
 
 def test_ranks_are_those_of_the_tokens_that_came():
     model, ids = model_with_heads(1.0)
-    recorded = record(model, [ids[0].tolist()], {"max_new_tokens": NEW, "do_sample": False}, ranks=3)
+    recorded = record(
+        model, [ids[0].tolist()], {"max_new_tokens": NEW, "do_sample": False}, ranks=3
+    )
     assert recorded.lengths == (NEW - 1,)
     assert recorded.known.sum(0).tolist() == [NEW - 1, NEW - 2, NEW - 3]
-    assert all(row[1] == 1 for row in recorded.accuracies()), "scripted heads have it first or second"
+    assert all(row[1] == 1 for row in recorded.accuracies()), (
+        "scripted heads have it first or second"
+    )
     tree = joint_tree(recorded, 8)
     assert tree.max_rank <= 2
 
@@ -137,7 +143,10 @@ def test_one_process_records_in_a_folder(tmp_path):
     arguments = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
     record(model, *arguments, work=tmp_path)
     (folder,) = (each for each in tmp_path.iterdir() if each.is_dir())
-    with locked(folder), pytest.raises(ValueError, match=r"another process is writing to .*--resume"):
+    with (
+        locked(folder),
+        pytest.raises(ValueError, match=r"another process is writing to .*--resume"),
+    ):
         record(model, *arguments, work=tmp_path)
 
 
@@ -148,13 +157,19 @@ def test_credit_of_rejection_is_the_frequency_of_accepted_draws():
     p, q = (torch.rand(size, generator=generator, dtype=torch.float64).pow(2) for _ in range(2))
     p, q = p / p.sum(), q / q.sum()
     came = torch.multinomial(p, rows, replacement=True, generator=generator)
-    credit = rejection_credit(p.expand(rows, -1), q.expand(rows, -1), came, ranks, generator).mean(0)
+    credit = rejection_credit(p.expand(rows, -1), q.expand(rows, -1), came, ranks, generator).mean(
+        0
+    )
 
     tree = CandidateTree([(rank,) for rank in range(ranks)])
     policy, generators = Rejection(), [None] * rows
     torch.manual_seed(1)
-    draft = policy.draft(torch.zeros(rows, dtype=torch.long), q.log().expand(rows, 1, -1), tree, generators)
-    verdict = policy.accept(tree, Draft(draft.tokens, draft.probs), p.log().expand(rows, len(tree), -1), generators)
+    draft = policy.draft(
+        torch.zeros(rows, dtype=torch.long), q.log().expand(rows, 1, -1), tree, generators
+    )
+    verdict = policy.accept(
+        tree, Draft(draft.tokens, draft.probs), p.log().expand(rows, len(tree), -1), generators
+    )
     accepted = verdict.path[:, -1][verdict.count == 2]
     frequency = torch.bincount(accepted, minlength=ranks + 1)[1:] / rows
     torch.testing.assert_close(credit.float(), frequency.float(), rtol=0, atol=0.012)
@@ -172,7 +187,11 @@ def test_a_sampled_recording_predicts_what_sampling_gives():
     tree = CandidateTree.dense([3, 2])
     batch = torch.tensor(prompts).repeat(4, 1)
     stats = model.generate(
-        batch, attention_mask=torch.ones_like(batch), tree=tree, return_dict_in_generate=True, **options
+        batch,
+        attention_mask=torch.ones_like(batch),
+        tree=tree,
+        return_dict_in_generate=True,
+        **options,
     ).stats
     assert stats.acceleration_rate == pytest.approx(expected_rate(recorded, tree), rel=0.05)
 
@@ -182,7 +201,9 @@ def test_base_logits_are_the_base_models(architecture):
     model = MedusaModel.from_base(tiny(architecture, attention="eager"), num_heads=1)
     ids = varied_prompt("llama")
     with torch.inference_mode():
-        torch.testing.assert_close(model.base_logits(model.hidden_states(ids)), model.base(ids).logits)
+        torch.testing.assert_close(
+            model.base_logits(model.hidden_states(ids)), model.base(ids).logits
+        )
 
 
 def test_chunks_do_not_change_what_is_recorded(monkeypatch):

@@ -16,7 +16,9 @@ from medusa.calibration.search import (
 
 
 def recording(heads=2, ranks=3, lengths=(7, 1, 12), seed=0, soft=False):
-    """Credits of made-up positions; the further ahead, the less often right, and heads err together."""
+    """Credits of made-up positions; the further ahead, the less often right, and heads err
+    together.
+    """
     generator = torch.Generator().manual_seed(seed)
     positions = sum(lengths)
     if soft:
@@ -32,7 +34,11 @@ def recording(heads=2, ranks=3, lengths=(7, 1, 12), seed=0, soft=False):
 
 def all_trees(heads, ranks, nodes):
     """Every tree of `nodes` nodes."""
-    paths = [path for depth in range(1, heads + 1) for path in itertools.product(range(ranks), repeat=depth)]
+    paths = [
+        path
+        for depth in range(1, heads + 1)
+        for path in itertools.product(range(ranks), repeat=depth)
+    ]
     for chosen in itertools.combinations(paths, nodes - 1):
         if all(len(path) == 1 or path[:-1] in chosen for path in chosen):
             yield CandidateTree(chosen)

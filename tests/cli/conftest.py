@@ -7,9 +7,13 @@ from models import tiny
 from transformers import AutoTokenizer
 
 from medusa import MedusaModel
-from medusa.demo.tokenizer import train_tokenizer
+from tools.demo_model.tokenizer import train_tokenizer
 
-WORDS = ["the tree of candidates is verified in one step", "naïve café & ½ 東京 🌳", "one two three four"]
+WORDS = [
+    "the tree of candidates is verified in one step",
+    "naïve café & ½ 東京 🌳",
+    "one two three four",
+]
 POSITIONS = 128
 
 

@@ -8,12 +8,25 @@ import torch
 from typer.testing import CliRunner
 
 from medusa import CandidateTree, MedusaModel
-from medusa.calibration.prompts import encode, read_prompts
 from medusa.cli import app
+from medusa.data.prompts import encode, read_prompts
 
 runner = CliRunner()
-module = importlib.import_module("medusa.cli.calibrate")  # its name in the package is the command's, too
-QUICK = ["--prompts", "6", "--rounds", "3", "--context", "20", "--max-new-tokens", "12", "--max-nodes", "8"]
+module = importlib.import_module(
+    "medusa.cli.calibrate"
+)  # its name in the package is the command's, too
+QUICK = [
+    "--prompts",
+    "6",
+    "--rounds",
+    "3",
+    "--context",
+    "20",
+    "--max-new-tokens",
+    "12",
+    "--max-nodes",
+    "8",
+]
 
 
 @pytest.fixture
@@ -33,7 +46,9 @@ def prompts(tmp_path):
 
 def test_the_tree_is_stored_and_used(heads, prompts, tmp_path):
     report = tmp_path / "report.json"
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(report), *QUICK])
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(report), *QUICK]
+    )
     assert told.exit_code == 0, told.output
     result = json.loads(report.read_text())
     assert set(result["predicted"]) >= {"acceleration_rate", "overhead", "speedup"}
@@ -52,17 +67,32 @@ def test_the_tree_is_stored_and_used(heads, prompts, tmp_path):
 
 def test_heads_are_kept_and_the_weights_untouched(heads, prompts):
     before = (heads / "medusa_lm_head.safetensors").read_bytes()
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--heads", "1", *QUICK])
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), "--heads", "1", *QUICK]
+    )
     assert told.exit_code == 0, told.output
     assert (heads / "medusa_lm_head.safetensors").read_bytes() == before
-    assert max(map(len, json.loads((heads / "medusa_tree.json").read_text())["paths"]), default=0) <= 1
+    assert (
+        max(map(len, json.loads((heads / "medusa_tree.json").read_text())["paths"]), default=0) <= 1
+    )
 
 
 def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
     before = (heads / "medusa_tree.json").read_bytes()
     output = tmp_path / "elsewhere"
     told = runner.invoke(
-        app, ["calibrate", str(heads), "--data", str(prompts), "--output", str(output), "--temperature", "1", *QUICK]
+        app,
+        [
+            "calibrate",
+            str(heads),
+            "--data",
+            str(prompts),
+            "--output",
+            str(output),
+            "--temperature",
+            "1",
+            *QUICK,
+        ],
     )
     assert told.exit_code == 0, told.output
     assert (heads / "medusa_tree.json").read_bytes() == before
@@ -72,14 +102,24 @@ def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
 def test_figures_are_drawn(heads, prompts, tmp_path):
     pytest.importorskip("matplotlib")
     folder = tmp_path / "figures"
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(folder), *QUICK])
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(folder), *QUICK]
+    )
     assert told.exit_code == 0, told.output
     assert {file.name for file in folder.iterdir()} == {"accuracy.png", "tree.png", "trees.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.iterdir())
 
 
 def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
-    command = ["calibrate", str(heads), "--data", str(prompts), "--resume", str(tmp_path / "work"), *QUICK]
+    command = [
+        "calibrate",
+        str(heads),
+        "--data",
+        str(prompts),
+        "--resume",
+        str(tmp_path / "work"),
+        *QUICK,
+    ]
     assert runner.invoke(app, command).exit_code == 0
     files = sorted((tmp_path / "work").rglob("*.safetensors"))
     assert files
@@ -87,7 +127,9 @@ def test_an_interrupted_recording_is_resumed(heads, prompts, tmp_path):
     assert runner.invoke(app, command).exit_code == 0
     assert [file.stat().st_mtime_ns for file in files] == times
     assert runner.invoke(app, [*command, "--max-new-tokens", "9"]).exit_code == 0
-    assert len(sorted((tmp_path / "work").rglob("*.safetensors"))) > len(files), "other settings are recorded anew"
+    assert len(sorted((tmp_path / "work").rglob("*.safetensors"))) > len(files), (
+        "other settings are recorded anew"
+    )
 
 
 @pytest.fixture
@@ -97,7 +139,9 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["--json", "--output", "--figures", "--resume"])
-def test_places_that_cannot_be_written_are_found_before_the_model_is_loaded(heads, prompts, tmp_path, no_model, option):
+def test_places_that_cannot_be_written_are_found_before_the_model_is_loaded(
+    heads, prompts, tmp_path, no_model, option
+):
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "place"
     told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), option, str(place)])
@@ -106,8 +150,12 @@ def test_places_that_cannot_be_written_are_found_before_the_model_is_loaded(head
     assert "cannot be written" in told.stderr
 
 
-def test_a_folder_in_the_place_of_the_report_is_found_before_the_model_is_loaded(heads, prompts, tmp_path, no_model):
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(tmp_path)])
+def test_a_folder_in_the_place_of_the_report_is_found_before_the_model_is_loaded(
+    heads, prompts, tmp_path, no_model
+):
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(tmp_path)]
+    )
     assert told.stderr == f"error: {tmp_path} is a folder: name a file\n"
 
 
@@ -121,7 +169,9 @@ def test_figures_that_cannot_be_drawn_are_found_before_the_model_is_loaded(
         return original(name, *others)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(tmp_path / "x")])
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(tmp_path / "x")]
+    )
     assert told.exit_code == 1
     assert told.stderr.startswith("error: pictures need matplotlib")
 
@@ -138,7 +188,9 @@ def test_other_heads_do_not_get_the_tree(folders, prompts, tmp_path, no_model):
 
 
 @pytest.mark.parametrize("broken", ["write_report", "draw", "show"])
-def test_what_fails_afterwards_leaves_the_other_results(heads, prompts, tmp_path, monkeypatch, broken):
+def test_what_fails_afterwards_leaves_the_other_results(
+    heads, prompts, tmp_path, monkeypatch, broken
+):
     pytest.importorskip("matplotlib")
 
     def failing(*_):
@@ -163,7 +215,10 @@ def test_what_fails_afterwards_leaves_the_other_results(heads, prompts, tmp_path
     [
         (["--heads", "3"], "3 heads are asked for (--heads) and the model has 2"),
         (["--context", "127"], "a context of 127 tokens (--context)"),
-        (["--context", "20", "--context", str(2**31 - 1)], f"a context of {2**31 - 1} tokens (--context)"),
+        (
+            ["--context", "20", "--context", str(2**31 - 1)],
+            f"a context of {2**31 - 1} tokens (--context)",
+        ),
     ],
 )
 def test_what_the_model_does_not_have_is_said_before_the_work(heads, prompts, options, said):
@@ -175,7 +230,9 @@ def test_what_the_model_does_not_have_is_said_before_the_work(heads, prompts, op
 def test_contexts_near_the_end_of_the_positions_leave_room_for_steps(heads, tmp_path):
     (tmp_path / "long.txt").write_text("x" * 90 + "\n" + "y" * 91 + "\n" + "z" * 92)
     options = [option for option in QUICK if option not in ("--context", "20")]
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(tmp_path / "long.txt"), *options])
+    told = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(tmp_path / "long.txt"), *options]
+    )
     assert told.exit_code == 0, told.output
     contexts = json.loads((heads / "medusa_tree.json").read_text())["made"]["contexts"]
     assert max(contexts) < 110
@@ -186,14 +243,18 @@ def test_typical_acceptance_is_calibrated(heads, prompts):
         options = ["--acceptance", "typical", "--temperature", temperature, *QUICK]
         told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
         assert told.exit_code == 0, told.output
-        assert json.loads((heads / "medusa_tree.json").read_text())["made"]["acceptance"] == "typical"
+        assert (
+            json.loads((heads / "medusa_tree.json").read_text())["made"]["acceptance"] == "typical"
+        )
 
 
 def test_stop_strings_of_the_model_are_followed(folders, prompts, tmp_path):
     shutil.copytree(folders, tmp_path / "copy")
     config = tmp_path / "copy" / "base" / "generation_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "stop_strings": ["e"]}))
-    told = runner.invoke(app, ["calibrate", str(tmp_path / "copy" / "heads"), "--data", str(prompts), *QUICK])
+    told = runner.invoke(
+        app, ["calibrate", str(tmp_path / "copy" / "heads"), "--data", str(prompts), *QUICK]
+    )
     assert told.exit_code == 0, told.output
 
 
@@ -206,7 +267,9 @@ def test_stop_strings_of_the_model_are_followed(folders, prompts, tmp_path):
     ],
 )
 def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
-    told = runner.invoke(app, ["calibrate", *(each.format(folders=folders, prompts=prompts) for each in arguments)])
+    told = runner.invoke(
+        app, ["calibrate", *(each.format(folders=folders, prompts=prompts) for each in arguments)]
+    )
     assert told.exit_code == 1
     assert remedy in told.output
     assert len(told.output.strip().splitlines()) == 1
@@ -216,10 +279,15 @@ def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
     ("name", "text", "expected"),
     [
         ("a.txt", "one\n\ntwo\n", [["one"], ["two"]]),
-        ("a.jsonl", '{"question": "why?", "answer": "so"}\n{"turns": ["a", "b"]}\n', [["why?"], ["a"]]),
+        (
+            "a.jsonl",
+            '{"question": "why?", "answer": "so"}\n{"turns": ["a", "b"]}\n',
+            [["why?"], ["a"]],
+        ),
         (
             "a.json",
-            '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "plain text"]',
+            '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, '
+            '"plain text"]',
             [["a"], ["plain text"]],
         ),
         (
@@ -228,7 +296,11 @@ def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
             '{"role": "assistant", "content": "a"}]}',
             [["s", "q"]],
         ),
-        ("c.jsonl", '{"instruction": "q", "input": "i", "system": "s", "output": "a"}', [["s", "q\n\ni"]]),
+        (
+            "c.jsonl",
+            '{"instruction": "q", "input": "i", "system": "s", "output": "a"}',
+            [["s", "q\n\ni"]],
+        ),
     ],
 )
 def test_prompts_are_read_from_the_usual_files(tmp_path, name, text, expected):

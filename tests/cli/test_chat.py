@@ -39,7 +39,9 @@ def conversation(reference):
 
 
 def answers(messages):
-    return "".join(message["content"] + "\n" for message in messages if message["role"] == "assistant")
+    return "".join(
+        message["content"] + "\n" for message in messages if message["role"] == "assistant"
+    )
 
 
 @pytest.mark.parametrize("model", ["heads", "base"])
@@ -60,7 +62,14 @@ def test_reset_and_undo(chat, conversation):
 
 def test_system_and_save(chat, conversation, tmp_path):
     file = tmp_path / "saved.json"
-    result = chat("/system be kind", "one", f"/save {file}", "/system", f"/save {tmp_path}/none/saved.json", "/save")
+    result = chat(
+        "/system be kind",
+        "one",
+        f"/save {file}",
+        "/system",
+        f"/save {tmp_path}/none/saved.json",
+        "/save",
+    )
     expected = conversation("one", system="be kind")
     assert result.stdout == answers(expected)
     assert json.loads(file.read_text(encoding="utf-8")) == expected
@@ -70,10 +79,25 @@ def test_system_and_save(chat, conversation, tmp_path):
 
 
 def test_commands_that_say_something(chat):
-    result = chat("/what", "/help", "/stats perhaps", "/stats on", "one", "/stats off", "one", "/exit", "never")
+    result = chat(
+        "/what",
+        "/help",
+        "/stats perhaps",
+        "/stats on",
+        "one",
+        "/stats off",
+        "one",
+        "/exit",
+        "never",
+    )
     lines = result.stderr.splitlines()
-    assert lines[0] == "unknown command /what: /help lists them; a space before it sends it as a message"
-    assert [line.split()[0] for line in lines[1:8]] == "/help /reset /undo /system /stats /save /exit".split()
+    assert (
+        lines[0]
+        == "unknown command /what: /help lists them; a space before it sends it as a message"
+    )
+    assert [
+        line.split()[0] for line in lines[1:8]
+    ] == "/help /reset /undo /system /stats /save /exit".split()
     assert lines[8] == "error: say /stats on or /stats off"
     assert lines[9].startswith("8 tokens, ")
     assert len(lines) == 10
@@ -84,7 +108,9 @@ def test_a_space_sends_a_slash(chat, conversation):
     assert chat(" /what").stdout == answers(conversation("/what"))
 
 
-def test_an_interrupt_keeps_the_session_and_the_partial_answer(chat, reference, monkeypatch, tmp_path):
+def test_an_interrupt_keeps_the_session_and_the_partial_answer(
+    chat, reference, monkeypatch, tmp_path
+):
     import medusa.cli.chat as module
 
     whole, runs = module.pieces, []
@@ -115,12 +141,17 @@ def test_an_interrupt_ends_a_piped_conversation(folders, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("medusa.cli.chat.pieces", interrupted)
-    assert CliRunner().invoke(app, ["chat", str(folders / "heads")], input="one\ntwo\n").exit_code == 130
+    assert (
+        CliRunner().invoke(app, ["chat", str(folders / "heads")], input="one\ntwo\n").exit_code
+        == 130
+    )
 
 
 def test_a_line_that_is_not_utf8_is_named_and_the_conversation_goes_on(folders, conversation):
     lines = b"\xef\xbb\xbfone\n\xff\ntwo\n"
-    told = CliRunner().invoke(app, ["chat", str(folders / "heads"), "--max-new-tokens", str(LENGTH)], input=lines)
+    told = CliRunner().invoke(
+        app, ["chat", str(folders / "heads"), "--max-new-tokens", str(LENGTH)], input=lines
+    )
     assert told.exit_code == 0
     assert told.stdout == answers(conversation("one", "two"))
     assert told.stderr.startswith("error: the line is not UTF-8 text")

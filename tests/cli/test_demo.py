@@ -20,16 +20,39 @@ def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_
 @pytest.mark.slow
 def test_the_demo_prints_a_table_and_writes_the_figures(tmp_path):
     file = tmp_path / "demo.json"
-    command = [sys.executable, "-m", "medusa.cli", "demo", "--json", str(file), "--max-new-tokens", "200"]
+    command = [
+        sys.executable,
+        "-m",
+        "medusa.cli",
+        "demo",
+        "--json",
+        str(file),
+        "--max-new-tokens",
+        "200",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "tokens/step" in done.stdout
     written = json.loads(file.read_text())
     totals, answers = written["totals"], written["answers"]
-    assert [each["category"] for each in answers] == ["extraction", "tables", "sql", "math", "code", "writing"]
+    assert [each["category"] for each in answers] == [
+        "extraction",
+        "tables",
+        "sql",
+        "math",
+        "code",
+        "writing",
+    ]
     for each in (*answers, totals):
-        names = {"tokens", "steps", "acceleration_rate", "overhead", "speedup_over_plain", "speedup_over_generate"}
+        names = {
+            "tokens",
+            "steps",
+            "acceleration_rate",
+            "overhead",
+            "speedup_over_plain",
+            "speedup_over_generate",
+        }
         assert names | {"identical", "correct"} <= set(each)
         assert each["acceleration_rate"] == pytest.approx(each["tokens"] / each["steps"])
     assert totals["identical"]

@@ -37,7 +37,10 @@ def test_answers_are_written_and_a_second_run_finds_them(go, tmp_path):
     code, told = go()
     assert code == 0
     assert "2 conversations in" in told
-    assert '2 of them end in an answer that was cut off (8 tokens or the model\'s positions), marked "cut"' in told
+    assert (
+        "2 of them end in an answer that was cut off (8 tokens or the model's positions), marked "
+        '"cut"' in told
+    )
     written = lines(tmp_path / "out.jsonl")
     assert [line["messages"][-1]["cut"] for line in written] == [True, True]
     code, told = go()
@@ -54,7 +57,9 @@ def test_cut_answers_can_be_left_out(go, tmp_path):
     assert code == 0
     assert "0 conversations in" in told
     assert "2 left out, without an answer" in told
-    assert {line["why"] for line in lines(tmp_path / "out.jsonl.left-out")} == {"answer 1 was cut off"}
+    assert {line["why"] for line in lines(tmp_path / "out.jsonl.left-out")} == {
+        "answer 1 was cut off"
+    }
 
 
 def test_stop_strings_of_a_model_need_nothing_of_the_user(go, folders, tmp_path):
@@ -68,8 +73,12 @@ def test_stop_strings_of_a_model_need_nothing_of_the_user(go, folders, tmp_path)
 
 
 @pytest.mark.parametrize("server", [[], ["--server", "http://127.0.0.1:9/v1"]])
-@pytest.mark.parametrize("problem", ["no prompts", "not UTF-8", "folder", "no folder", "held", "broken"])
-def test_prompts_and_output_are_checked_before_anything_is_asked(go, tmp_path, monkeypatch, problem, server):
+@pytest.mark.parametrize(
+    "problem", ["no prompts", "not UTF-8", "folder", "no folder", "held", "broken"]
+)
+def test_prompts_and_output_are_checked_before_anything_is_asked(
+    go, tmp_path, monkeypatch, problem, server
+):
     def unasked(*_, **__):
         raise AssertionError("it was asked")
 
@@ -113,7 +122,11 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     [
         (Progress(10), 0.0, "0/10 conversations"),
         (Progress(10, earlier=4), 5.0, "4/10 conversations"),
-        (Progress(10, earlier=4, finished=2, tokens=300), 60.0, "6/10 conversations, 5 tokens/s, 0:02:00 left"),
+        (
+            Progress(10, earlier=4, finished=2, tokens=300),
+            60.0,
+            "6/10 conversations, 5 tokens/s, 0:02:00 left",
+        ),
         (
             Progress(10, earlier=4, finished=1, tokens=300, refused=["x"]),
             60.0,

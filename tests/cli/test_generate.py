@@ -1,4 +1,6 @@
-"""`medusa generate`: the base model's text, from every place a prompt may come from, and errors in one line."""
+"""`medusa generate`: the base model's text, from every place a prompt may come from, and errors in
+one line.
+"""
 
 import importlib
 import json
@@ -43,11 +45,16 @@ def test_raw_prompt_from_a_file_and_from_stdin(folders, reference, tmp_path):
     file.write_text(PROMPT + "\n", encoding="utf-8")
     expected = reference(PROMPT, 24) + "\n"
     assert invoke("generate", folders / "heads", "-f", file, "--raw", *LENGTH).stdout == expected
-    assert invoke("generate", folders / "heads", "--raw", *LENGTH, input=PROMPT + "\n").stdout == expected
+    assert (
+        invoke("generate", folders / "heads", "--raw", *LENGTH, input=PROMPT + "\n").stdout
+        == expected
+    )
 
 
 def test_plain_gives_the_same_text_and_stats_follow_on_stderr(folders, reference):
-    result = invoke("generate", folders / "heads", "--prompt", PROMPT, "--plain", "--stats", *LENGTH)
+    result = invoke(
+        "generate", folders / "heads", "--prompt", PROMPT, "--plain", "--stats", *LENGTH
+    )
     assert result.stdout == reference(message(PROMPT), 24) + "\n"
     assert result.stderr.startswith("24 tokens, 23 steps, 1.00 tokens per step, ")
 
@@ -55,7 +62,18 @@ def test_plain_gives_the_same_text_and_stats_follow_on_stderr(folders, reference
 @pytest.mark.parametrize("options", [[], ["--top-k", "20", "--top-p", "0.9"]])
 def test_a_seed_makes_sampling_repeatable(folders, options):
     runs = [
-        invoke("generate", folders / "heads", "-p", PROMPT, "--temperature", "1", "--seed", seed, *LENGTH, *options)
+        invoke(
+            "generate",
+            folders / "heads",
+            "-p",
+            PROMPT,
+            "--temperature",
+            "1",
+            "--seed",
+            seed,
+            *LENGTH,
+            *options,
+        )
         for seed in (1, 1, 2)
     ]
     assert [run.exit_code for run in runs] == [0, 0, 0], runs[0].stderr
@@ -71,7 +89,16 @@ def test_typical_acceptance(folders):
 
 def test_typical_acceptance_at_temperature_0_gives_greedy_text(folders, reference):
     for options in ([], ["--temperature", "0"]):
-        result = invoke("generate", folders / "heads", "-p", PROMPT, "--acceptance", "typical", *options, *LENGTH)
+        result = invoke(
+            "generate",
+            folders / "heads",
+            "-p",
+            PROMPT,
+            "--acceptance",
+            "typical",
+            *options,
+            *LENGTH,
+        )
         assert result.stdout == reference(message(PROMPT), 24) + "\n"
 
 
@@ -91,7 +118,9 @@ def test_the_models_own_stop_strings_end_an_answer(folders, stopping, plain):
     heads, string = stopping
     model, tokenizer = load(str(heads))
     ids = encode(tokenizer, PROMPT, raw=False)
-    expected = model.base.generate(ids, max_new_tokens=24, do_sample=False, tokenizer=tokenizer)[0, ids.shape[1] :]
+    expected = model.base.generate(ids, max_new_tokens=24, do_sample=False, tokenizer=tokenizer)[
+        0, ids.shape[1] :
+    ]
     text = tokenizer.decode(expected, skip_special_tokens=True)
     assert string in text
     assert len(expected) < 24
@@ -107,13 +136,28 @@ def test_the_models_own_stop_strings_end_an_answer(folders, stopping, plain):
     [
         (ValueError("so\nlong"), "error: so long"),
         (ValueError(), "error: ValueError"),
-        (OSError(28, "No space left on device", "x"), "error: [Errno 28] No space left on device: 'x'"),
+        (
+            OSError(28, "No space left on device", "x"),
+            "error: [Errno 28] No space left on device: 'x'",
+        ),
         (ImportError("pip install x"), "error: pip install x"),
-        (RuntimeError("CUDA out of memory"), "error: CUDA out of memory (--verbose shows the traceback)"),
+        (
+            RuntimeError("CUDA out of memory"),
+            "error: CUDA out of memory (--verbose shows the traceback)",
+        ),
         (MemoryError(), "error: MemoryError (--verbose shows the traceback)"),
-        (KeyError("x"), "error: unexpected KeyError: 'x'; --verbose shows the traceback, please report it"),
-        (AssertionError(), "error: unexpected AssertionError; --verbose shows the traceback, please report it"),
-        (IndexError("a"), "error: unexpected IndexError: a; --verbose shows the traceback, please report it"),
+        (
+            KeyError("x"),
+            "error: unexpected KeyError: 'x'; --verbose shows the traceback, please report it",
+        ),
+        (
+            AssertionError(),
+            "error: unexpected AssertionError; --verbose shows the traceback, please report it",
+        ),
+        (
+            IndexError("a"),
+            "error: unexpected IndexError: a; --verbose shows the traceback, please report it",
+        ),
     ],
 )
 def test_every_error_is_one_line(folders, monkeypatch, error, line):
@@ -160,12 +204,16 @@ def test_a_prompt_is_checked_before_the_model_is_loaded():
 
 
 def test_an_answer_stops_where_the_positions_end(folders):
-    result = invoke("generate", folders / "heads", "-p", "x" * 100, "--raw", "--stats", "--max-new-tokens", 500)
+    result = invoke(
+        "generate", folders / "heads", "-p", "x" * 100, "--raw", "--stats", "--max-new-tokens", 500
+    )
     assert result.exit_code == 0
     assert result.stderr.startswith("29 tokens")
     result = invoke("generate", folders / "heads", "-p", "x" * 200, "--raw")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: the prompt has 200 tokens and the model holds 128: shorten it")
+    assert result.stderr.startswith(
+        "error: the prompt has 200 tokens and the model holds 128: shorten it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +254,9 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = invoke("generate", "no-owner/no-model", "-p", "a")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: no folder no-owner/no-model, and the hub cannot be reached")
+    assert result.stderr.startswith(
+        "error: no folder no-owner/no-model, and the hub cannot be reached"
+    )
 
 
 def test_an_interrupt_exits_with_130(folders, monkeypatch):
@@ -245,7 +295,9 @@ def test_pieces_are_the_decoded_text_whatever_is_cut(tokenizer):
         detokenizer = Detokenizer(tokenizer)
         found = [detokenizer.push(ids[at : at + size]) for at in range(0, len(ids), size)]
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(found)
-        assert "".join(found) + detokenizer.flush() == tokenizer.decode(ids, skip_special_tokens=True)
+        assert "".join(found) + detokenizer.flush() == tokenizer.decode(
+            ids, skip_special_tokens=True
+        )
     cut = Detokenizer(tokenizer)
     assert cut.push(tokenizer("🌳")["input_ids"][:1]) == ""
     assert cut.flush() == "\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,6 @@
-"""Numbers on the command line: what no model can use is refused before a model is loaded, by the option's name."""
+"""Numbers on the command line: what no model can use is refused before a model is loaded, by the
+option's name.
+"""
 
 import pytest
 from typer.testing import CliRunner
@@ -21,11 +23,18 @@ SAMPLED = ("generate", "chat", "calibrate")
         (("generate", "chat"), "--seed", "-1"),
         (("generate", "chat"), "--seed", str(2**64)),
         (("generate", "chat"), "--seed", HUGE),
-        *((SAMPLED, "--temperature", value) for value in ("nan", "inf", "-inf", "-1", "1e-300", "1e300")),
+        *(
+            (SAMPLED, "--temperature", value)
+            for value in ("nan", "inf", "-inf", "-1", "1e-300", "1e300")
+        ),
         *((SAMPLED, "--top-p", value) for value in ("nan", "inf", "-1", "0", "1.1")),
         *((SAMPLED, "--top-k", value) for value in ("0", HUGE)),
         *(((*SAMPLED, "demo"), "--max-new-tokens", value) for value in ("0", HUGE)),
-        *((("demo",), option, value) for option in ("--per-category", "--threads") for value in ("0", HUGE)),
+        *(
+            (("demo",), option, value)
+            for option in ("--per-category", "--threads")
+            for value in ("0", HUGE)
+        ),
         *(
             (("calibrate",), option, value)
             for option in ("--prompts", "--max-nodes", "--batch-size", "--context", "--rounds")
@@ -42,8 +51,17 @@ def test_a_number_out_of_range_is_refused_by_its_option(commands, option, value)
         assert f"Invalid value for '{option}'" in told.stderr
 
 
-@pytest.mark.parametrize("options", [["--seed", str(2**64 - 1)], ["--temperature", "1e-6"], ["--temperature", "1e6"]])
+@pytest.mark.parametrize(
+    "options", [["--seed", str(2**64 - 1)], ["--temperature", "1e-6"], ["--temperature", "1e6"]]
+)
 def test_the_ends_of_the_ranges_can_be_used(folders, options):
-    options = [*(["--temperature", "1"] if "--temperature" not in options else []), *options, "--max-new-tokens", "9"]
-    told = CliRunner().invoke(app, ["generate", str(folders / "heads"), "--prompt", "one", "--raw", *options])
+    options = [
+        *(["--temperature", "1"] if "--temperature" not in options else []),
+        *options,
+        "--max-new-tokens",
+        "9",
+    ]
+    told = CliRunner().invoke(
+        app, ["generate", str(folders / "heads"), "--prompt", "one", "--raw", *options]
+    )
     assert told.exit_code == 0, told.stderr

@@ -22,7 +22,14 @@ def test_a_tree_file_is_drawn(tmp_path):
     file = tmp_path / "tree.json"
     made = {"device": "a machine", "frequencies": [1.0, 0.6, 0.3]}
     file.write_text(
-        json.dumps({"paths": [[0], [0, 0]], "accuracies": [[0.6], [0.5]], "latency": {"1": 1.0}, "made": made})
+        json.dumps(
+            {
+                "paths": [[0], [0, 0]],
+                "accuracies": [[0.6], [0.5]],
+                "latency": {"1": 1.0},
+                "made": made,
+            }
+        )
     )
     told = runner.invoke(app, ["tree", "show", str(file), "--png", str(tmp_path / "a.png")])
     assert told.exit_code == 0, told.output
@@ -35,7 +42,9 @@ def test_a_tree_file_is_drawn(tmp_path):
 @pytest.mark.parametrize("name", ["tree", "tree.pdf"])
 def test_the_option_says_which_format_a_drawing_has(folders, tmp_path, option, begins, name):
     pytest.importorskip("matplotlib")
-    told = runner.invoke(app, ["tree", "show", str(folders / "heads"), option, str(tmp_path / "new" / name)])
+    told = runner.invoke(
+        app, ["tree", "show", str(folders / "heads"), option, str(tmp_path / "new" / name)]
+    )
     assert told.exit_code == 0, told.output
     assert (tmp_path / "new" / name).read_bytes().startswith(begins)
 

@@ -27,11 +27,17 @@ def full():
 
 
 def run(arguments, monkeypatch, *, encoding="utf-8", stdin=b"", raw=None, buffer=8192):
-    """Run a command on streams of this encoding as Python opens them; returns status, stdout and stderr."""
+    """Run a command on streams of this encoding as Python opens them; returns status, stdout and
+    stderr.
+    """
     raw = raw or io.BytesIO()
-    out = io.TextIOWrapper(io.BufferedWriter(raw, buffer), encoding, errors="strict", write_through=True)
+    out = io.TextIOWrapper(
+        io.BufferedWriter(raw, buffer), encoding, errors="strict", write_through=True
+    )
     err = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict", write_through=True)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding, errors="strict"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding, errors="strict")
+    )
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(sys, "argv", ["medusa", *map(str, arguments)])
@@ -46,13 +52,26 @@ def run(arguments, monkeypatch, *, encoding="utf-8", stdin=b"", raw=None, buffer
 def commands(folders, tmp_path):
     """Commands that read or write other characters than ASCII: arguments and standard input."""
     (tmp_path / "prompts.txt").write_text("one two\nnaïve café\nthree\n", encoding="utf-8")
-    quick = ["--rounds", "3", "--context", "20", "--max-nodes", "4", *SHORT, "--output", tmp_path / "out"]
+    quick = [
+        "--rounds",
+        "3",
+        "--context",
+        "20",
+        "--max-nodes",
+        "4",
+        *SHORT,
+        "--output",
+        tmp_path / "out",
+    ]
     return {
         "help": (["--help"], b""),
         "show": (["tree", "show", folders / "heads"], b""),
         "generate": (["generate", folders / "heads", "--raw", *SHORT], "naïve 東京".encode()),
         "chat": (["chat", folders / "heads", "--system", "½", *SHORT], "naïve\n東京\n".encode()),
-        "calibrate": (["calibrate", folders / "heads", "--data", tmp_path / "prompts.txt", *quick], b""),
+        "calibrate": (
+            ["calibrate", folders / "heads", "--data", tmp_path / "prompts.txt", *quick],
+            b"",
+        ),
     }
 
 
@@ -72,7 +91,9 @@ def test_characters_that_a_terminal_lacks_stop_no_command(commands, monkeypatch,
 @pytest.mark.parametrize("name", ["help", "show", "generate", "chat", "calibrate"])
 @pytest.mark.parametrize("buffer", [1, 8192])  # what fails is a write, or only the flush at the end
 @pytest.mark.parametrize(("place", "said"), [(unread, ""), (full, "No space left on device")])
-def test_output_that_cannot_be_written_ends_in_one_line_at_most(commands, monkeypatch, name, place, said, buffer):
+def test_output_that_cannot_be_written_ends_in_one_line_at_most(
+    commands, monkeypatch, name, place, said, buffer
+):
     arguments, stdin = commands[name]
     status, _, err = run(arguments, monkeypatch, stdin=stdin, raw=place(), buffer=buffer)
     assert status == 1
@@ -90,11 +111,18 @@ def test_a_calibration_is_kept_that_nobody_reads(commands, monkeypatch, tmp_path
 def test_closed_streams_are_empty_or_silent():
     """And files opened afterwards do not get their numbers."""
     script = (
-        "import sys; from medusa.cli.streams import prepare; prepare(); print('a'); print('b', file=sys.stderr)\n"
-        f"with open({str(__file__)!r}) as file: sys.exit(42 if file.fileno() > 2 and sys.stdin.read() == '' else 1)"
+        "import sys; from medusa.cli.streams import prepare; prepare(); print('a'); print('b', "
+        "file=sys.stderr)\n"
+        f"with open({str(__file__)!r}) as file: sys.exit(42 if file.fileno() > 2 and "
+        "sys.stdin.read() == '' else 1)"
     )
     shell = f'exec "{sys.executable}" -c "$SCRIPT" <&- >&- 2>&-'
-    assert subprocess.run(["sh", "-c", shell], env={**os.environ, "SCRIPT": script}, check=False).returncode == 42
+    assert (
+        subprocess.run(
+            ["sh", "-c", shell], env={**os.environ, "SCRIPT": script}, check=False
+        ).returncode
+        == 42
+    )
 
 
 def test_closed_streams_are_an_empty_prompt_and_no_output(folders, monkeypatch):
@@ -117,8 +145,18 @@ def test_text_that_is_not_utf8_is_named(folders, tmp_path, content, place):
     given = {
         "file": ["generate", str(folders / "heads"), "--file", str(file)],
         "stdin": ["generate", str(folders / "heads")],
-        "--prompt": ["generate", str(folders / "heads"), "--prompt", content.decode("utf-8", "surrogateescape")],
-        "--system": ["chat", str(folders / "heads"), "--system", content.decode("utf-8", "surrogateescape")],
+        "--prompt": [
+            "generate",
+            str(folders / "heads"),
+            "--prompt",
+            content.decode("utf-8", "surrogateescape"),
+        ],
+        "--system": [
+            "chat",
+            str(folders / "heads"),
+            "--system",
+            content.decode("utf-8", "surrogateescape"),
+        ],
     }
     told = CliRunner().invoke(app, given[place], input=content)
     assert told.exit_code == 1
@@ -132,7 +170,9 @@ def test_a_byte_order_mark_is_no_part_of_the_prompt(folders, tmp_path, reference
     content = "\N{BYTE ORDER MARK}one two\n".encode()
     (tmp_path / "prompt.txt").write_bytes(content)
     options = {"file": ["--file", str(tmp_path / "prompt.txt")], "stdin": []}[place]
-    told = CliRunner().invoke(app, ["generate", str(folders / "heads"), "--raw", *options, *SHORT], input=content)
+    told = CliRunner().invoke(
+        app, ["generate", str(folders / "heads"), "--raw", *options, *SHORT], input=content
+    )
     assert told.stdout == reference("one two", 12) + "\n"
 
 

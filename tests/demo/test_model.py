@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from medusa import demo
-from medusa.bench.measure import compare
-from medusa.bench.prompts import held_out
 from medusa.demo.inflation import inflated
 from medusa.demo.tasks import CHECKED
+from medusa.evaluation.measure import compare
+from medusa.evaluation.prompts import held_out
 from medusa.training import Example, evaluate_heads
 
 
@@ -36,7 +36,13 @@ def test_answers_are_medusas_and_the_models_own_and_mostly_right(loaded):
     model, tokenizer = loaded
     arguments = {"max_new_tokens": 256, "do_sample": False}
     results = list(
-        compare(model, held_out(tokenizer, 3), arguments, methods=("plain", "medusa", "generate"), repeats=1)
+        compare(
+            model,
+            held_out(tokenizer, 3),
+            arguments,
+            methods=("plain", "medusa", "generate"),
+            repeats=1,
+        )
     )
     assert all(each.identical for each in results)
     tokens = sum(each.runs["medusa"][0].tokens for each in results)
@@ -52,8 +58,13 @@ def test_the_card_tells_the_truth_about_the_heads(loaded):
     card = (demo.FOLDER / "README.md").read_text()
     assert all(f"{row[0]:.1%}" in card for row in told)
     prompts = held_out(tokenizer, 3)
-    (*results,) = compare(model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1)
-    examples = [Example.answered(each.prompt.ids[0].tolist(), each.runs["medusa"][0].ids) for each in results]
+    (*results,) = compare(
+        model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1
+    )
+    examples = [
+        Example.answered(each.prompt.ids[0].tolist(), each.runs["medusa"][0].ids)
+        for each in results
+    ]
     measured = evaluate_heads(model, examples).accuracy
     assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, told, strict=True))
 
@@ -65,6 +76,8 @@ def test_inflation_changes_the_cost_and_not_the_function(loaded):
     assert wide.base.config.intermediate_size == 1000
     assert wide.base.num_parameters() > model.base.num_parameters()
     with torch.inference_mode():
-        torch.testing.assert_close(wide.base(ids).logits, model.base(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            wide.base(ids).logits, model.base(ids).logits, rtol=1e-4, atol=1e-4
+        )
     with pytest.raises(ValueError, match="cannot inflate"):
         inflated(wide.base, 10)

@@ -15,7 +15,12 @@ def test_the_reference_answer_is_right_and_broken_ones_are_not(category, split):
     for seed in SEEDS:
         task = make_task(category, seed, split)
         assert check(task, task.answer)
-        for wrong in ("", "no", task.answer[: len(task.answer) // 2], task.answer + "\n" + task.answer):
+        for wrong in (
+            "",
+            "no",
+            task.answer[: len(task.answer) // 2],
+            task.answer + "\n" + task.answer,
+        ):
             assert not check(task, wrong)
 
 
@@ -27,14 +32,17 @@ def test_a_seed_stands_for_one_task(category):
 
 
 @pytest.mark.parametrize(
-    ("category", "changed"), [("math", r"= (\d+)"), ("extraction", r": (\d+)"), ("tables", r"\| (\d+)")]
+    ("category", "changed"),
+    [("math", r"= (\d+)"), ("extraction", r": (\d+)"), ("tables", r"\| (\d+)")],
 )
 def test_one_changed_number_is_noticed(category, changed):
     for seed in SEEDS:
         task = make_task(category, seed)
         for match in re.finditer(changed, task.answer):
             number = str(int(match[1]) + 1)
-            assert not check(task, task.answer[: match.start(1)] + number + task.answer[match.end(1) :])
+            assert not check(
+                task, task.answer[: match.start(1)] + number + task.answer[match.end(1) :]
+            )
 
 
 def test_sql_notices_another_column_bound_or_order():

@@ -3,7 +3,7 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.cache import BLOCK, power_of_two
+from medusa.core.cache import BLOCK, power_of_two
 from medusa.runtime.capture import Captured, Captures
 
 NEW = 30
@@ -28,10 +28,14 @@ def test_text_is_the_models_own_with_static_shapes(name):
     model, ids = capturing(name), varied_prompt(name)
     text = scripted(model, ids)
     for _ in range(2):
-        output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE, return_dict_in_generate=True)
+        output = model.generate(
+            ids, max_new_tokens=NEW, do_sample=False, tree=TREE, return_dict_in_generate=True
+        )
         assert output.sequences.tolist()[0] == text[0][: ids.shape[1] + NEW]
         assert output.stats.acceleration_rate > 1.2
-    assert len(model.captures) == 1, "one shape, and the second request used what the first had captured"
+    assert len(model.captures) == 1, (
+        "one shape, and the second request used what the first had captured"
+    )
 
 
 def test_rows_of_different_lengths():
@@ -41,11 +45,20 @@ def test_rows_of_different_lengths():
     mask = torch.ones_like(batch)
     mask[1, :4] = 0
     model.heads = ScriptedHeads(
-        model, [model.base.generate(x, max_new_tokens=NEW + 8, do_sample=False)[0].tolist() for x in (ids, short)], 0.7
+        model,
+        [
+            model.base.generate(x, max_new_tokens=NEW + 8, do_sample=False)[0].tolist()
+            for x in (ids, short)
+        ],
+        0.7,
     )
-    output = model.generate(batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE)
+    output = model.generate(
+        batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE
+    )
     for row, prompt in zip(output[:, ids.shape[1] :], (ids, short), strict=True):
-        alone = model.base.generate(prompt, max_new_tokens=NEW, do_sample=False)[0, prompt.shape[1] :]
+        alone = model.base.generate(prompt, max_new_tokens=NEW, do_sample=False)[
+            0, prompt.shape[1] :
+        ]
         assert row.tolist() == alone.tolist()
 
 
@@ -101,7 +114,9 @@ def test_inputs_are_copied_and_shapes_known():
     assert len(captures) == 1, "another state forgets"
 
 
-@pytest.mark.parametrize(("columns", "power"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4), (1025, 8)])
+@pytest.mark.parametrize(
+    ("columns", "power"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4), (1025, 8)]
+)
 def test_powers_of_two(columns, power):
     assert power_of_two(columns) == power * BLOCK
 
@@ -122,4 +137,6 @@ def test_a_model_in_another_dtype_starts_anew():
     model.generate(ids, max_new_tokens=4, do_sample=False, tree=TREE)
     model.float()
     expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)
-    assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected
+    )

@@ -14,7 +14,9 @@ def scaled_into(values, *stores):
 
 
 def arguments(columns, width, dtype=torch.float32):
-    return [torch.randn(3, width).to(dtype)], [torch.zeros(1, 3, columns, 4, dtype=dtype) for _ in range(2)]
+    return [torch.randn(3, width).to(dtype)], [
+        torch.zeros(1, 3, columns, 4, dtype=dtype) for _ in range(2)
+    ]
 
 
 def test_one_program_serves_all_sizes_and_writes_in_place():
@@ -45,11 +47,16 @@ TREE = CandidateTree.default(3, 8)
 
 
 def compiled(name="llama", dtype=torch.float64, **changes):
-    return MedusaModel.from_base(tiny(name, dtype, **changes), num_heads=3, tree=TREE, compiled=True)
+    return MedusaModel.from_base(
+        tiny(name, dtype, **changes), num_heads=3, tree=TREE, compiled=True
+    )
 
 
 def scripted(model, prompts):
-    texts = [model.base.generate(ids, max_new_tokens=NEW + 8, do_sample=False)[0].tolist() for ids in prompts]
+    texts = [
+        model.base.generate(ids, max_new_tokens=NEW + 8, do_sample=False)[0].tolist()
+        for ids in prompts
+    ]
     model.heads = ScriptedHeads(model, texts, 0.7)
     return texts
 
@@ -59,7 +66,9 @@ def scripted(model, prompts):
 def test_a_compiled_model_writes_the_same(name):
     model, ids = compiled(name), varied_prompt(name)
     (text,) = scripted(model, [ids])
-    output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE, return_dict_in_generate=True)
+    output = model.generate(
+        ids, max_new_tokens=NEW, do_sample=False, tree=TREE, return_dict_in_generate=True
+    )
     assert output.sequences.tolist()[0] == text[: ids.shape[1] + NEW]
     assert output.stats.acceleration_rate > 1.2
     assert model.compiled
@@ -68,7 +77,7 @@ def test_a_compiled_model_writes_the_same(name):
 
 @pytest.mark.slow
 def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch):
-    monkeypatch.setattr("medusa.cache.BLOCK", 16)  # caches are full, and grow, several times
+    monkeypatch.setattr("medusa.core.cache.BLOCK", 16)  # caches are full, and grow, several times
     model = compiled(dtype=torch.float32)
     ids = varied_prompt("llama")
     short = ids[:, 4:]
@@ -76,7 +85,9 @@ def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch
     mask = torch.ones_like(batch)
     mask[1, :4] = 0
     texts = scripted(model, [ids, short])
-    output = model.generate(batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE)
+    output = model.generate(
+        batch, attention_mask=mask, max_new_tokens=NEW, do_sample=False, tree=TREE
+    )
     assert model.packs
     assert output[0].tolist() == texts[0][: ids.shape[1] + NEW]
     assert output[1, 4:].tolist() == texts[1][: ids.shape[1] - 4 + NEW]
@@ -100,7 +111,9 @@ def a_buffer(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [negated, another_weight, a_value_of_an_unpacked_weight, a_buffer])
+@pytest.mark.parametrize(
+    "change", [negated, another_weight, a_value_of_an_unpacked_weight, a_buffer]
+)
 def test_what_changes_in_the_base_is_seen(change):
     model, ids = compiled(dtype=torch.float32), varied_prompt("llama")
     before = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
@@ -108,7 +121,9 @@ def test_what_changes_in_the_base_is_seen(change):
         change(model.base.model)
     expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)
     assert not torch.equal(before, expected)
-    assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE), expected
+    )
 
 
 def test_a_model_that_cannot_be_compiled_says_so_and_goes_on(monkeypatch):

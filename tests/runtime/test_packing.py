@@ -12,12 +12,14 @@ from models import ARCHITECTURES, prompt, tiny
 from torch import nn
 
 from medusa import MedusaConfig, MedusaHeads, MedusaModel
-from medusa.heads import LogitRule
+from medusa.core.heads import LogitRule
 from medusa.runtime.packing import PackedLinear, PackedStack, Packing, is_packed, worth_packing
 from medusa.runtime.products import ROWS, HalfWeight, PackedWeight, sixteen_bits
 from medusa.runtime.twin import twin
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch")
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="oneDNN is not in this torch"
+)
 
 
 def packed_twin(module, packing=None, owned=False):
@@ -28,7 +30,9 @@ def packed_twin(module, packing=None, owned=False):
 def products(monkeypatch):
     """The calls of products with packed weights."""
     product, calls = PackedWeight.product, []
-    monkeypatch.setattr(PackedWeight, "product", lambda self, states: calls.append(self) or product(self, states))
+    monkeypatch.setattr(
+        PackedWeight, "product", lambda self, states: calls.append(self) or product(self, states)
+    )
     return calls
 
 
@@ -43,10 +47,12 @@ def test_a_packed_layer_equals_the_plain_one_up_to_rounding(rows, bias):
 
 
 def test_products_have_few_row_counts(monkeypatch):
-    """oneDNN keeps a program for each, so that memory would grow with every new length of a prompt."""
+    """oneDNN keeps a program for each, so that memory would grow with every new length of a prompt."""  # noqa: E501
     multiply, counts = PackedWeight._multiply, set()
     monkeypatch.setattr(
-        PackedWeight, "_multiply", lambda self, states: counts.add(states[..., 0].numel()) or multiply(self, states)
+        PackedWeight,
+        "_multiply",
+        lambda self, states: counts.add(states[..., 0].numel()) or multiply(self, states),
     )
     weight = PackedWeight(torch.randn(8, 4))
     for rows in range(1, 600):
@@ -64,7 +70,9 @@ def test_a_packed_model_computes_the_same(name, products):
         assert not products
         packed = run(prompt(9)).logits
     torch.testing.assert_close(packed, plain, rtol=1e-3, atol=1e-3)
-    assert 0 < len(products) == len({weight.handle for weight in products}), "each weight is read once"
+    assert 0 < len(products) == len({weight.handle for weight in products}), (
+        "each weight is read once"
+    )
 
 
 def test_layers_of_one_input_are_one_product(products):
@@ -112,13 +120,18 @@ def test_a_model_in_16_bits_writes_the_same_and_may_go_back(tmp_path):
         assert torch.equal(model.generate(prompt(), max_new_tokens=20, do_sample=False), text)
         kinds.append(type(model.base.lm_head.packed))
     assert kinds == [HalfWeight, PackedWeight, HalfWeight]
-    assert all(torch.equal(value, base.state_dict()[name]) for name, value in model.base.state_dict().items())
+    assert all(
+        torch.equal(value, base.state_dict()[name])
+        for name, value in model.base.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 def test_packed_heads_equal_the_heads(num_layers, bias):
-    heads = MedusaHeads(MedusaConfig(3, num_layers, 16, 24, bias=bias), LogitRule(0.5, 4.0), torch.randn(24))
+    heads = MedusaHeads(
+        MedusaConfig(3, num_layers, 16, 24, bias=bias), LogitRule(0.5, 4.0), torch.randn(24)
+    )
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     hidden, products = torch.randn(2, 16), PackedStack().refresh(heads.w2)
@@ -149,7 +162,11 @@ def test_the_callers_model_is_left_as_it_was():
     assert [type(module) for module in base.modules()] == kinds
     for name, module in base.named_modules():
         assert vars(module).keys() == own[name].keys()
-        assert all(value is own[name][key] for key, value in vars(module).items() if isinstance(value, dict))
+        assert all(
+            value is own[name][key]
+            for key, value in vars(module).items()
+            if isinstance(value, dict)
+        )
         assert not module._forward_pre_hooks
     assert {name: p.data_ptr() for name, p in base.named_parameters()} == weights
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
@@ -216,7 +233,9 @@ def wrapped(base):
 
 
 def optimised(base):
-    optimizer = torch.optim.SGD([each for name, each in base.named_parameters() if "bias" in name], lr=30.0)
+    optimizer = torch.optim.SGD(
+        [each for name, each in base.named_parameters() if "bias" in name], lr=30.0
+    )
     for _ in range(3):
         base(prompt(), labels=prompt()).loss.backward()
         optimizer.step()
@@ -225,7 +244,9 @@ def optimised(base):
 def adapted_and_merged(base):
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_alpha=64)
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_alpha=64
+    )
     peft.get_peft_model(base, config).merge_and_unload()
 
 
@@ -260,7 +281,9 @@ def test_every_change_of_the_base_counts(change, owned):
         for base in (model.base, reference):
             for parameter in base.parameters():
                 if parameter.ndim == 1:
-                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+                    parameter.add_(
+                        torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                    )
     for _ in range(2):
         before = model.generate(prompt(), max_new_tokens=20)
     for base in (model.base, reference):
@@ -270,7 +293,9 @@ def test_every_change_of_the_base_counts(change, owned):
         change(base)
     for _ in range(2):
         changed = model.generate(prompt(), max_new_tokens=20)
-        assert torch.equal(changed, reference.generate(prompt(), max_new_tokens=20, do_sample=False))
+        assert torch.equal(
+            changed, reference.generate(prompt(), max_new_tokens=20, do_sample=False)
+        )
     assert change is half_precision_and_back or not torch.equal(changed, before)
 
 
@@ -278,7 +303,12 @@ def test_settings_and_hooks_of_the_base_count_after_packing():
     base = tiny(dtype=torch.float32)
     model = MedusaModel.from_base(base, num_heads=2)
     model.generate(prompt(), max_new_tokens=20)
-    for layer in (base.model.layers[0].mlp.down_proj, base.model.layers[0].mlp, base.lm_head, base.model.norm):
+    for layer in (
+        base.model.layers[0].mlp.down_proj,
+        base.model.layers[0].mlp,
+        base.lm_head,
+        base.model.norm,
+    ):
         handle = layer.register_forward_hook(lambda module, args, output: -output)
         steered = model.generate(prompt(), max_new_tokens=20)
         assert torch.equal(steered, base.generate(prompt(), max_new_tokens=20, do_sample=False))
@@ -324,7 +354,7 @@ def test_half_precision_runs_packed_or_not(dtype):
 
 @pytest.fixture
 def owned(tmp_path):
-    """A model the library loaded itself, after its first answer, and the state it was loaded with."""
+    """A model the library loaded itself, after its first answer, and the state it was loaded with."""  # noqa: E501
     base = tiny(dtype=torch.float32)
     base.save_pretrained(tmp_path)
     model = MedusaModel.from_base(tmp_path, num_heads=2)
@@ -342,7 +372,12 @@ def test_a_model_the_library_loaded_holds_its_weights_once(owned):
     model, base = owned
     count, layers = packed_count(model)
     assert count == layers > 0
-    kept = sum(p.numel() for each in model.base.modules() for p in dict.values(each._parameters) if p is not None)
+    kept = sum(
+        p.numel()
+        for each in model.base.modules()
+        for p in dict.values(each._parameters)
+        if p is not None
+    )
     assert kept < 0.3 * base.num_parameters()
 
 
@@ -452,9 +487,13 @@ def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
             signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             interrupted += 1
-        assert torch.is_grad_enabled()  # an interrupt in `no_grad` could leave gradients off for good
+        assert (
+            torch.is_grad_enabled()
+        )  # an interrupt in `no_grad` could leave gradients off for good
         assert not torch.is_inference_mode_enabled()
-        assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in base.modules())
+        assert not any(
+            module._forward_pre_hooks or "forward" in vars(module) for module in base.modules()
+        )
     assert interrupted > 10
     assert torch.equal(model.generate(prompt(), max_new_tokens=12), text)
     assert torch.equal(base.generate(prompt(), max_new_tokens=12, do_sample=False), text)
@@ -467,7 +506,9 @@ def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
 def test_threads_get_the_text_they_would_get_alone(options, owns):
     base = tiny(dtype=torch.float32)
     prompts = [prompt(5 + seed, seed) for seed in range(6)]
-    expected = [base.generate(each, max_new_tokens=15, do_sample=False).tolist() for each in prompts]
+    expected = [
+        base.generate(each, max_new_tokens=15, do_sample=False).tolist() for each in prompts
+    ]
     model = MedusaModel.from_base(base, num_heads=2, prepack=options.get("prepack"))
     model.owns_base, model.capture = owns, options.get("capture")
     found = {}

@@ -18,7 +18,9 @@ def own(base_folder):
 
 
 def engine(base, tokenizer, ends=True, batch_size=3, **options):
-    """An engine over a tiny random model, which never ends by itself: some common tokens shall end a turn."""
+    """An engine over a tiny random model, which never ends by itself: some common tokens shall end
+    a turn.
+    """
     if ends:
         base.generation_config.eos_token_id = list(range(2, 298, 3))
     settings = Settings("tiny", **{"max_new_tokens": ROOM, "temperature": 0.0, **options})
@@ -33,28 +35,43 @@ def model(tokenizer, name="llama", **changes):
 
 
 def seeds(count=5):
-    return [(f"seed {n}", [{"role": "user", "content": f"where is the cat {'?' * n}"}]) for n in range(count)]
+    return [
+        (f"seed {n}", [{"role": "user", "content": f"where is the cat {'?' * n}"}])
+        for n in range(count)
+    ]
 
 
 def outcomes(made, seeds):
-    return {each.name: each for each in made.drive([(n, conversation(n, s, made.settings)) for n, s in seeds])}
+    return {
+        each.name: each
+        for each in made.drive([(n, conversation(n, s, made.settings)) for n, s in seeds])
+    }
 
 
 def asks(*lengths):
     """Asks whose questions have so many words."""
-    return [Ask([{"role": "user", "content": WORD * length}], "assistant", f"{length}") for length in lengths]
+    return [
+        Ask([{"role": "user", "content": WORD * length}], "assistant", f"{length}")
+        for length in lengths
+    ]
 
 
 def generated(made, ask, room):
     """The answer and whether it is cut, by transformers."""
     ids = torch.tensor([made.encoder.prompt(ask.chat)])
     base = made.model.base
-    options = {"eos_token_id": sorted(made.ends) or None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    options = {
+        "eos_token_id": sorted(made.ends) or None,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
     row = base.generate(ids, max_new_tokens=room, do_sample=False, **options)
     new = row[0, ids.shape[1] :].tolist()
     ended = new[-1] in made.ends
     text = made.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True)
-    return Turn((text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}")).strip(), len(new), not ended)
+    return Turn(
+        (text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}")).strip(), len(new), not ended
+    )
 
 
 def test_answers_are_those_of_generate_and_cut_ones_are_marked(own):
@@ -65,7 +82,9 @@ def test_answers_are_those_of_generate_and_cut_ones_are_marked(own):
     for name, turn in expected.items():
         assert found[name].tokens == turn.tokens
         assert found[name].result.cut == (turn.cut and bool(turn.text))
-        assert [each["content"] for each in found[name].result.messages[1:]] == ([turn.text] if turn.text else [])
+        assert [each["content"] for each in found[name].result.messages[1:]] == (
+            [turn.text] if turn.text else []
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**70])
@@ -85,7 +104,9 @@ def test_a_rows_limit_is_its_own(own, name):
     batch = asks(2, 55, 52, 30)
     lengths = [len(made.encoder.prompt(ask.chat)) for ask in batch]
     turns = made.answer(batch)
-    assert turns == [generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)]
+    assert turns == [
+        generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)
+    ]
     assert [turn.cut for turn in turns] == [True] * 4
     for length, turn in zip(lengths, turns, strict=True):
         room = range(128 - length, 130 - length)  # a text's last token needs no position
@@ -102,17 +123,29 @@ def test_a_prompt_without_room_is_answered_with_nothing(own):
 def test_rows_end_where_the_rotary_factors_change(own):
     """Prompts before and behind the change are answered, each as if it were alone."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
-    base = model(own, "phi3", sliding_window=None, original_max_position_embeddings=64, rope_parameters=rope)
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        **factors,
+    }
+    base = model(
+        own, "phi3", sliding_window=None, original_max_position_embeddings=64, rope_parameters=rope
+    )
     made = engine(base, own, ends=False)
     batch = asks(2, 22, 40)
     lengths = [len(made.encoder.prompt(ask.chat)) for ask in batch]
     assert lengths[0] < 64 - ROOM < lengths[1] < 64 < lengths[2]
     turns = made.answer(batch)
     assert turns[0].tokens == turns[2].tokens == ROOM
-    assert turns[1].tokens in (64 - lengths[1], 65 - lengths[1])  # a text's last token needs no position
+    assert turns[1].tokens in (
+        64 - lengths[1],
+        65 - lengths[1],
+    )  # a text's last token needs no position
     assert turns == [made.answer([ask])[0] for ask in batch]
-    assert turns == [generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)]
+    assert turns == [
+        generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)
+    ]
 
 
 def test_stop_strings_of_the_model_end_an_answer_and_are_no_part_of_it(own):
@@ -128,14 +161,20 @@ def test_stop_strings_of_the_model_end_an_answer_and_are_no_part_of_it(own):
 
 def test_one_conversation_that_cannot_be_asked_costs_no_other(own):
     own.chat_template = (
-        "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no such chat') }}{% endif %}"
+        "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no such chat') }}{% endif %}"  # noqa: E501
         "{{ m['content'] }}{% endfor %}"
     )
     made = engine(model(own), own)
-    odd = [(text, [{"role": "user", "content": text}]) for text in ("bad", "", "half a pair: \ud83d")]
+    odd = [
+        (text, [{"role": "user", "content": text}]) for text in ("bad", "", "half a pair: \ud83d")
+    ]
     found = outcomes(made, [*odd[:1], *seeds(2), *odd[1:]])
     assert len(found) == 5
-    for name, problem in (("bad", "no such chat"), ("", "no tokens"), (odd[2][0], "cannot be written as a prompt")):
+    for name, problem in (
+        ("bad", "no such chat"),
+        ("", "no tokens"),
+        (odd[2][0], "cannot be written as a prompt"),
+    ):
         assert isinstance(found[name].result, ValueError)
         assert problem in str(found[name].result)
     assert all(isinstance(found[name].result, Ended) for name, _ in seeds(2))

@@ -64,7 +64,15 @@ def test_a_whole_last_line_that_lacks_its_line_break_is_kept(path):
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"id": "b", "mess', b"3", b'{"messages": []}', b'{"id": 3, "messages": []}', b'{"id": "b"}', b"\xff"]
+    "line",
+    [
+        b'{"id": "b", "mess',
+        b"3",
+        b'{"messages": []}',
+        b'{"id": 3, "messages": []}',
+        b'{"id": "b"}',
+        b"\xff",
+    ],
 )
 def test_a_broken_line_inside_the_file_is_named_and_nothing_is_lost(path, line):
     write(path, "a", "b", "c")
@@ -81,7 +89,10 @@ def test_a_broken_line_inside_the_file_is_named_and_nothing_is_lost(path, line):
     [
         ("", r"answers\.jsonl\.settings\.json: not JSON .*restore it"),
         ("[]", r"answers\.jsonl\.settings\.json: the whole file: .*restore it"),
-        ('{"settings": {"model": 3}}', r"answers\.jsonl\.settings\.json: settings\.model: .*restore it"),
+        (
+            '{"settings": {"model": 3}}',
+            r"answers\.jsonl\.settings\.json: settings\.model: .*restore it",
+        ),
         (None, r"answers\.jsonl is no file of medusa distill .*settings\.json is missing"),
     ],
 )
@@ -100,16 +111,23 @@ def test_a_file_is_one_of_its_settings_and_an_empty_one_of_any(path):
     other = Settings("m", seed=3, leave_out_cut=True)
     path.with_name("answers.jsonl.settings.json").write_text("")
     write(path, "a", settings=other)
-    with pytest.raises(ValueError, match=r"other settings \(seed, leave_out_cut\): take another --output"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(seed, leave_out_cut\): take another --output"
+    ):
         write(path, "b")
     path.unlink()
-    path.with_name("answers.jsonl.left-out").write_text('{"id": "a", "why": "answer 1 was cut off"}\n')
+    path.with_name("answers.jsonl.left-out").write_text(
+        '{"id": "a", "why": "answer 1 was cut off"}\n'
+    )
     with pytest.raises(ValueError, match="other settings"):  # who was left out depends on them, too
         write(path, "b")
 
 
 def test_only_one_process_writes_a_file(path):
-    with locked(path), pytest.raises(ValueError, match=r"another process is writing to .*answers\.jsonl"):
+    with (
+        locked(path),
+        pytest.raises(ValueError, match=r"another process is writing to .*answers\.jsonl"),
+    ):
         write(path, "a")
     assert not path.exists()
 
@@ -152,7 +170,10 @@ def test_a_full_disk_is_found_before_anything_is_asked(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module.Path, "write_text", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*settings\.json'"), answers_file(path, SETTINGS):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*settings\.json'"),
+        answers_file(path, SETTINGS),
+    ):
         raise AssertionError("it was opened")
 
 

@@ -16,11 +16,16 @@ Usage = namedtuple("Usage", "total used free")
 )
 def test_what_does_not_fit_on_a_disk_is_said_with_its_parts(tmp_path, monkeypatch, free, fits):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(free, 0, free))
-    needs = {"checkpoints": (tmp_path / "new" / "run", 4_000_000_000), "hidden states": (tmp_path, 3_000_000_000)}
+    needs = {
+        "checkpoints": (tmp_path / "new" / "run", 4_000_000_000),
+        "hidden states": (tmp_path, 3_000_000_000),
+    }
     if fits:
         check_disk(needs)
     else:
-        with pytest.raises(ValueError, match=r"7\.00 GB \(checkpoints 4\.00 GB, hidden states 3\.00 GB\)"):
+        with pytest.raises(
+            ValueError, match=r"7\.00 GB \(checkpoints 4\.00 GB, hidden states 3\.00 GB\)"
+        ):
             check_disk(needs)
 
 

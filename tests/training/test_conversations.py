@@ -38,11 +38,26 @@ def test_user_turns_are_fed_in_order_and_answers_are_the_models():
     ("turns", "options", "kept", "why"),
     [
         ([Turn("fir", 9, cut=True)], {}, ["one", "fir"], "answer 1 was cut off"),
-        ([Turn("first", 1), Turn("sec", 9, cut=True)], {}, ["one", "first", "two", "sec"], "answer 2 was cut off"),
+        (
+            [Turn("first", 1), Turn("sec", 9, cut=True)],
+            {},
+            ["one", "first", "two", "sec"],
+            "answer 2 was cut off",
+        ),
         ([Turn("fir", 9, cut=True)], {"leave_out_cut": True}, [], "answer 1 was cut off"),
-        ([Turn("first", 1), Turn("sec", 9, cut=True)], {"leave_out_cut": True}, ["one", "first"], "answer 2 was cut"),
+        (
+            [Turn("first", 1), Turn("sec", 9, cut=True)],
+            {"leave_out_cut": True},
+            ["one", "first"],
+            "answer 2 was cut",
+        ),
         ([Turn("", 0, cut=True)], {}, [], "answer 1 was cut off before its first word"),
-        ([Turn("", 9, cut=True, reasoning="hm")], {}, [], "answer 1 was cut off before its first word"),
+        (
+            [Turn("", 9, cut=True, reasoning="hm")],
+            {},
+            [],
+            "answer 1 was cut off before its first word",
+        ),
         ([Turn("first", 1), Turn("", 1)], {}, ["one", "first"], "answer 2 was empty"),
     ],
 )
@@ -61,7 +76,9 @@ def test_self_talk_goes_on_with_questions_of_the_models():
     ended, asks = driven(turns, self_talk=2)
     assert contents(ended.messages)[1:] == ["one", "first", "two", "second", "three?", "third"]
     assert [ask.role for ask in asks] == ["assistant", "assistant", "user", "assistant", "user"]
-    ended, _ = driven([*turns[:2], Turn("thr", 9, cut=True)], self_talk=2)  # a question that is cut off is not asked
+    ended, _ = driven(
+        [*turns[:2], Turn("thr", 9, cut=True)], self_talk=2
+    )  # a question that is cut off is not asked
     assert contents(ended.messages)[1:] == ["one", "first", "two", "second"]
 
 
@@ -71,7 +88,9 @@ def test_what_a_model_thought_stays_beside_its_answer():
     assert ended.messages[4] == {"role": "assistant", "content": "second"}
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -1}]
+)
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="temperature must be 0 or a positive number"):
         Settings("m", **wrong)

@@ -7,7 +7,10 @@ from medusa.training.conversations import Outcome, Settings, Turn
 from medusa.training.distill import Progress, distill, read_seeds
 
 SETTINGS = Settings("m")
-CHAT = [{"role": "system", "content": "be kind"}, *({"role": "user", "content": text} for text in "ab")]
+CHAT = [
+    {"role": "system", "content": "be kind"},
+    *({"role": "user", "content": text} for text in "ab"),
+]
 
 
 class Echo:
@@ -93,16 +96,26 @@ def test_prompts_that_changed_are_asked_and_the_others_not_again(tmp_path):
         file.write_text(text)
         asked.append(go(path, list(read_seeds(str(file))))[1].asked)
     assert asked == [["one two", "a cat"], ["the mat"]]
-    assert [line["id"].rsplit(",", 1)[0] for line in lines(path)] == [f"prompts.txt, line {n}" for n in (1, 2, 2)]
+    assert [line["id"].rsplit(",", 1)[0] for line in lines(path)] == [
+        f"prompts.txt, line {n}" for n in (1, 2, 2)
+    ]
 
 
 def test_seeds_of_every_kind(tmp_path):
     file = tmp_path / "seeds.jsonl"
-    records = [{"turns": ["a", "b"]}, {"prompt": "c"}, {"messages": CHAT}, "d", {"question": "e", "answer": "f"}]
+    records = [
+        {"turns": ["a", "b"]},
+        {"prompt": "c"},
+        {"messages": CHAT},
+        "d",
+        {"question": "e", "answer": "f"},
+    ]
     file.write_text("\n".join(map(json.dumps, records)))
     found = dict(read_seeds(str(file)))
     assert next(iter(found)).startswith("seeds.jsonl, line 1, ")
-    asked = [[turn["content"] for turn in chat if turn["role"] == "user"] for chat in found.values()]
+    asked = [
+        [turn["content"] for turn in chat if turn["role"] == "user"] for chat in found.values()
+    ]
     assert asked == [["a", "b"], ["c"], ["a", "b"], ["d"], ["e"]]
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from models import tiny
 
+from medusa.core.model import new_heads
+from medusa.data.chats import Example
 from medusa.files import locked
-from medusa.model import new_heads
 from medusa.training import hidden
-from medusa.training.chats import Example
 from medusa.training.hidden import keep, kept_bytes
 from medusa.training.student import Student
 
@@ -54,7 +54,9 @@ def test_a_run_waits_while_another_computes_the_same_states(student, tmp_path, m
     assert "waiting for it" in said[0]
 
 
-def test_a_run_that_fails_leaves_nothing_behind_and_what_a_killed_one_left_does_no_harm(student, tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_nothing_behind_and_what_a_killed_one_left_does_no_harm(
+    student, tmp_path, monkeypatch
+):
     name = keep(student, EXAMPLES, tmp_path / "done").folder.name
     left = tmp_path / "shared" / f".{name}.unfinished"
     left.mkdir(parents=True)

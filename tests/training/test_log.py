@@ -24,4 +24,7 @@ def test_the_time_left_is_told_after_the_first_steps_and_whenever_long_nothing_w
     for state.global_step in range(1, 13):
         clock.now += 2.5
         lines.on_step_end(args, state, None)
-    assert said == ["step 3/50  2.5 s a step  0:01:58 left", "step 11/50  2.5 s a step  0:01:38 left"]
+    assert said == [
+        "step 3/50  2.5 s a step  0:01:58 left",
+        "step 11/50  2.5 s a step  0:01:38 left",
+    ]

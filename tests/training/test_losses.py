@@ -4,9 +4,15 @@ from models import tiny
 from torch.nn import functional as F
 
 from medusa import MedusaModel
-from medusa.training.chats import Example
-from medusa.training.data import collator
-from medusa.training.losses import chunked, chunked_each, cross_entropy_sum, divergence_sum, medusa1_loss
+from medusa.data.chats import Example
+from medusa.data.examples import collator
+from medusa.training.losses import (
+    chunked,
+    chunked_each,
+    cross_entropy_sum,
+    divergence_sum,
+    medusa1_loss,
+)
 from medusa.training.student import Student
 
 WEIGHTS = (0.8, 0.64, 0.512)
@@ -41,7 +47,10 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
 
 
 def test_stacked_sums_are_weighted_each_by_its_own():
-    states, weights = torch.randn(3, 10, 4, requires_grad=True), torch.randn(3, 7, 4, requires_grad=True)
+    states, weights = (
+        torch.randn(3, 10, 4, requires_grad=True),
+        torch.randn(3, 7, 4, requires_grad=True),
+    )
     targets = torch.randint(0, 7, (3, 10))
 
     def entropy(states, targets, weight):
@@ -111,7 +120,9 @@ def slow_losses(student, batch, decay=0.8, weight=1.0):
                 targets.append(labels[place + 1])
                 ahead.append(padded[place + 2 : place + 2 + heads.config.num_heads])
     own = F.cross_entropy(torch.stack(logits).float(), torch.stack(targets))
-    theirs = medusa1_loss(heads(torch.stack(hidden), base.get_output_embeddings()), torch.stack(ahead), decay)
+    theirs = medusa1_loss(
+        heads(torch.stack(hidden), base.get_output_embeddings()), torch.stack(ahead), decay
+    )
     return own, theirs, own + weight * theirs
 
 
@@ -137,7 +148,10 @@ def test_the_student_computes_both_equations_with_their_gradients(batch, name, o
     for parameter, gradient in zip(for_gradients, expected, strict=True):
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(
-            found, torch.zeros_like(parameter) if gradient is None else gradient, rtol=1e-3, atol=1e-5
+            found,
+            torch.zeros_like(parameter) if gradient is None else gradient,
+            rtol=1e-3,
+            atol=1e-5,
         )
 
 
@@ -159,7 +173,11 @@ def test_evaluation_counts_hits_by_rank(batch):
         known = learnt.ahead[:, head] != -100
         order = logits[head].argsort(-1, descending=True)
         ranks = [
-            order[place].tolist().index(token) for place, token in enumerate(learnt.ahead[:, head]) if known[place]
+            order[place].tolist().index(token)
+            for place, token in enumerate(learnt.ahead[:, head])
+            if known[place]
         ]
-        assert told["hits"][head].tolist() == [sum(rank <= top for rank in ranks) for top in range(4)]
+        assert told["hits"][head].tolist() == [
+            sum(rank <= top for rank in ranks) for top in range(4)
+        ]
         assert told["counts"][1 + head] == len(ranks)

@@ -12,7 +12,9 @@ def text(ids):
 
 
 def recipe(**changes):
-    return Recipe(**{"batch_size": 2, "micro_batch_size": 2, "lr": 2.5e-3, "log_every": 1, **changes})
+    return Recipe(
+        **{"batch_size": 2, "micro_batch_size": 2, "lr": 2.5e-3, "log_every": 1, **changes}
+    )
 
 
 def counting():
@@ -36,7 +38,10 @@ def test_heads_learn_a_text_and_the_backbone_stays_frozen():
     losses = train_heads(model, counting(), recipe(epochs=50), progress=False)
     metrics = evaluate_heads(model, counting())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(after[0] > max(0.9, start[0]) for after, start in zip(metrics.accuracy, untrained, strict=True))
+    assert all(
+        after[0] > max(0.9, start[0])
+        for after, start in zip(metrics.accuracy, untrained, strict=True)
+    )
     assert all(row == sorted(row) for row in metrics.accuracy)
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     assert all(parameter.requires_grad for parameter in base.parameters())

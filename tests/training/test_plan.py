@@ -9,11 +9,23 @@ from medusa.training.recipe import Recipe
 @pytest.mark.parametrize(
     ("options", "rows", "said"),
     [
-        ({"epochs": 5}, 425, "warning: 35 steps are too few for heads to learn much: --batch-size 20 makes 110"),
-        ({"epochs": 1}, 1, "warning: 1 step is too few for heads to learn much: take more data, or --epochs 100"),
+        (
+            {"epochs": 5},
+            425,
+            "warning: 35 steps are too few for heads to learn much: --batch-size 20 makes 110",
+        ),
+        (
+            {"epochs": 1},
+            1,
+            "warning: 1 step is too few for heads to learn much: take more data, or --epochs 100",
+        ),
         ({"epochs": 2}, 59, "warning: 2 steps are .*: take more data, or --epochs 100"),
         ({"batch_size": 8, "micro_batch_size": 8, "epochs": 2}, 398, None),  # 100 steps
-        ({"batch_size": 8, "micro_batch_size": 8, "epochs": 2}, 392, "warning: 98 steps .*--batch-size 7 makes 112"),
+        (
+            {"batch_size": 8, "micro_batch_size": 8, "epochs": 2},
+            392,
+            "warning: 98 steps .*--batch-size 7 makes 112",
+        ),
     ],
 )
 def test_few_steps_are_a_warning_that_names_the_batch_size(options, rows, said):
@@ -37,6 +49,7 @@ def test_the_learning_rates_are_those_of_the_stage(stage, method, rate):
     recipe = Recipe(method=method, epochs=2, batch_size=10, micro_batch_size=10)
     (line,) = plan(recipe, stage, 2, 10_000, 500_000)
     assert line == (
-        f"plan: 2000 steps of 10 examples, about 500 learnt tokens a step; the learning rate rises to {rate} in 40 "
+        "plan: 2000 steps of 10 examples, about 500 learnt tokens a step; the learning rate rises "
+        f"to {rate} in 40 "
         "steps and then falls to 0 along a cosine"
     )

@@ -40,7 +40,10 @@ def test_lines_go_to_standard_error_by_default(clock, capsys):
         advance(15)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["reading: 15 records, 0.5 a second", "reading: 15 records in 0:00:30"]
+    assert err.splitlines() == [
+        "reading: 15 records, 0.5 a second",
+        "reading: 15 records in 0:00:30",
+    ]
 
 
 def test_a_terminal_shows_a_bar(monkeypatch):

@@ -47,7 +47,10 @@ def go(base_folder, chats, folder, merge=False, report_to="none", hidden_states=
 
 def logged(folder, stage="1-heads"):
     """All that a stage logged, from its last checkpoint or its state at the end."""
-    states = sorted((folder / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
+    states = sorted(
+        (folder / "stages" / stage).glob("checkpoint-*"),
+        key=lambda each: int(each.name.split("-")[1]),
+    )
     return json.loads((states[-1] / "trainer_state.json").read_text())["log_history"]
 
 
@@ -60,7 +63,9 @@ def test_medusa_1_learns_and_leaves_a_folder_that_loads(base_folder, chats, tmp_
     assert re.search(r"chats.jsonl: 24 examples, \d+ tokens to learn", said[0])
     model = MedusaModel.from_pretrained(tmp_path / "run", all_heads=True)
     plain = AutoModelForCausalLM.from_pretrained(base_folder)
-    assert all(torch.equal(a, b) for a, b in zip(model.base.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.base.parameters(), plain.parameters(), strict=True)
+    )
     told = json.loads((tmp_path / "run" / "training.json").read_text())
     metrics, before = told["metrics"], logged(tmp_path / "run")[0]
     assert metrics["eval_loss_head_1"] < 0.6 * before["eval_loss_head_1"]
@@ -75,14 +80,23 @@ def test_cached_hidden_states_give_the_same_run(base_folder, chats, tmp_path):
         go(base_folder, chats, tmp_path / name, epochs=2, cache_hidden_states=cached)
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "other")[name], tensor, rtol=1e-4, atol=1e-5)
-    assert len(list((tmp_path / "other" / "hidden-states").glob("*/index.json"))) == 2  # training and evaluation
+    assert (
+        len(list((tmp_path / "other" / "hidden-states").glob("*/index.json"))) == 2
+    )  # training and evaluation
 
 
 def test_runs_share_hidden_states(base_folder, chats, tmp_path, monkeypatch):
     computed = []
     original = hidden._compute
-    monkeypatch.setattr(hidden, "_compute", lambda *given: computed.append(given) or original(*given))
-    for name, options in (("one", {}), ("two", {"lr": 1e-3}), ("three", {"num_layers": 2}), ("alone", {"lr": 3e-3})):
+    monkeypatch.setattr(
+        hidden, "_compute", lambda *given: computed.append(given) or original(*given)
+    )
+    for name, options in (
+        ("one", {}),
+        ("two", {"lr": 1e-3}),
+        ("three", {"num_layers": 2}),
+        ("alone", {"lr": 3e-3}),
+    ):
         shared = None if name == "alone" else tmp_path / "shared"
         source = Source(str(base_folder), str(chats))
         recipe = Recipe(**{**SMALL, "epochs": 1, "cache_hidden_states": shared is None, **options})
@@ -93,7 +107,9 @@ def test_runs_share_hidden_states(base_folder, chats, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_medusa_2_changes_the_backbone_by_an_adapter(base_folder, chats, tmp_path, merge):
-    recipe = Recipe(**{**SMALL, "method": "medusa-2", "heads_epochs": 1, "epochs": 4, "lora_rank": 4})
+    recipe = Recipe(
+        **{**SMALL, "method": "medusa-2", "heads_epochs": 1, "epochs": 4, "lora_rank": 4}
+    )
     train(recipe, Source(str(base_folder), str(chats)), tmp_path, merge=merge, say=lambda _: None)
     assert (tmp_path / "adapter").is_dir() != merge
     assert (tmp_path / "model").is_dir() == merge
@@ -105,25 +121,47 @@ def test_medusa_2_changes_the_backbone_by_an_adapter(base_folder, chats, tmp_pat
     assert not model.base.config.tie_word_embeddings
     text = model.generate(ids, max_new_tokens=12, do_sample=False)
     assert torch.equal(text, model.base.generate(ids, max_new_tokens=12, do_sample=False))
-    model.save_pretrained(tmp_path / "again", base=str(base_folder) if not merge else str(tmp_path / "model"))
+    model.save_pretrained(
+        tmp_path / "again", base=str(base_folder) if not merge else str(tmp_path / "model")
+    )
     again = MedusaModel.from_pretrained(tmp_path / "again")
     with torch.no_grad():
         torch.testing.assert_close(again.base(ids).logits, model.base(ids).logits)
 
 
-def test_stages_come_one_after_the_other_and_warm_up_lambda(base_folder, chats, tmp_path, monkeypatch):
+def test_stages_come_one_after_the_other_and_warm_up_lambda(
+    base_folder, chats, tmp_path, monkeypatch
+):
     seen = []
     original = StudentTrainer._heads_weight
 
     def noted(self):
-        seen.append((self.stage, original(self), self.student.backbone_learns, self.student.heads_learn))
+        seen.append(
+            (self.stage, original(self), self.student.backbone_learns, self.student.heads_learn)
+        )
         return seen[-1][1]
 
     monkeypatch.setattr(StudentTrainer, "_heads_weight", noted)
-    options = {"method": "medusa-2", "heads_epochs": 1, "backbone_epochs": 1, "epochs": 2, "lora_rank": 2}
-    go(base_folder, chats, tmp_path, lambda0=0.5, lambda0_schedule="sine", micro_batch_size=4, **options)
+    options = {
+        "method": "medusa-2",
+        "heads_epochs": 1,
+        "backbone_epochs": 1,
+        "epochs": 2,
+        "lora_rank": 2,
+    }
+    go(
+        base_folder,
+        chats,
+        tmp_path,
+        lambda0=0.5,
+        lambda0_schedule="sine",
+        micro_batch_size=4,
+        **options,
+    )
     steps = 5  # 19 examples, 4 a step
-    assert [each[0] for each in seen] == ["heads"] * steps + ["backbone"] * steps + ["both"] * 2 * steps
+    assert [each[0] for each in seen] == ["heads"] * steps + ["backbone"] * steps + [
+        "both"
+    ] * 2 * steps
     assert {each[2:] for each in seen[:steps]} == {(False, True)}
     assert {each[2:] for each in seen[steps : 2 * steps]} == {(True, False)}
     assert {each[2:] for each in seen[2 * steps :]} == {(True, True)}
@@ -151,15 +189,22 @@ def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path,
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_weight_decay_is_the_recipes_and_spares_norms(base_folder, chats, tmp_path, monkeypatch, decay):
+def test_weight_decay_is_the_recipes_and_spares_norms(
+    base_folder, chats, tmp_path, monkeypatch, decay
+):
     made = []
     original = StudentTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer, "create_optimizer", lambda self, model=None: made.append(original(self, model)) or made[-1]
+        StudentTrainer,
+        "create_optimizer",
+        lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
     go(base_folder, chats, tmp_path, method="direct", lora_rank=0, epochs=1, weight_decay=decay)
     decayed = {
-        parameter.ndim for group in made[0].param_groups if group["weight_decay"] for parameter in group["params"]
+        parameter.ndim
+        for group in made[0].param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
     }
     assert {group["weight_decay"] for group in made[0].param_groups} == {0.0, decay}
     assert 1 not in decayed
@@ -167,13 +212,21 @@ def test_weight_decay_is_the_recipes_and_spares_norms(base_folder, chats, tmp_pa
 
 
 def test_self_distillation_starts_at_no_divergence_and_stays_near(base_folder, chats, tmp_path):
-    options = {"method": "medusa-2", "lora_rank": 4, "epochs": 3, "lora_dropout": 0.0, "lambda0": 0.01}
+    options = {
+        "method": "medusa-2",
+        "lora_rank": 4,
+        "epochs": 3,
+        "lora_dropout": 0.0,
+        "lambda0": 0.01,
+    }
     go(base_folder, chats, tmp_path / "kl", distill=True, **options)
     go(base_folder, chats, tmp_path / "ce", **options)
     first = next(line for line in logged(tmp_path / "kl", "1-both") if "loss_backbone" in line)
     assert first["loss_backbone"] == pytest.approx(0.0, abs=1e-5)
     change = {
-        name: json.loads((tmp_path / name / "training.json").read_text())["metrics"]["eval_perplexity_change"]
+        name: json.loads((tmp_path / name / "training.json").read_text())["metrics"][
+            "eval_perplexity_change"
+        ]
         for name in ("kl", "ce")
     }
     assert abs(change["kl"]) < 0.2 * abs(change["ce"])
@@ -187,13 +240,23 @@ def test_a_whole_backbone_is_trained_and_saved(base_folder, chats, tmp_path):
     assert not torch.equal(model.base.model.norm.weight, plain.model.norm.weight)
 
 
-def test_muon_takes_the_matrices_of_a_backbone_that_learns(base_folder, chats, tmp_path, monkeypatch):
+def test_muon_takes_the_matrices_of_a_backbone_that_learns(
+    base_folder, chats, tmp_path, monkeypatch
+):
     made = []
     original = StudentTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer, "create_optimizer", lambda self, model=None: made.append(original(self, model)) or made[-1]
+        StudentTrainer,
+        "create_optimizer",
+        lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
-    options = {"method": "medusa-2", "heads_epochs": 1, "epochs": 3, "lora_rank": 0, "micro_batch_size": 4}
+    options = {
+        "method": "medusa-2",
+        "heads_epochs": 1,
+        "epochs": 3,
+        "lora_rank": 0,
+        "micro_batch_size": 4,
+    }
     go(base_folder, chats, tmp_path, optimizer="muon", **options)
     alone, both = made
     assert [len(group["params"]) for group in alone.param_groups] == [3]  # w1, b1, w2
@@ -225,7 +288,9 @@ def test_packed_rows_train(base_folder, chats, tmp_path):
     ],
     ids=["rows", "part of an epoch", "packed", "kept"],
 )
-def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(base_folder, chats, tmp_path, monkeypatch, options):
+def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(
+    base_folder, chats, tmp_path, monkeypatch, options
+):
     counts = []
     original = StudentTrainer._get_num_items_in_batch
 
@@ -237,7 +302,9 @@ def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(base_folder, ch
     said = go(base_folder, chats, tmp_path, **options)
     place, told = next((place, line) for place, line in enumerate(said) if "plan:" in line)
     assert said.index(f"loading {base_folder}") > place
-    steps, unit, tokens = re.search(r"plan: (\d+) steps of \d+ (\D+), about (\d+) learnt tokens a step", told).groups()
+    steps, unit, tokens = re.search(
+        r"plan: (\d+) steps of \d+ (\D+), about (\d+) learnt tokens a step", told
+    ).groups()
     assert unit == ("packed rows" if options.get("packing") else "examples")
     assert len(counts) == int(steps)
     epoch = counts[: round(int(steps) / options["epochs"])]
@@ -263,18 +330,24 @@ def test_a_folder_has_one_writer(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "run", epochs=1)
 
 
-@pytest.mark.parametrize("text", ["", '{"recipe": {"met', "[]", '{"recipe": {}, "model": 1, "data": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"recipe": {"met', "[]", '{"recipe": {}, "model": 1, "data": "x"}']
+)
 def test_a_damaged_run_json_is_named_and_left(base_folder, chats, tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json: .*take another --output, or delete the folder"):
+    with pytest.raises(
+        ValueError, match=r"run\.json: .*take another --output, or delete the folder"
+    ):
         go(base_folder, chats, tmp_path / "run", epochs=1)
     assert (tmp_path / "run" / "run.json").read_text() == text
 
 
 @pytest.mark.parametrize("broken", ["save", "evaluation"])
 @pytest.mark.parametrize("method", ["medusa-1", "medusa-2"])
-def test_a_run_that_fails_after_its_last_step_loses_nothing(base_folder, chats, tmp_path, monkeypatch, broken, method):
+def test_a_run_that_fails_after_its_last_step_loses_nothing(
+    base_folder, chats, tmp_path, monkeypatch, broken, method
+):
     options = {"method": method, "epochs": 1, "save_every": 0, "log_every": 2}
 
     def full(*_, **__):
@@ -292,7 +365,10 @@ def test_a_run_that_fails_after_its_last_step_loses_nothing(base_folder, chats, 
     go(base_folder, chats, tmp_path / "whole", **options)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "run")[name], tensor)
-    metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("run", "whole")]
+    metrics = [
+        json.loads((tmp_path / name / "training.json").read_text())["metrics"]
+        for name in ("run", "whole")
+    ]
     assert metrics[0] == metrics[1]
 
 
@@ -331,7 +407,10 @@ def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_
         ({"report_to": "tensorboard"}, "report_to tensorboard needs its package"),
         ({"optimizer": "apollo_adamw"}, "(?i)apollo"),
         ({"hidden_states": chats / "states"}, "cannot be written to .*--hidden-states"),
-        ({"hidden_states": tmp_path, "method": "medusa-2"}, "cache_hidden_states has no effect with method medusa-2"),
+        (
+            {"hidden_states": tmp_path, "method": "medusa-2"},
+            "cache_hidden_states has no effect with method medusa-2",
+        ),
     ):
         with pytest.raises((ValueError, ImportError), match=said):
             go(base_folder, chats, out, **options)
@@ -362,12 +441,19 @@ def test_an_adapter_can_be_merged_afterwards(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path, merge=True, **options)
     assert (tmp_path / "model").is_dir()
     assert not (tmp_path / "adapter").exists()
-    torch.testing.assert_close(MedusaModel.from_pretrained(tmp_path).base(torch.arange(5, 25)[None]).logits, adapted)
+    torch.testing.assert_close(
+        MedusaModel.from_pretrained(tmp_path).base(torch.arange(5, 25)[None]).logits, adapted
+    )
 
 
 def test_heads_go_on_training(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "one", epochs=1)
-    train(Recipe(**SMALL, epochs=1), Source(str(tmp_path / "one"), str(chats)), tmp_path / "two", say=lambda _: None)
+    train(
+        Recipe(**SMALL, epochs=1),
+        Source(str(tmp_path / "one"), str(chats)),
+        tmp_path / "two",
+        say=lambda _: None,
+    )
     first = next(line for line in logged(tmp_path / "two") if "eval_loss_head_1" in line)
     last = json.loads((tmp_path / "one" / "training.json").read_text())["metrics"]
     assert first["eval_loss_head_1"] == pytest.approx(last["eval_loss_head_1"], rel=1e-3)
@@ -383,18 +469,27 @@ def test_heads_go_on_training(base_folder, chats, tmp_path):
 def test_heads_of_the_hub_go_on_training(base_folder, chats, tmp_path):
     cache = tmp_path / "hub"
     go(base_folder, chats, tmp_path / "one", epochs=1)
-    MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).save_pretrained(tmp_path / "two", base="owner/base")
+    MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).save_pretrained(
+        tmp_path / "two", base="owner/base"
+    )
     publish(base_folder, cache, "owner/base")
     publish(tmp_path / "two", cache, "owner/heads")
-    source = Source("owner/heads", str(chats), loading={"cache_dir": cache, "local_files_only": True})
+    source = Source(
+        "owner/heads", str(chats), loading={"cache_dir": cache, "local_files_only": True}
+    )
     train(Recipe(**SMALL, epochs=1), source, tmp_path / "three", say=lambda _: None)
     first = next(line for line in logged(tmp_path / "three") if "eval_loss_head_1" in line)
     last = json.loads((tmp_path / "one" / "training.json").read_text())["metrics"]
     assert first["eval_loss_head_1"] == pytest.approx(last["eval_loss_head_1"], rel=1e-3)
-    assert json.loads((tmp_path / "three" / "config.json").read_text())["base_model_name_or_path"] == "owner/base"
+    assert (
+        json.loads((tmp_path / "three" / "config.json").read_text())["base_model_name_or_path"]
+        == "owner/base"
+    )
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(base_folder, chats, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(
+    base_folder, chats, tmp_path, monkeypatch
+):
     original = StudentTrainer.compute_loss
 
     def broken(self, model, inputs, **options):
@@ -404,7 +499,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(base_folder, c
         return original(self, model, inputs, **options)
 
     monkeypatch.setattr(StudentTrainer, "compute_loss", broken)
-    with pytest.raises(NotFiniteError, match=r"step 4: the loss of head 2 is not finite, in the batch of examples \d+"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"step 4: the loss of head 2 is not finite, in the batch of examples \d+",
+    ):
         go(base_folder, chats, tmp_path, epochs=2)
     assert (tmp_path / "stages" / "1-heads" / "checkpoint-2").is_dir()
     kept = load_file(tmp_path / "stages" / "1-heads" / "checkpoint-2" / "learnt.safetensors")
@@ -428,21 +526,36 @@ def command(base_folder, chats, folder, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"lora_rank": 4}, {"lora_rank": 0, "optimizer": "muon"}], ids=["adapter", "muon"])
+@pytest.mark.parametrize(
+    "how", [{"lora_rank": 4}, {"lora_rank": 0, "optimizer": "muon"}], ids=["adapter", "muon"]
+)
 def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path, how):
     options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "save_every": 3, **how}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(base_folder, chats, whole, options), check=True, capture_output=True, env=environment)
+    subprocess.run(
+        command(base_folder, chats, whole, options),
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
     kills = 0
-    for after in ("1-heads/checkpoint-3", "1-heads/unfinished", "2-both", "2-both/checkpoint-6", None):
+    for after in (
+        "1-heads/checkpoint-3",
+        "1-heads/unfinished",
+        "2-both",
+        "2-both/checkpoint-6",
+        None,
+    ):
         running = subprocess.Popen(
             command(base_folder, chats, broken, options),
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while running.poll() is None and (after is None or not (broken / "stages" / after).exists()):
+        while running.poll() is None and (
+            after is None or not (broken / "stages" / after).exists()
+        ):
             time.sleep(0.001)
         if running.poll() is None:
             running.send_signal(signal.SIGKILL)
@@ -452,28 +565,50 @@ def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path,
     assert running.returncode == 0
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(broken)[name], tensor), name
-    models = [AutoModelForCausalLM.from_pretrained(each / "model") for each in (whole, broken) if not how["lora_rank"]]
+    models = [
+        AutoModelForCausalLM.from_pretrained(each / "model")
+        for each in (whole, broken)
+        if not how["lora_rank"]
+    ]
     for mine, theirs in zip(*(each.parameters() for each in models), strict=True):
         assert torch.equal(mine, theirs)
-    ends = [[line["loss"] for line in logged(folder, "2-both") if "loss" in line] for folder in (whole, broken)]
+    ends = [
+        [line["loss"] for line in logged(folder, "2-both") if "loss" in line]
+        for folder in (whole, broken)
+    ]
     assert ends[0] == ends[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["run", "kept"])
 def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path, kept):
-    # 20 examples, so that both have whole batches: accelerate fills up the last one with examples from the first
+    # 20 examples, so that both have whole batches: accelerate fills up the last one with examples
+    # from the first
     options = {"epochs": 2, "micro_batch_size": 2, "max_grad_norm": 0.5, "evaluation_share": 1 / 6}
     options["cache_hidden_states"] = kept
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
+    subprocess.run(
+        command(base_folder, chats, one, options), check=True, capture_output=True, env=environment
+    )
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
     arguments = command(base_folder, chats, two, options)[3:]
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launched = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+    ]
     told = subprocess.run(
-        [*launched, str(script), *arguments], check=False, capture_output=True, text=True, env=environment
+        [*launched, str(script), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert told.returncode == 0, told.stderr[-3000:]
     assert (two / "processes").read_text() == "2"
@@ -500,19 +635,32 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
     if engine == "zero3":
         pytest.importorskip("deepspeed")
     options |= {"epochs": 2, "micro_batch_size": 2, "evaluation_share": 1 / 6, "save_every": 3}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(command(base_folder, chats, one, options), check=True, capture_output=True, env=environment)
+    subprocess.run(
+        command(base_folder, chats, one, options), check=True, capture_output=True, env=environment
+    )
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{engine}.yaml"]
+    launched = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"configs/{engine}.yaml",
+    ]
     launched += [] if engine == "zero3" else ["--mixed_precision", "no"]
     launched += ["--num_processes", "2", "--main_process_port", "29519", str(script)]
 
     def spread():
         told = subprocess.run(
             [*launched, *command(base_folder, chats, two, options)[3:]],
-            check=False, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],
+            check=False, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],  # noqa: E501
         )  # fmt: skip
         assert told.returncode == 0, told.stderr[-3000:]
         assert (two / "processes").read_text() == "2"
@@ -526,7 +674,9 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
     # from the last checkpoint but one
     (two / "training.json").unlink()
     (two / "stages" / stage / "end" / "state.json").unlink()
-    last = max((two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))
+    last = max(
+        (two / "stages" / stage).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1])
+    )
     shutil.rmtree(last)
     assert spread() == pytest.approx(curve, rel=1e-3)
 
@@ -550,38 +700,54 @@ def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats
     go(base_folder, chats, folder, method="medusa-2", lora_rank=4, merge=merge)
     shutil.copytree(folder, published, ignore=shutil.ignore_patterns("stages", "run.json"))
     if not merge:  # the adapter's base is named by its id
-        MedusaModel.from_pretrained(folder, all_heads=True).save_pretrained(published, base="owner/base")
+        MedusaModel.from_pretrained(folder, all_heads=True).save_pretrained(
+            published, base="owner/base"
+        )
         publish(base_folder, cache, "owner/base")
     publish(published, cache, "owner/heads")
     files = [str(file.relative_to(published)) for file in published.rglob("*") if file.is_file()]
     here = MedusaModel.from_pretrained(folder)
-    with patch("medusa.names.snapshot_download", wraps=snapshot_download) as downloads:
+    with patch("medusa.formats.names.snapshot_download", wraps=snapshot_download) as downloads:
         there = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
-    asked = set(filter_repo_objects(files, allow_patterns=downloads.call_args.kwargs["allow_patterns"]))
+    asked = set(
+        filter_repo_objects(files, allow_patterns=downloads.call_args.kwargs["allow_patterns"])
+    )
     assert {file for file in files if file.endswith(".safetensors")} <= asked
     for mine, theirs in zip(here.base.parameters(), there.base.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     ids = torch.tensor([[1, 2, 3]])
-    assert here.generate(ids, max_new_tokens=6).tolist() == there.generate(ids, max_new_tokens=6).tolist()
+    assert (
+        here.generate(ids, max_new_tokens=6).tolist()
+        == there.generate(ids, max_new_tokens=6).tolist()
+    )
 
 
 @pytest.fixture(scope="module")
 def block_folder(tmp_path_factory, tokenizer):
     """A tiny Llama whose matrices are whole blocks of a quantised one."""
     folder = tmp_path_factory.mktemp("blocks")
-    tiny(dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny(
+        dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vicuna-7b-medusa-1", "vicuna-7b-medusa-2", "zephyr-7b-self-distillation"])
+@pytest.mark.parametrize(
+    "name", ["vicuna-7b-medusa-1", "vicuna-7b-medusa-2", "zephyr-7b-self-distillation"]
+)
 def test_the_papers_recipes_run_as_they_are(block_folder, chats, tmp_path, name):
     options = Recipe.read(name)
     if options.get("bits"):
         pytest.importorskip("bitsandbytes")
     said = []
-    train(Recipe(**options), Source(str(block_folder), str(chats), str(chats)), tmp_path / "run", say=said.append)
+    train(
+        Recipe(**options),
+        Source(str(block_folder), str(chats), str(chats)),
+        tmp_path / "run",
+        say=said.append,
+    )
     assert (tmp_path / "run" / "adapter").is_dir() == (options["method"] == "medusa-2"), said
     told = json.loads((tmp_path / "run" / "training.json").read_text())
     assert told["metrics"]["eval_loss_head_1"] < 10
@@ -591,11 +757,19 @@ def test_the_papers_recipes_run_as_they_are(block_folder, chats, tmp_path, name)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("options", [{}, {"method": "medusa-2", "lora_rank": 4}], ids=["heads", "adapter"])
-def test_heads_and_adapters_learn_on_a_quantised_backbone(block_folder, chats, tmp_path, bits, options):
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "medusa-2", "lora_rank": 4}], ids=["heads", "adapter"]
+)
+def test_heads_and_adapters_learn_on_a_quantised_backbone(
+    block_folder, chats, tmp_path, bits, options
+):
     pytest.importorskip("bitsandbytes")
     said = go(block_folder, chats, tmp_path / "run", bits=bits, epochs=4, **options)
-    losses = [line["loss"] for line in logged(tmp_path / "run", "1-both" if options else "1-heads") if "loss" in line]
+    losses = [
+        line["loss"]
+        for line in logged(tmp_path / "run", "1-both" if options else "1-heads")
+        if "loss" in line
+    ]
     assert losses[-1] < 0.9 * losses[0], said
     model = MedusaModel.from_pretrained(tmp_path / "run", dtype=torch.float32)
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape[1] <= 7

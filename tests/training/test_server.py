@@ -27,7 +27,9 @@ def body(told):
 def reply(content="fine", finish="stop", **message):
     return {
         "id": "x",
-        "choices": [{"index": 0, "message": {"content": content, **message}, "finish_reason": finish}],
+        "choices": [
+            {"index": 0, "message": {"content": content, **message}, "finish_reason": finish}
+        ],
         "usage": {"completion_tokens": 3},
     }
 
@@ -38,7 +40,7 @@ def status(code, text="no", header=""):
 
 @contextmanager
 def serving(answer):
-    """A server that sends what `answer(request, number)` returns or yields, as it is, and hangs up."""
+    """A server that sends what `answer(request, number)` returns or yields, as it is, and hangs up."""  # noqa: E501
     asked, lock = [], threading.Lock()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -79,7 +81,10 @@ def seeds(count):
 
 def outcomes(address, count=1, settings=SETTINGS, **options):
     server = Server(address, settings, **options)
-    return {each.name: each for each in server.drive([(n, conversation(n, s, settings)) for n, s in seeds(count)])}
+    return {
+        each.name: each
+        for each in server.drive([(n, conversation(n, s, settings)) for n, s in seeds(count)])
+    }
 
 
 def message(outcome):
@@ -127,7 +132,8 @@ BAD = {
     "cut chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
     "bad length": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}",
     "bad encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n{}",
-    "gzip bomb": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b" " * 9_000_000),
+    "gzip bomb": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    + gzip.compress(b" " * 9_000_000),
     "not HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
     "hangs up": b"",
     "busy": status(429, header="Retry-After: 0\r\n"),
@@ -163,7 +169,9 @@ def test_a_reply_that_trickles_is_given_up(monkeypatch, slow):
     monkeypatch.setattr(module, "TRIES", 2)
     with serving(slow) as (address, asked):
         found = outcomes(address, timeout=0.2)["seed 0"].result
-    assert str(found).endswith("gave no answer in 2 tries; the last: no whole reply within 0.2 seconds")
+    assert str(found).endswith(
+        "gave no answer in 2 tries; the last: no whole reply within 0.2 seconds"
+    )
     assert len(asked) == 2
 
 
@@ -198,7 +206,10 @@ def test_an_error_that_never_ends_is_read_in_part():
         (reply("hi", finish="content_filter"), {"content": "hi", "cut": True}),
         (reply("hi", finish=None), {"content": "hi"}),
         (reply("🌳"), {"content": "🌳"}),
-        *(({**reply("hi"), "usage": usage}, {"content": "hi"}) for usage in ([1], None, {"completion_tokens": "3"})),
+        *(
+            ({**reply("hi"), "usage": usage}, {"content": "hi"})
+            for usage in ([1], None, {"completion_tokens": "3"})
+        ),
         ({**reply("hi"), "new": {"field": 1}}, {"content": "hi"}),
     ],
 )
@@ -209,7 +220,9 @@ def test_an_answer_is_kept_as_it_is_told(told, expected):
     assert found.tokens == (3 if told["usage"] == {"completion_tokens": 3} else 0)
 
 
-@pytest.mark.parametrize("told", [reply(None), reply(""), reply("", finish="length", reasoning_content="hm")])
+@pytest.mark.parametrize(
+    "told", [reply(None), reply(""), reply("", finish="length", reasoning_content="hm")]
+)
 def test_an_answer_without_text_is_left_out(told):
     with serving(lambda *_: body(told)) as (address, _):
         ended = outcomes(address)["seed 0"].result
@@ -221,7 +234,9 @@ def test_what_a_request_says(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
     chat = [{"role": "user", "content": "half a pair: \ud83d"}, {"role": "user", "content": "two"}]
     with serving(lambda *_: body(reply("one", reasoning_content="hm"))) as (address, asked):
-        ended = next(iter(Server(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))]))).result
+        ended = next(
+            iter(Server(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))]))
+        ).result
     assert [turn.get("reasoning_content") for turn in ended.messages] == [None, "hm", None, "hm"]
     (first, head), (second, _) = asked
     assert "Authorization: Bearer secret\r\n" in head
@@ -309,7 +324,9 @@ def test_the_end_of_a_program_does_not_wait_for_a_name(monkeypatch):
 
 def test_a_server_that_is_away_ends_the_run():
     for address in ("http://127.0.0.1:9/v1", "http://no.such.host.invalid/v1"):
-        with pytest.raises(ConnectionError, match=f"{address} gave no answer in 6 tries; the last: no connection"):
+        with pytest.raises(
+            ConnectionError, match=f"{address} gave no answer in 6 tries; the last: no connection"
+        ):
             outcomes(address, 3)
 
 

@@ -4,7 +4,11 @@ import pytest
 
 from medusa.training.recipe import Recipe
 
-SHIPPED = sorted(each.name[:-5] for each in files("medusa.training.recipes").iterdir() if each.name.endswith(".yaml"))
+SHIPPED = sorted(
+    each.name[:-5]
+    for each in files("medusa.training.recipes").iterdir()
+    if each.name.endswith(".yaml")
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -14,13 +18,26 @@ def test_recipes_that_come_with_the_library_are_valid(name):
 
 def test_what_the_paper_says_of_vicuna_and_zephyr():
     vicuna, zephyr = (
-        Recipe(**Recipe.read(f"{name}")) for name in ("vicuna-7b-medusa-2", "zephyr-7b-self-distillation")
+        Recipe(**Recipe.read(f"{name}"))
+        for name in ("vicuna-7b-medusa-2", "zephyr-7b-self-distillation")
     )
     assert vicuna.stages == [("heads", 2.0), ("both", 2.0)]
     assert (vicuna.max_length, vicuna.packing) == (4096, True)
-    assert (vicuna.bits, vicuna.batch_size, vicuna.lambda0, vicuna.lr, vicuna.warmup_steps) == (4, 64, 0.2, 5e-4, 40)
+    assert (vicuna.bits, vicuna.batch_size, vicuna.lambda0, vicuna.lr, vicuna.warmup_steps) == (
+        4,
+        64,
+        0.2,
+        5e-4,
+        40,
+    )
     assert zephyr.stages == [("both", 2.0)]
-    assert (zephyr.bits, zephyr.batch_size, zephyr.lambda0, zephyr.lr, zephyr.warmup_steps) == (0, 128, 0.01, 1e-4, 20)
+    assert (zephyr.bits, zephyr.batch_size, zephyr.lambda0, zephyr.lr, zephyr.warmup_steps) == (
+        0,
+        128,
+        0.01,
+        1e-4,
+        20,
+    )
     assert (zephyr.distill, zephyr.lambda0_schedule, zephyr.max_length) == (True, "sine", 2048)
 
 
@@ -82,12 +99,27 @@ def test_impossible_options_are_named(options):
 
 
 WITHOUT_EFFECT = [
-    *((option, "medusa-1", {}) for option in ("lora_rank=8", "lora_alpha=8", "lora_dropout=0.1", "lambda0=0.5")),
-    *((option, "medusa-1", {}) for option in ("gradient_checkpointing=true", "lambda0_schedule=sine")),
-    *((option, "medusa-1", {}) for option in ("distill=true", "heads_epochs=1", "backbone_epochs=1")),
+    *(
+        (option, "medusa-1", {})
+        for option in ("lora_rank=8", "lora_alpha=8", "lora_dropout=0.1", "lambda0=0.5")
+    ),
+    *(
+        (option, "medusa-1", {})
+        for option in ("gradient_checkpointing=true", "lambda0_schedule=sine")
+    ),
+    *(
+        (option, "medusa-1", {})
+        for option in ("distill=true", "heads_epochs=1", "backbone_epochs=1")
+    ),
     *((option, "medusa-2", {}) for option in ("cache_hidden_states=true", "head_vocabulary=data")),
-    *((option, "direct", {}) for option in ("lambda0=0.5", "lambda0_schedule=sine", "heads_lr_factor=2")),
-    *((option, "backbone", {}) for option in ("decay=0.5", "lambda0=0.5", "heads_lr_factor=2", "backbone_epochs=1")),
+    *(
+        (option, "direct", {})
+        for option in ("lambda0=0.5", "lambda0_schedule=sine", "heads_lr_factor=2")
+    ),
+    *(
+        (option, "backbone", {})
+        for option in ("decay=0.5", "lambda0=0.5", "heads_lr_factor=2", "backbone_epochs=1")
+    ),
     *((option, "medusa-2", {"lora_rank": 0}) for option in ("lora_alpha=8", "lora_dropout=0.1")),
     ("packing=true", "medusa-1", {"cache_hidden_states": True}),
 ]

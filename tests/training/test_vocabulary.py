@@ -5,8 +5,8 @@ import torch
 from models import tiny
 from torch.nn import functional as F
 
-from medusa.model import new_heads
-from medusa.training.chats import Example
+from medusa.core.model import new_heads
+from medusa.data.chats import Example
 from medusa.training.student import Student
 from medusa.training.vocabulary import occurring
 
@@ -33,7 +33,9 @@ def gradients(student, batch):
     student.zero_grad()
     told = student(**batch)
     told["loss"].backward()
-    return told["loss"].detach(), [parameter.grad.clone() for parameter in student.heads.parameters()]
+    return told["loss"].detach(), [
+        parameter.grad.clone() for parameter in student.heads.parameters()
+    ]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -45,10 +47,16 @@ def test_it_is_the_cross_entropy_of_the_logits_of_these_tokens_and_trains_no_oth
 
     logits = student.heads(batch["hidden"], student.base.lm_head)[..., tokens]
     places = torch.stack(
-        [(tokens == each).nonzero()[0, 0] if each >= 0 else each for each in batch["targets"].flatten()]
+        [
+            (tokens == each).nonzero()[0, 0] if each >= 0 else each
+            for each in batch["targets"].flatten()
+        ]
     )
     ahead = places.reshape(POSITIONS, -1)[:, 1:]
-    whole = sum(0.8 ** (k + 1) * F.cross_entropy(logits[k], ahead[:, k], ignore_index=-100) for k in range(HEADS))
+    whole = sum(
+        0.8 ** (k + 1) * F.cross_entropy(logits[k], ahead[:, k], ignore_index=-100)
+        for k in range(HEADS)
+    )
     student.zero_grad()
     whole.backward()
     torch.testing.assert_close(loss, whole.detach())
@@ -58,7 +66,9 @@ def test_it_is_the_cross_entropy_of_the_logits_of_these_tokens_and_trains_no_oth
         rest = torch.ones(student.heads.config.vocab_size, dtype=torch.bool)
         rest[tokens] = False
         w2 = next(
-            grad for grad, each in zip(found, student.heads.parameters(), strict=True) if each is student.heads.w2
+            grad
+            for grad, each in zip(found, student.heads.parameters(), strict=True)
+            if each is student.heads.w2
         )
         assert not w2[:, rest].any()
         assert w2[:, ~rest].any()

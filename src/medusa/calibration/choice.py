@@ -1,4 +1,6 @@
-"""The tree that decodes fastest: the number of nodes where the rate gained is worth the time it costs."""
+"""The tree that decodes fastest: the number of nodes where the rate gained is worth the time it
+costs.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pace import overhead
-from ..tree import CandidateTree
+from ..core.schedule import overhead
+from ..core.tree import CandidateTree
 from .latency import Latency
 from .recording import Recording
 from .search import accepted_length, joint_tree, likelihoods, nested, predicted_rate, replay
@@ -54,20 +56,29 @@ def rate_interval(recording: Recording, tree: CandidateTree, samples: int = 400)
     if recording.certain:
         tokens, steps = replay(recording, tree)
         return resampled([*map(float, tokens)], [*map(float, steps)], samples)
-    gained = [float(part.sum()) for part in (1 + accepted_length(recording, tree)).split(list(recording.lengths))]
+    gained = [
+        float(part.sum())
+        for part in (1 + accepted_length(recording, tree)).split(list(recording.lengths))
+    ]
     return resampled(gained, [float(length) for length in recording.lengths], samples)
 
 
 def overhead_interval(latency: Latency, nodes: int, samples: int = 400) -> Interval:
-    """A 95 % interval of the overhead of a number of nodes, measured or between two such, by drawing rounds again."""
+    """A 95 % interval of the overhead of a number of nodes, measured or between two such, by
+    drawing rounds again.
+    """
     rounds = [each for part in latency.rounds.values() for each in part]
     rng = random.Random(0)
     drawn = (Latency({0: rng.choices(rounds, k=len(rounds))}) for _ in range(samples))
     return _middle(sorted(overhead(each.curve(), nodes) for each in drawn))
 
 
-def resampled(numerators: Sequence[float], denominators: Sequence[float], samples: int = 400) -> Interval:
-    """A 95 % interval of the ratio of two sums over the same texts, by drawing texts again (bootstrap)."""
+def resampled(
+    numerators: Sequence[float], denominators: Sequence[float], samples: int = 400
+) -> Interval:
+    """A 95 % interval of the ratio of two sums over the same texts, by drawing texts again
+    (bootstrap).
+    """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(numerators), (samples, len(numerators)), generator=generator)
     above, below = torch.tensor(numerators), torch.tensor(denominators)
@@ -80,7 +91,11 @@ def share_interval(share: float, count: int) -> Interval:
         return 0.0, 1.0
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half = (
+        z
+        / (1 + z * z / count)
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    )
     return middle - half, middle + half
 
 

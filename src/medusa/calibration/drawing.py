@@ -1,4 +1,5 @@
-"""Pictures of trees, as the paper's figure 6 draws them: a row a depth, likely nodes to the left and darker.
+"""Pictures of trees, as the paper's figure 6 draws them: a row a depth, likely nodes to the left
+and darker.
 
 Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..tree import CandidateTree
+from ..core.tree import CandidateTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,8 @@ COLOURS = "viridis_r"
 
 
 def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
-    """[N] where each node stands from left to right: leaves side by side, parents above their first child.
+    """[N] where each node stands from left to right: leaves side by side, parents above their first
+    child.
 
     Children come in order of their frequency, the most frequent first.
     """
@@ -49,9 +51,13 @@ def check_library() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
-        raise ImportError("pictures need matplotlib: pip install 'medusa-decoding[plots]'") from None
+        raise ImportError(
+            "pictures need matplotlib: pip install 'medusa-decoding[plots]'"
+        ) from None
     except Exception as error:  # such as a broken configuration file, or a build for another numpy
-        raise ImportError(f"pictures need matplotlib, which cannot be loaded here: {error}") from error
+        raise ImportError(
+            f"pictures need matplotlib, which cannot be loaded here: {error}"
+        ) from error
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -91,7 +97,15 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
             ends = [across[parent], across[node]], [depths[parent], depths[node]]
             axes.plot(*ends, color="0.7", linewidth=0.5 + 3 * frequencies[node], zorder=1)
     shown = axes.scatter(
-        across, depths, c=frequencies, cmap=COLOURS, norm=_scale(), s=320, edgecolors="0.3", linewidths=0.6, zorder=2
+        across,
+        depths,
+        c=frequencies,
+        cmap=COLOURS,
+        norm=_scale(),
+        s=320,
+        edgecolors="0.3",
+        linewidths=0.6,
+        zorder=2,
     )
     for node, path in enumerate(tree.paths):
         axes.text(
@@ -106,7 +120,9 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
         )
     axes.invert_yaxis()
     axes.margins(x=0.02)
-    axes.set_yticks(range(tree.max_depth + 1), ["base", *(f"head {head + 1}" for head in range(tree.max_depth))])
+    axes.set_yticks(
+        range(tree.max_depth + 1), ["base", *(f"head {head + 1}" for head in range(tree.max_depth))]
+    )
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.set_title(title or f"{len(tree)} nodes; a node's number is its rank", fontsize=10)

@@ -1,4 +1,5 @@
-"""Pictures of a calibration: accuracy by head and rank, and what trees of every size and kind give (figure 4).
+"""Pictures of a calibration: accuracy by head and rank, and what trees of every size and kind give
+(figure 4).
 
 Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
@@ -10,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..pace import overhead
-from ..tree import CandidateTree
+from ..core.schedule import overhead
+from ..core.tree import CandidateTree
 from .drawing import new_figure
 from .latency import SIZES, Latency
 from .recording import Recording
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from .report import Report
 
 KINDS = {"dense": "0.6", "marginal": "tab:orange", "joint": "tab:blue"}
-"""Kinds of trees and their colours: Cartesian products, and the best by marginal and by joint probabilities."""
+"""Kinds of trees and their colours: Cartesian products, and the best by marginal and by joint
+probabilities.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class Point:
     decoded: bool = False
 
 
-def trees(recording: Recording, nodes: int, dense: int = 300, widest: int = 10) -> Iterable[tuple[str, CandidateTree]]:
-    """Trees of up to `nodes` nodes: `dense` Cartesian ones drawn at random, and the best of every measured size.
+def trees(
+    recording: Recording, nodes: int, dense: int = 300, widest: int = 10
+) -> Iterable[tuple[str, CandidateTree]]:
+    """Trees of up to `nodes` nodes: `dense` Cartesian ones drawn at random, and the best of every
+    measured size.
 
     Args:
         widest: most children of a node in a dense tree.
@@ -59,8 +65,12 @@ def trees(recording: Recording, nodes: int, dense: int = 300, widest: int = 10) 
         yield "joint", joint_tree(recording, size)
 
 
-def replayed(recording: Recording, latency: Latency, chosen: Iterable[tuple[str, CandidateTree]]) -> list[Point]:
-    """The trees' rates on the recorded texts, and their speedups by the measured latencies; none is decoded."""
+def replayed(
+    recording: Recording, latency: Latency, chosen: Iterable[tuple[str, CandidateTree]]
+) -> list[Point]:
+    """The trees' rates on the recorded texts, and their speedups by the measured latencies; none is
+    decoded.
+    """
     curve = latency.curve()
     points = []
     for kind, tree in chosen:
@@ -70,13 +80,17 @@ def replayed(recording: Recording, latency: Latency, chosen: Iterable[tuple[str,
 
 
 def draw_accuracies(report: Report, ranks: int = 10) -> Figure:
-    """Accuracy of every head by rank: the share of positions whose token is in its top i, with 95 % intervals."""
+    """Accuracy of every head by rank: the share of positions whose token is in its top i, with 95 %
+    intervals.
+    """
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     shares, intervals = report.recording.accuracies(), report.intervals(ranks)
     for head, (row, around) in enumerate(zip(shares, intervals, strict=True)):
         places = range(1, len(around) + 1)
-        (line,) = axes.plot(places, row[: len(around)], marker="o", markersize=4, label=f"head {head + 1}")
+        (line,) = axes.plot(
+            places, row[: len(around)], marker="o", markersize=4, label=f"head {head + 1}"
+        )
         low, high = zip(*around, strict=True)
         axes.fill_between(places, low, high, alpha=0.2, color=line.get_color())
     axes.set(xlabel="i", ylabel="token in the top i", ylim=(0, 1), title="Accuracy of the heads")

@@ -1,8 +1,9 @@
 """What a step costs on this machine, by the nodes it verifies: L(n).
 
-All sizes take turns within one round, so that a machine that slows down for a while slows all of them, and a size's
-cost is the median over rounds of its time over plain decoding's in the same round. Every round begins with the prompt
-alone, so that the context stays as long as it is said to be.
+All sizes take turns within one round, so that a machine that slows down for a while slows all of
+them, and a size's cost is the median over rounds of its time over plain decoding's in the same
+round. Every round begins with the prompt alone, so that the context stays as long as it is said to
+be.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..decoding import PLAIN, left_padded
+from ..core.engine import PLAIN, left_padded
+from ..core.model import TreeModel
+from ..core.tree import CandidateTree
 from ..generation import prepare
-from ..model import TreeModel
-from ..tree import CandidateTree
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of nodes that are measured."""
@@ -25,7 +26,9 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 @dataclass
 class Rounds:
-    """A pace that gives every tree a turn, in another order each round, and notes how long each took."""
+    """A pace that gives every tree a turn, in another order each round, and notes how long each
+    took.
+    """
 
     trees: Sequence[CandidateTree]
     seconds: list[dict[int, float]] = field(default_factory=list)
@@ -52,7 +55,9 @@ class Rounds:
 
     @property
     def finished(self) -> list[dict[int, float]]:
-        """The rounds in which every tree had its turn; the first, in which everything is made ready, is left out."""
+        """The rounds in which every tree had its turn; the first, in which everything is made
+        ready, is left out.
+        """
         return [each for each in self.seconds[1:] if len(each) == len(self.trees)]
 
 
@@ -110,14 +115,17 @@ def measure_latency(
         trees = [PLAIN, *trees]
     return Latency(
         {
-            context: _rounds(model, _filled(text, context), trees, arguments, batch_size, rounds, finished)
+            context: _rounds(
+                model, _filled(text, context), trees, arguments, batch_size, rounds, finished
+            )
             for context in contexts
         }
     )
 
 
 def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> tuple[int, ...]:
-    """How long the context is at a quarter and at three quarters of the steps that these texts take.
+    """How long the context is at a quarter and at three quarters of the steps that these texts
+    take.
 
     Args:
         prompts: token ids.
@@ -152,13 +160,18 @@ def _rounds(
     ids, mask = left_padded([prompt] * batch_size, model.device)
     arguments = {**arguments, "max_new_tokens": most, "max_length": None, "eos_token_id": None}
     while len(pace.finished) < rounds:
-        session, begun = prepare(model, ids, attention_mask=mask, tree=pace, **arguments), len(pace.seconds)
+        session, begun = (
+            prepare(model, ids, attention_mask=mask, tree=pace, **arguments),
+            len(pace.seconds),
+        )
         for row in session.rows:
             row.stop = partial(_asked, row.stop)
         for _ in session:
             if len(pace.seconds) > begun and pace.between:
                 break
         if not session.stats.steps:
-            raise ValueError(f"a context of {len(prompt)} tokens leaves the model no room for a step to time")
+            raise ValueError(
+                f"a context of {len(prompt)} tokens leaves the model no room for a step to time"
+            )
     finished(rounds)
     return pace.finished

@@ -1,9 +1,11 @@
-"""What the heads would have drafted along texts of the model's own: what every calibration figure is made of.
+"""What the heads would have drafted along texts of the model's own: what every calibration figure
+is made of.
 
-A position's credit w[k, r] is the probability that the r-th token drawn from head k is the one the policy accepts.
-For greedy decoding it is 1 at the rank where the head's list holds the token that came, and 0 elsewhere. For rejection
-sampling, where draws and acceptance are random, it is that probability given the token that came, estimated without
-bias from one set of draws. In both the probability of a rank path is the mean over positions of its credits' product.
+A position's credit w[k, r] is the probability that the r-th token drawn from head k is the one the
+policy accepts. For greedy decoding it is 1 at the rank where the head's list holds the token that
+came, and 0 elsewhere. For rejection sampling, where draws and acceptance are random, it is that
+probability given the token that came, estimated without bias from one set of draws. In both the
+probability of a rank path is the mean over positions of its credits' product.
 
 Shapes: M positions, K heads, R ranks, V vocabulary.
 """
@@ -26,13 +28,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
-from ..acceptance import Rejection, draws, normalised
-from ..decoding import Row, left_padded
+from ..core.acceptance import Rejection, draws, normalised
+from ..core.engine import Row, left_padded
+from ..core.model import TreeModel
 from ..generation import prepare
-from ..model import TreeModel
 
 CHUNK_BYTES = 2**28
-"""How much memory the logits of one chunk of positions may take, with all that is computed from them."""
+"""How much memory the logits of one chunk of positions may take, with all that is computed from
+them.
+"""
 SAMPLED = 64
 """Values of each weight that tell a model from another."""
 
@@ -55,7 +59,11 @@ class Recording:
     def join(cls, parts: Sequence[Recording]) -> Recording:
         """Several recordings as one."""
         lengths = tuple(length for part in parts for length in part.lengths)
-        return cls(torch.cat([part.credit for part in parts]), torch.cat([part.known for part in parts]), lengths)
+        return cls(
+            torch.cat([part.credit for part in parts]),
+            torch.cat([part.known for part in parts]),
+            lengths,
+        )
 
     @property
     def num_heads(self) -> int:
@@ -63,7 +71,9 @@ class Recording:
 
     @cached_property
     def certain(self) -> bool:
-        """Whether every draft is right or wrong, as in greedy decoding, and none right with a probability."""
+        """Whether every draft is right or wrong, as in greedy decoding, and none right with a
+        probability.
+        """
         return bool(((self.credit == 0) | (self.credit == 1)).all())
 
     def first(self, num_heads: int) -> Recording:
@@ -71,7 +81,9 @@ class Recording:
         return Recording(self.credit[:, :num_heads], self.known[:, :num_heads], self.lengths)
 
     def accuracies(self) -> list[list[float]]:
-        """[K][R] the paper's a_k^(i): the share of known positions with the token in head k's top i (appendix C)."""
+        """[K][R] the paper's a_k^(i): the share of known positions with the token in head k's top i
+        (appendix C).
+        """
         hits = self.credit.double().sum(0).cumsum(-1)
         shares: list[list[float]] = (hits / self.known.sum(0)[:, None].clamp_min(1)).tolist()
         return shares
@@ -79,7 +91,10 @@ class Recording:
     def save(self, file: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         with files.replacing(file) as beside:
-            save_file({"credit": self.credit, "known": self.known, "lengths": torch.tensor(self.lengths)}, beside)
+            save_file(
+                {"credit": self.credit, "known": self.known, "lengths": torch.tensor(self.lengths)},
+                beside,
+            )
 
     @classmethod
     def load(cls, file: Path) -> Recording:
@@ -93,7 +108,9 @@ class Recording:
             found = cls(named["credit"], named["known"], tuple(named["lengths"].tolist()))
             found.check()
         except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{file} is broken ({error}): delete it, and its batch is recorded again") from None
+            raise ValueError(
+                f"{file} is broken ({error}): delete it, and its batch is recorded again"
+            ) from None
         return found
 
     def check(self) -> None:
@@ -101,9 +118,14 @@ class Recording:
         shape = (sum(self.lengths), self.num_heads, self.credit.shape[-1])
         if self.credit.shape != shape or self.known.shape != shape[:2]:
             raise ValueError(
-                f"credit {list(self.credit.shape)}, known {list(self.known.shape)}, expected {list(shape)}"
+                f"credit {list(self.credit.shape)}, known {list(self.known.shape)}, expected "
+                f"{list(shape)}"
             )
-        if self.known.dtype != torch.bool or not self.credit.is_floating_point() or not self.credit.isfinite().all():
+        if (
+            self.known.dtype != torch.bool
+            or not self.credit.is_floating_point()
+            or not self.credit.isfinite().all()
+        ):
             raise ValueError("known must be booleans and credit finite numbers")
 
 
@@ -126,8 +148,8 @@ def record(
         acceptance: the policy the tree will serve.
         ranks: R, how far down each head's list is looked.
         batch_size: prompts answered at once.
-        work: folder for finished batches, in which an interrupted recording is resumed. Each model, set of prompts
-            and settings has a folder of its own there.
+        work: folder for finished batches, in which an interrupted recording is resumed. Each model,
+            set of prompts and settings has a folder of its own there.
         finished: told how many texts a batch had.
 
     Raises:
@@ -136,7 +158,12 @@ def record(
     batches = [prompts[begin : begin + batch_size] for begin in range(0, len(prompts), batch_size)]
     with ExitStack() as held:
         if work is not None:
-            settings = {**arguments, "acceptance": acceptance, "ranks": ranks, "batch_size": batch_size}
+            settings = {
+                **arguments,
+                "acceptance": acceptance,
+                "ranks": ranks,
+                "batch_size": batch_size,
+            }
             work = work / _key(model, prompts, settings)
             held.enter_context(files.locked(work, "--resume"))
             work.mkdir(exist_ok=True)
@@ -156,19 +183,28 @@ def record(
 def _kept_batch(file: Path, texts: int) -> Recording:
     kept = Recording.load(file)
     if len(kept.lengths) != texts:
-        raise ValueError(f"{file} holds {len(kept.lengths)} texts instead of {texts}: delete it, and record again")
+        raise ValueError(
+            f"{file} holds {len(kept.lengths)} texts instead of {texts}: delete it, and record "
+            "again"
+        )
     return kept
 
 
 def _key(model: TreeModel, prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> str:
-    """Return a name for recordings of this model with these prompts and settings: a digest of all that decides them."""
-    asked = {name: str(value) for name, value in settings.items() if name != "tokenizer"}  # stop strings tell of it
+    """Return a name for recordings of this model with these prompts and settings: a digest of all
+    that decides them.
+    """
+    asked = {
+        name: str(value) for name, value in settings.items() if name != "tokenizer"
+    }  # stop strings tell of it
     defaults = [config.to_dict() for config in (model.base.config, model.base.generation_config)]
     for each in defaults:
         for name in ("_name_or_path", "transformers_version"):
             each.pop(name, None)
     digest = hashlib.sha256(
-        json.dumps([[list(prompt) for prompt in prompts], asked, defaults], sort_keys=True, default=str).encode()
+        json.dumps(
+            [[list(prompt) for prompt in prompts], asked, defaults], sort_keys=True, default=str
+        ).encode()
     )
     for name, weight in [*model.base.named_parameters(), *model.heads.named_parameters("heads")]:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -181,7 +217,11 @@ def _key(model: TreeModel, prompts: Sequence[Sequence[int]], settings: dict[str,
 
 @torch.inference_mode()
 def _record_batch(
-    model: TreeModel, prompts: Sequence[Sequence[int]], arguments: dict[str, Any], acceptance: str, ranks: int
+    model: TreeModel,
+    prompts: Sequence[Sequence[int]],
+    arguments: dict[str, Any],
+    acceptance: str,
+    ranks: int,
 ) -> Recording:
     ids, mask = left_padded([list(prompt) for prompt in prompts], model.device)
     session = prepare(model, ids, attention_mask=mask, acceptance=acceptance, **arguments)
@@ -189,13 +229,16 @@ def _record_batch(
         pass
     sampled = isinstance(session.policy, Rejection)
     parts = [
-        _record_row(model, row, len(prompt), sampled, ranks) for row, prompt in zip(session.rows, prompts, strict=True)
+        _record_row(model, row, len(prompt), sampled, ranks)
+        for row, prompt in zip(session.rows, prompts, strict=True)
     ]
     return Recording.join(parts)
 
 
 def _record_row(model: TreeModel, row: Row, prompt: int, sampled: bool, ranks: int) -> Recording:
-    """The positions of one text: from the last of the prompt on, each but the last, after which no step starts."""
+    """The positions of one text: from the last of the prompt on, each but the last, after which no
+    step starts.
+    """
     text = torch.tensor(row.ids, device=model.device)
     count = len(row.ids) - prompt - 1
     places = prompt - 1 + torch.arange(count, device=text.device)
@@ -203,20 +246,26 @@ def _record_row(model: TreeModel, row: Row, prompt: int, sampled: bool, ranks: i
     hidden = model.hidden_states(text[None])[0]
     credit = []
     size = max(
-        1, CHUNK_BYTES // ((64 if sampled else 4) * model.heads.config.num_heads * model.heads.config.vocab_size)
+        1,
+        CHUNK_BYTES
+        // ((64 if sampled else 4) * model.heads.config.num_heads * model.heads.config.vocab_size),
     )
     for at, targets in zip(places.split(size), came.split(size), strict=True):
         logits = model.draft_logits(hidden[at])
         if sampled:
             q = _probabilities(row, logits.flatten(0, 1))
-            ahead = (at[:, None] + 1 + torch.arange(came.shape[1], device=at.device)).clamp_max(len(text) - 1)
+            ahead = (at[:, None] + 1 + torch.arange(came.shape[1], device=at.device)).clamp_max(
+                len(text) - 1
+            )
             p = _probabilities(row, model.base_logits(hidden[ahead.flatten()]))
             drawn = rejection_credit(p, q, targets.clamp_min(0).flatten(), ranks)
             credit.append(drawn.unflatten(0, targets.shape) * targets.ge(0)[..., None])
         else:
             credit.append(ranked_credit(logits, targets, ranks))
     empty = torch.zeros(0, came.shape[1], ranks)
-    return Recording(torch.cat([empty, *(each.float().cpu() for each in credit)]), came.ge(0).cpu(), (count,))
+    return Recording(
+        torch.cat([empty, *(each.float().cpu() for each in credit)]), came.ge(0).cpu(), (count,)
+    )
 
 
 def _came(text: Tensor, places: Tensor, num_heads: int) -> Tensor:
@@ -247,8 +296,8 @@ def rejection_credit(
 ) -> Tensor:
     """[M, R] the probability that the draw of each rank is accepted, given the token that came.
 
-    The other draws are made once, from q without that token; a factor makes up for what this changes about their
-    probability, so that the expectation is exact.
+    The other draws are made once, from q without that token; a factor makes up for what this
+    changes about their probability, so that the expectation is exact.
 
     Args:
         p: [M, V] the base model's distribution.
@@ -261,7 +310,11 @@ def rejection_credit(
     chance, weight, credit = p.gather(1, came), torch.ones_like(q[:, :1]), []
     for token in drawn.split(1, dim=1):
         hit, other = q.gather(1, came), q.gather(1, token)
-        credit.append(weight * torch.minimum(hit, p.gather(1, came)) / chance.clamp_min(torch.finfo(p.dtype).tiny))
+        credit.append(
+            weight
+            * torch.minimum(hit, p.gather(1, came))
+            / chance.clamp_min(torch.finfo(p.dtype).tiny)
+        )
         accepted = (p.gather(1, token) / other.clamp_min(torch.finfo(q.dtype).tiny)).clamp_max(1)
         weight = torch.where(other > 0, weight * (1 - hit) * (1 - accepted), 0.0)
         p, q = normalised((p - q).clamp_min(0)), normalised(q.scatter(1, token, 0.0))

@@ -1,4 +1,6 @@
-"""Calibration from beginning to end: record, time, choose, and see whether what was predicted comes true."""
+"""Calibration from beginning to end: record, time, choose, and see whether what was predicted comes
+true.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from typing import Any
 
 import torch
 
-from ..decoding import PLAIN
+from ..core.engine import PLAIN
+from ..core.model import TreeModel
+from ..core.schedule import Calibration
+from ..core.tree import CandidateTree
 from ..generation import prepare
-from ..model import TreeModel
-from ..pace import Calibration
-from ..provenance import device_name, provenance
-from ..tree import CandidateTree
+from ..hardware.provenance import device_name, provenance
 from .choice import (
     Interval,
     Prediction,
@@ -36,7 +38,9 @@ from .search import expected_rate, joint_tree, likelihoods
 
 Prompts = Sequence[Sequence[int]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Given what is done and how many parts it has, a context that gives a function to tell of finished ones."""
+"""Given what is done and how many parts it has, a context that gives a function to tell of finished
+ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,26 +64,34 @@ class Settings:
     ranks: int = 32
 
     def check(self, model: TreeModel) -> None:
-        """Raise ValueError where the model has too few heads, or too few positions for a context and its steps."""
+        """Raise ValueError where the model has too few heads, or too few positions for a context
+        and its steps.
+        """
         heads, holds = model.heads.config.num_heads, model.positions.trained
         if self.num_heads is not None and self.num_heads > heads:
-            raise ValueError(f"{self.num_heads} heads are asked for (--heads) and the model has {heads}")
+            raise ValueError(
+                f"{self.num_heads} heads are asked for (--heads) and the model has {heads}"
+            )
         for context in self.contexts or ():
             if holds is not None and context + self.tokens(heads) > holds:
                 raise ValueError(
-                    f"a context of {context} tokens (--context) and the steps to time do not fit into the {holds} "
+                    f"a context of {context} tokens (--context) and the steps to time do not fit "
+                    f"into the {holds} "
                     f"positions of the model: use at most {max(0, holds - self.tokens(heads))}"
                 )
 
     def tokens(self, heads: int) -> int:
-        """Return how many tokens the steps of a round may give at most, with trees of every size."""
+        """Return how many tokens the steps of a round may give at most, with trees of every
+        size.
+        """
         sizes = [size for size in (1, *SIZES, self.max_nodes) if size <= self.max_nodes]
         return 2 + len(set(sizes)) * (1 + heads)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Decoding with a tree against plain decoding, interleaved, the prefill excluded (appendix B.1).
+    """Decoding with a tree against plain decoding, interleaved, the prefill excluded (appendix
+    B.1).
 
     Attributes:
         tokens, steps: of each prompt with the tree.
@@ -127,9 +139,17 @@ class Report:
 
     @property
     def calibration(self) -> Calibration:
-        predicted = {name: value for name, value in self.predicted().items() if not name.endswith("interval")}
-        made = {**self.made, "predicted": predicted, "frequencies": likelihoods(self.recording, self.tree)}
-        return Calibration([row[:10] for row in self.recording.accuracies()], self.latency.curve(), made)
+        predicted = {
+            name: value for name, value in self.predicted().items() if not name.endswith("interval")
+        }
+        made = {
+            **self.made,
+            "predicted": predicted,
+            "frequencies": likelihoods(self.recording, self.tree),
+        }
+        return Calibration(
+            [row[:10] for row in self.recording.accuracies()], self.latency.curve(), made
+        )
 
     def predicted(self) -> dict[str, Any]:
         """What the chosen tree is expected to give."""
@@ -150,7 +170,9 @@ class Report:
         told = self.measured
         return {
             "acceleration_rate": told.acceleration_rate,
-            "acceleration_rate_interval": resampled([*map(float, told.tokens)], [*map(float, told.steps)]),
+            "acceleration_rate_interval": resampled(
+                [*map(float, told.tokens)], [*map(float, told.steps)]
+            ),
             "overhead": told.overhead,
             "speedup": told.speedup,
             "speedup_interval": resampled(told.plain_seconds, told.seconds),
@@ -160,7 +182,10 @@ class Report:
     def by_heads(self) -> list[Prediction]:
         """The best prediction with the first head alone, the first two, ... (section 2.2.3)."""
         return [
-            max(predictions(self.recording.first(heads), self.latency, self.settings.max_nodes), key=_speedup)
+            max(
+                predictions(self.recording.first(heads), self.latency, self.settings.max_nodes),
+                key=_speedup,
+            )
             for heads in range(1, self.recording.num_heads + 1)
         ]
 
@@ -185,7 +210,9 @@ class Report:
                 for path, share in self.joint()
             ],
             "latency": {str(nodes): ms for nodes, ms in self.latency.curve().items()},
-            "overhead_interval": {str(nodes): overhead_interval(self.latency, nodes) for nodes in overheads},
+            "overhead_interval": {
+                str(nodes): overhead_interval(self.latency, nodes) for nodes in overheads
+            },
             "tree": [list(path) for path in self.tree.paths[1:]],
             "predicted": self.predicted(),
             "measured": self.found(),
@@ -195,7 +222,9 @@ class Report:
         }
 
     def joint(self) -> list[tuple[tuple[int, ...], float]]:
-        """The paths of the largest tree thought of, and the share of positions at which each is right."""
+        """The paths of the largest tree thought of, and the share of positions at which each is
+        right.
+        """
         tree = self.candidates[-1].tree
         return list(zip(tree.paths, likelihoods(self.recording, tree), strict=True))[1:]
 
@@ -216,27 +245,38 @@ def calibrate(
     Args:
         prompts: token ids; the model's own answers to them are what heads are judged on.
         others: token ids of prompts to try the chosen tree on.
-        arguments: of `generate`, as the tree will serve: max_new_tokens, do_sample, temperature, ...
+        arguments: of `generate`, as the tree will serve: max_new_tokens, do_sample, temperature,
+            ...
         acceptance: the policy it will serve.
         work: folder in which an interrupted recording is resumed.
         progress: how progress is shown.
 
     Raises:
-        ValueError: there are no prompts, none of their answers has two tokens, the model has fewer heads than
-            `settings` say, or does not hold a context that they name.
+        ValueError: there are no prompts, none of their answers has two tokens, the model has fewer
+            heads than `settings` say, or does not hold a context that they name.
     """
     if not prompts or not others:
         raise ValueError("calibration needs prompts: some to record, and others to try the tree on")
     settings.check(model)
     with progress("Recording the heads on the model's own answers", len(prompts)) as finished:
         recording = record(
-            model, prompts, arguments, acceptance=acceptance, ranks=settings.ranks, work=work, finished=finished
+            model,
+            prompts,
+            arguments,
+            acceptance=acceptance,
+            ranks=settings.ranks,
+            work=work,
+            finished=finished,
         ).first(settings.num_heads or model.heads.config.num_heads)
     if not len(recording.credit):
-        raise ValueError("the model's answers to these prompts end at their first token: nothing to calibrate on")
+        raise ValueError(
+            "the model's answers to these prompts end at their first token: nothing to calibrate on"
+        )
     sizes = [size for size in SIZES if size < settings.max_nodes]
     trees = [joint_tree(recording, size) for size in (*sizes, settings.max_nodes)]
-    trees = [tree for place, tree in enumerate(trees) if len(tree) > max([0, *map(len, trees[:place])])]
+    trees = [
+        tree for place, tree in enumerate(trees) if len(tree) > max([0, *map(len, trees[:place])])
+    ]
     contexts = settings.contexts or _usual_contexts(model, settings, prompts, recording.lengths)
     with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         latency = measure_latency(
@@ -252,7 +292,9 @@ def calibrate(
     candidates = predictions(recording, latency, settings.max_nodes)
     chosen = choose(candidates)
     with progress("Trying the tree on other prompts", len(others)) as finished:
-        measured = measure(model, others, chosen.tree, {**arguments, "acceptance": acceptance}, finished)
+        measured = measure(
+            model, others, chosen.tree, {**arguments, "acceptance": acceptance}, finished
+        )
     made = {
         **provenance(),
         "device": device_name(model.device),
@@ -267,10 +309,14 @@ def calibrate(
     return Report(settings, recording, latency, candidates, chosen, measured, made)
 
 
-def _usual_contexts(model: TreeModel, settings: Settings, prompts: Prompts, answers: Sequence[int]) -> tuple[int, ...]:
+def _usual_contexts(
+    model: TreeModel, settings: Settings, prompts: Prompts, answers: Sequence[int]
+) -> tuple[int, ...]:
     """Return the texts' usual contexts, no longer than leaves room for the steps to time."""
     holds = model.positions.trained
-    most = math.inf if holds is None else max(1, holds - settings.tokens(model.heads.config.num_heads))
+    most = (
+        math.inf if holds is None else max(1, holds - settings.tokens(model.heads.config.num_heads))
+    )
     return tuple(sorted({int(min(most, context)) for context in usual_contexts(prompts, answers)}))
 
 
@@ -289,7 +335,9 @@ def measure(
         runs = {}
         for each in ((tree, PLAIN), (PLAIN, tree))[number % 2]:
             torch.manual_seed(number)
-            session = prepare(model, torch.tensor([list(prompt)], device=model.device), tree=each, **arguments)
+            session = prepare(
+                model, torch.tensor([list(prompt)], device=model.device), tree=each, **arguments
+            )
             for _ in session:
                 pass
             runs[each is PLAIN] = session.stats
@@ -303,7 +351,9 @@ def measure(
         plain_step_seconds += runs[True].step_seconds
         finished(1)
     if not tokens:
-        raise ValueError("the model's answers to the prompts end at their first token: nothing to measure")
+        raise ValueError(
+            "the model's answers to the prompts end at their first token: nothing to measure"
+        )
     medians = statistics.median(step_seconds), statistics.median(plain_step_seconds)
     return Measured(tokens, steps, seconds, plain_seconds, *medians)
 
@@ -327,4 +377,6 @@ def _plain_value(value: Any) -> bool:
 
 
 def _digest(prompts: Prompts) -> str:
-    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()[
+        :16
+    ]

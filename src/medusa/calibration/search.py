@@ -1,8 +1,8 @@
 """The tree with the largest expected accepted length (paper, section 2.3.3 and appendix C).
 
-A step is expected to deliver 1 + the sum over nodes of the probability that the node is accepted. A node is never
-likelier than its parent, so the most probable paths make a tree, and no tree of as many nodes is expected to deliver
-more.
+A step is expected to deliver 1 + the sum over nodes of the probability that the node is accepted. A
+node is never likelier than its parent, so the most probable paths make a tree, and no tree of as
+many nodes is expected to deliver more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..tree import CandidateTree, Path
+from ..core.tree import CandidateTree, Path
 from .recording import Recording
 
 
@@ -39,7 +39,9 @@ def likelihoods(recording: Recording, tree: CandidateTree) -> list[float]:
 
 
 def nested(tree: CandidateTree, likelihoods: list[float]) -> list[tuple[CandidateTree, float]]:
-    """The best tree of 1, 2, ... nodes within a tree, each with the tokens a step of it is expected to give."""
+    """The best tree of 1, 2, ... nodes within a tree, each with the tokens a step of it is expected
+    to give.
+    """
     order = sorted(range(len(tree)), key=lambda node: -likelihoods[node])
     kept, rate, trees = [], 0.0, []
     for node in order:
@@ -50,7 +52,9 @@ def nested(tree: CandidateTree, likelihoods: list[float]) -> list[tuple[Candidat
 
 
 def marginal_tree(recording: Recording, nodes: int) -> CandidateTree:
-    """The best tree of `nodes` nodes if heads were right independently of each other: the paper's."""
+    """The best tree of `nodes` nodes if heads were right independently of each other: the
+    paper's.
+    """
     return CandidateTree.from_accuracies(recording.accuracies(), nodes)
 
 
@@ -75,7 +79,9 @@ def expected_rate(recording: Recording, tree: CandidateTree) -> float:
 
 
 def replay(recording: Recording, tree: CandidateTree) -> tuple[list[int], list[int]]:
-    """Tokens and steps of every recorded text as greedy decoding with the tree has them; nothing is decoded again."""
+    """Tokens and steps of every recorded text as greedy decoding with the tree has them; nothing is
+    decoded again.
+    """
     lengths = accepted_length(recording, tree).round().long().tolist()
     steps, begin = [], 0
     for count in recording.lengths:
@@ -95,15 +101,19 @@ def replayed_rate(recording: Recording, tree: CandidateTree) -> float:
 
 
 def predicted_rate(recording: Recording, tree: CandidateTree) -> float:
-    """What decoding more of the same will have: replayed where drafts are right or wrong, else expected.
+    """What decoding more of the same will have: replayed where drafts are right or wrong, else
+    expected.
 
-    The expected length is that of a step from any position. Steps begin where others ended, and a text's last is cut.
+    The expected length is that of a step from any position. Steps begin where others ended, and a
+    text's last is cut.
     """
     return (replayed_rate if recording.certain else expected_rate)(recording, tree)
 
 
 def dense_trees(num_heads: int, nodes: int, widest: int) -> Iterator[CandidateTree]:
-    """Every Cartesian tree (section 2.1.2) of 2 to `nodes` nodes, no wider than `widest` at any depth."""
+    """Every Cartesian tree (section 2.1.2) of 2 to `nodes` nodes, no wider than `widest` at any
+    depth.
+    """
 
     def grow(widths: tuple[int, ...], leaves: int, total: int) -> Iterator[tuple[int, ...]]:
         if widths:

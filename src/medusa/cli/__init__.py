@@ -1,4 +1,6 @@
-"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `train`, `distill` and `tree`."""
+"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `train`, `distill` and
+`tree`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ app = typer.Typer(
 )
 
 
-trees = typer.Typer(help="Candidate trees.", no_args_is_help=True, context_settings=app.info.context_settings)
+trees = typer.Typer(
+    help="Candidate trees.", no_args_is_help=True, context_settings=app.info.context_settings
+)
 app.add_typer(trees, name="tree")
 
 
@@ -68,7 +72,11 @@ def _configured(context: typer.Context, name: Optional[str]) -> Optional[str]:  
         with _reported(verbose=False):
             from ..training.recipe import Recipe
 
-            named = {str(each.name) for each in context.command.params} - {"config", "help", "verbose"}
+            named = {str(each.name) for each in context.command.params} - {
+                "config",
+                "help",
+                "verbose",
+            }
             context.default_map = Recipe.read(name, named)
     return name
 
@@ -76,7 +84,10 @@ def _configured(context: typer.Context, name: Optional[str]) -> Optional[str]:  
 @app.callback()
 def _medusa(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -92,7 +103,9 @@ def demo(
     per_category: Annotated[int, typer.Option(min=1, max=1000, help="Requests of each kind.")] = 1,
     threads: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, max=1024, help="CPU threads; by default torch's choice.", show_default=False),
+        typer.Option(
+            min=1, max=1024, help="CPU threads; by default torch's choice.", show_default=False
+        ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -100,7 +113,12 @@ def demo(
     with _reported(verbose):
         from .demo import run
 
-        run(json_file=json, max_new_tokens=max_new_tokens, per_category=per_category, threads=threads)
+        run(
+            json_file=json,
+            max_new_tokens=max_new_tokens,
+            per_category=per_category,
+            threads=threads,
+        )
 
 
 @app.command()
@@ -108,7 +126,9 @@ def generate(
     model: Model,
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--prompt", "-p", help="The prompt; by default standard input.", show_default=False),
+        typer.Option(
+            "--prompt", "-p", help="The prompt; by default standard input.", show_default=False
+        ),
     ] = None,
     file: Annotated[
         Optional[Path],  # noqa: UP045
@@ -117,7 +137,9 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Print tokens, steps and speed to stderr afterwards.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print tokens, steps and speed to stderr afterwards.")
+    ] = False,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -157,14 +179,16 @@ def generate(
             compiled=compile,
             half_weights=half_weights,
         )
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
+        sampling = Sampling(
+            max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain
+        )
         run(*loaded, text, sampling, raw=raw, stats=stats)
 
 
 @app.command()
 def chat(
     model: Model,
-    system: Annotated[Optional[str], typer.Option(help="System message.", show_default=False)] = None,  # noqa: UP045
+    system: Annotated[str | None, typer.Option(help="System message.", show_default=False)] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
@@ -201,7 +225,9 @@ def chat(
             compiled=compile,
             half_weights=half_weights,
         )
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain)
+        sampling = Sampling(
+            max_new_tokens, temperature, top_p, top_k, acceptance.value, seed, plain
+        )
         Chat(*loaded, sampling, system).run()
 
 
@@ -212,12 +238,16 @@ def calibrate(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="FILE|DATASET",
-            help="Prompts as the model will serve them: .txt (one a line), .jsonl, .json, or a dataset on the hub.",
+            help="Prompts as the model will serve them: .txt (one a line), .jsonl, .json, or a "
+            "dataset on the hub.",
             show_default=False,
         ),
     ] = None,
     prompts: Annotated[
-        int, typer.Option(min=2, max=5000, help="Most prompts to use; every fifth is kept to try the tree on.")
+        int,
+        typer.Option(
+            min=2, max=5000, help="Most prompts to use; every fifth is kept to try the tree on."
+        ),
     ] = 150,
     max_nodes: Annotated[int, typer.Option(min=1, max=1024, help="Most nodes of the tree.")] = 64,
     heads: Annotated[
@@ -237,7 +267,10 @@ def calibrate(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=3, max=100_000, help="Times that steps of each size are timed at each context.")
+        int,
+        typer.Option(
+            min=3, max=100_000, help="Times that steps of each size are timed at each context."
+        ),
     ] = 20,
     output: Annotated[
         Optional[Path],  # noqa: UP045
@@ -254,12 +287,18 @@ def calibrate(
     figures: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            metavar="FOLDER", help="Folder for pictures of accuracies and trees (needs matplotlib).", show_default=False
+            metavar="FOLDER",
+            help="Folder for pictures of accuracies and trees (needs matplotlib).",
+            show_default=False,
         ),
     ] = None,
     resume: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Folder for finished batches; rerun to resume.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for finished batches; rerun to resume.",
+            show_default=False,
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -285,14 +324,20 @@ def calibrate(
         from .calibrate import run
 
         arguments = Sampling(max_new_tokens, temperature, top_p, top_k).arguments()
-        kept = {name: value for name, value in arguments.items() if name not in ("acceptance", "generator", "tree")}
+        kept = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("acceptance", "generator", "tree")
+        }
         run(
             model,
             data=data,
             prompts=prompts,
             arguments={**kept, "max_new_tokens": max_new_tokens, "within_positions": True},
             acceptance=acceptance.value,
-            settings=Settings(max_nodes, heads, tuple(context) if context else None, batch_size, rounds),
+            settings=Settings(
+                max_nodes, heads, tuple(context) if context else None, batch_size, rounds
+            ),
             output=output,
             json_file=json,
             figures=figures,
@@ -315,7 +360,8 @@ def train(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Folder or hub id of a base model or of heads to go on with, or 'demo', the embedded model's heads.",
+            help="Folder or hub id of a base model or of heads to go on with, or 'demo', the "
+            "embedded model's heads.",
             show_default=False,
         ),
     ],
@@ -323,20 +369,28 @@ def train(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Training data: a .jsonl, .json, .parquet or .txt file, a folder of them, or a dataset on the hub.",
+            help="Training data: a .jsonl, .json, .parquet or .txt file, a folder of them, or a "
+            "dataset on the hub.",
             show_default=False,
         ),
     ],
     options: dict,  # type: ignore[type-arg]
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder; rerun to resume.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Output folder; rerun to resume.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="FILE|NAME",
-            help="Options from a YAML file, or from a recipe that comes with medusa; flags override them.",
+            help="Options from a YAML file, or from a recipe that comes with medusa; flags "
+            "override them.",
             show_default=False,
             is_eager=True,
             callback=_configured,
@@ -344,7 +398,11 @@ def train(
     ] = None,
     evaluation: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="SOURCE", help="Data for evaluation; by default a share of --data.", show_default=False),
+        typer.Option(
+            metavar="SOURCE",
+            help="Data for evaluation; by default a share of --data.",
+            show_default=False,
+        ),
     ] = None,
     chat_template: Annotated[
         Optional[Path],  # noqa: UP045
@@ -361,21 +419,30 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Read at most so many records.", show_default=False),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip malformed records, and count them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip malformed records, and count them.")
+    ] = False,
     hidden_states: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             metavar="FOLDER",
-            help="Keep hidden states here for several runs to share; without it, --cache-hidden-states keeps them in "
+            help="Keep hidden states here for several runs to share; without it, "
+            "--cache-hidden-states keeps them in "
             "the output folder.",
             show_default=False,
         ),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Write the changed backbone as a whole model, not as an adapter.")
+        bool,
+        typer.Option(
+            "--merge", help="Write the changed backbone as a whole model, not as an adapter."
+        ),
     ] = False,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Print the first example, what is learnt in green, and stop.")
+        bool,
+        typer.Option(
+            "--preview", help="Print the first example, what is learnt in green, and stop."
+        ),
     ] = False,
     report_to: Annotated[
         str, typer.Option(help="Log to this service of transformers, too: tensorboard, wandb, ...")
@@ -395,7 +462,9 @@ def train(
                 model,
                 data,
                 evaluation,
-                template=None if chat_template is None else chat_template.read_text(encoding="utf-8-sig"),
+                template=None
+                if chat_template is None
+                else chat_template.read_text(encoding="utf-8-sig"),
                 skip_bad=skip_bad,
                 limit=limit,
                 split=split,
@@ -416,7 +485,8 @@ def distill(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="The model that answers, as for generate; with --server, the model's name on the server.",
+            help="The model that answers, as for generate; with --server, the model's name on the "
+            "server.",
             show_default=False,
         ),
     ],
@@ -424,14 +494,19 @@ def distill(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on the hub.",
+            help="Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on "
+            "the hub.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Output file, JSON lines; rerun to resume.", show_default=False
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Output file, JSON lines; rerun to resume.",
+            show_default=False,
         ),
     ],
     temperature: Temperature = 0.3,
@@ -440,11 +515,16 @@ def distill(
     leave_out_cut: Annotated[
         bool,
         typer.Option(
-            "--leave-out-cut", help="Leave out answers that reach --max-new-tokens, instead of marking them as cut."
+            "--leave-out-cut",
+            help="Leave out answers that reach --max-new-tokens, instead of marking them as cut.",
         ),
     ] = False,
-    self_talk: Annotated[int, typer.Option(min=0, help="Number of questions the model asks itself afterwards.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of conversations decoded at once.")] = 8,
+    self_talk: Annotated[
+        int, typer.Option(min=0, help="Number of questions the model asks itself afterwards.")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Number of conversations decoded at once.")
+    ] = 8,
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Read at most this many prompts.", show_default=False),
@@ -454,12 +534,17 @@ def distill(
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="URL",
-            help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1 (key: OPENAI_API_KEY).",
+            help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1 (key: "
+            "OPENAI_API_KEY).",
             show_default=False,
         ),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Number of requests to the server at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which the server must answer a request.")] = 600,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="Number of requests to the server at once.")
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds in which the server must answer a request.")
+    ] = 600,
     base: Base = None,
     dtype: Precision = DType.auto,
     device: Device = None,
@@ -502,7 +587,11 @@ def distill(
 def show_tree(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL|FILE", help="Heads (folder, hub id, 'demo') or a tree file.", show_default=False),
+        typer.Argument(
+            metavar="MODEL|FILE",
+            help="Heads (folder, hub id, 'demo') or a tree file.",
+            show_default=False,
+        ),
     ],
     png: Annotated[
         Optional[Path],  # noqa: UP045
@@ -525,9 +614,12 @@ def show_tree(
 def _reported(verbose: bool) -> Iterator[None]:
     """Print an error as one line on stderr and exit with status 1, after an interrupt with 130.
 
-    With `verbose` the traceback is printed instead. Only where it may help a user does the line say how to get it.
+    With `verbose` the traceback is printed instead. Only where it may help a user does the line say
+    how to get it.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for kernels that nothing needs
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on a CPU it asks for kernels that nothing needs
     try:
         yield
     except (BrokenPipeError, typer.Exit, typer.Abort, typer.BadParameter):
@@ -544,7 +636,9 @@ def _reported(verbose: bool) -> Iterator[None]:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error is an interrupt, or what a library made of one, as while transformers imports its modules."""
+    """Whether an error is an interrupt, or what a library made of one, as while transformers
+    imports its modules.
+    """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -553,7 +647,9 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """An error as one line; what only a fault of ours or of a library can cause is told from a user's error."""
+    """An error as one line; what only a fault of ours or of a library can cause is told from a
+    user's error.
+    """
     kind, message = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, ImportError)):
         return f"error: {message or kind}"
@@ -563,7 +659,9 @@ def _line(error: BaseException) -> str:
     return f"error: unexpected {told}; --verbose shows the traceback, please report it"
 
 
-def _check_sampling(temperature: float, top_p: float | None, top_k: int | None, acceptance: Acceptance) -> None:
+def _check_sampling(
+    temperature: float, top_p: float | None, top_k: int | None, acceptance: Acceptance
+) -> None:
     if temperature == 0 and (top_p is not None or top_k is not None):
         raise typer.BadParameter("--top-p and --top-k shape sampling: pass --temperature above 0")
     if temperature == 0 and acceptance is Acceptance.rejection:

@@ -1,4 +1,6 @@
-"""What `generate` and `chat` share: a prompt becomes token ids, and steps become text as they come."""
+"""What `generate` and `chat` share: a prompt becomes token ids, and steps become text as they
+come.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..decoding import PLAIN, DecodingStats
+from ..core.engine import PLAIN, DecodingStats
 from ..generation import Session
-from ..pretrained import MedusaModel
+from ..loading import MedusaModel
 
 
 @dataclass
 class Sampling:
-    """How answers are decoded, as the command line has it; `arguments` are those of `MedusaModel.steps`."""
+    """How answers are decoded, as the command line has it; `arguments` are those of
+    `MedusaModel.steps`.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -36,7 +40,11 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of a request."""
-        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if self.temperature else {}
+        given = (
+            {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            if self.temperature
+            else {}
+        )
         return {
             "do_sample": self.temperature > 0,
             "acceptance": self.acceptance,
@@ -49,7 +57,8 @@ class Sampling:
 class Detokenizer:
     """Text from tokens as they come: what is new, with only the last pieces decoded again.
 
-    Characters that tokens share wait until they are whole; the pieces and `flush` make up the decoded whole.
+    Characters that tokens share wait until they are whole; the pieces and `flush` make up the
+    decoded whole.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -75,7 +84,9 @@ class Detokenizer:
         return new
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> Tensor:
@@ -86,20 +97,29 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     """
     try:
         return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )["input_ids"]
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
 
 
 def room(model: MedusaModel, prompt: int) -> int | None:
-    """Return the most new tokens that fit after a prompt of so many; None where the model names no limit."""
+    """Return the most new tokens that fit after a prompt of so many; None where the model names no
+    limit.
+    """
     longest = model.positions.longest(prompt)
     return None if longest is None else max(0, longest - prompt)
 
 
-def start(model: MedusaModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, sampling: Sampling) -> Session:
-    """Return a request made ready: no longer than the model can hold, with the model's own stop strings.
+def start(
+    model: MedusaModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, sampling: Sampling
+) -> Session:
+    """Return a request made ready: no longer than the model can hold, with the model's own stop
+    strings.
 
     Raises:
         ValueError: the prompt is empty or leaves no room for an answer.
@@ -117,7 +137,9 @@ def start(model: MedusaModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, s
 
 
 def pieces(session: Session, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
-    """The answer's text as it comes, each piece with whether it came on top of the base model's own token."""
+    """The answer's text as it comes, each piece with whether it came on top of the base model's own
+    token.
+    """
     detokenizer = Detokenizer(tokenizer)
     for (delivered,) in session:
         if len(delivered) > 1:

@@ -1,4 +1,6 @@
-"""`medusa calibrate`: the tree that decodes fastest on this machine, found, tried, told about and stored."""
+"""`medusa calibrate`: the tree that decodes fastest on this machine, found, tried, told about and
+stored.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from .. import demo, files, names, storage
+from .. import demo, files
 from ..calibration.drawing import check_library, draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
-from ..calibration.prompts import encode, read_prompts
 from ..calibration.report import Prompts, Report, Settings, calibrate
 from ..calibration.search import likelihoods
-from ..pretrained import MedusaModel
-from ..training.fields import Messages
+from ..data.fields import Messages
+from ..data.prompts import encode, read_prompts
+from ..formats import names
+from ..formats import native as storage
+from ..loading import MedusaModel
 from .answer import note
 from .models import DEMO, folder_or_id, load
 from .streams import console
@@ -48,7 +52,8 @@ class Outputs:
     resume: Path | None
 
     def check(self) -> None:
-        """Check that all results can be written: before the work, which a later error would throw away.
+        """Check that all results can be written: before the work, which a later error would throw
+        away.
 
         Raises:
             ImportError: figures are wanted, and matplotlib is missing or does not work.
@@ -57,13 +62,17 @@ class Outputs:
         if self.figures is not None:
             check_library()
         written = [self.folder / names.TREE, self.json_file]
-        files_in = [None if folder is None else folder / "tree.png" for folder in (self.figures, self.resume)]
+        files_in = [
+            None if folder is None else folder / "tree.png"
+            for folder in (self.figures, self.resume)
+        ]
         for file in (*written, *files_in):
             if file is not None:
                 files.check_writable(file)
 
     def write(self, model: MedusaModel, report: Report) -> None:
-        """Store the tree first, then the report and the figures; one that fails does not keep the others from coming.
+        """Store the tree first, then the report and the figures; one that fails does not keep the
+        others from coming.
 
         Raises:
             ValueError: the report or the figures could not be written; says what could.
@@ -71,13 +80,19 @@ class Outputs:
         _store(model, report, self.folder)
         note(f"tree written to {self.folder / names.TREE}")
         failures = []
-        for name, place, write in (("report", self.json_file, write_report), ("figures", self.figures, draw)):
+        for name, place, write in (
+            ("report", self.json_file, write_report),
+            ("figures", self.figures, draw),
+        ):
             if place is not None:
                 try:
                     write(report, place)
                     note(f"{name} written to {place}")
                 except Exception as error:  # a library that draws raises what it likes
-                    failures.append(f"the {name} could not be written to {place}: {error or type(error).__name__}")
+                    failures.append(
+                        f"the {name} could not be written to {place}: "
+                        f"{error or type(error).__name__}"
+                    )
         if failures:
             raise ValueError(f"the tree is stored in {self.folder}, but {'; '.join(failures)}")
 
@@ -96,7 +111,8 @@ def run(
     resume: Path | None,
     **loading: Any,
 ) -> None:
-    """Calibrate the model that `name` stands for, store the tree beside the heads, and print the report.
+    """Calibrate the model that `name` stands for, store the tree beside the heads, and print the
+    report.
 
     Raises:
         ValueError: the model has no heads, there is no place to store the tree, or no prompts.
@@ -110,7 +126,14 @@ def run(
     arguments = {**arguments, "tokenizer": tokenizer}  # the model's own stop strings need it
     torch.manual_seed(0)
     report = calibrate(
-        model, recorded, others, arguments, settings, acceptance=acceptance, work=resume, progress=_progress
+        model,
+        recorded,
+        others,
+        arguments,
+        settings,
+        acceptance=acceptance,
+        work=resume,
+        progress=_progress,
     )
     try:
         outputs.write(model, report)
@@ -125,15 +148,20 @@ def write_report(report: Report, file: Path) -> None:
 
 def draw(report: Report, folder: Path) -> None:
     """Draw `accuracy.png`, `trees.png` (figure 4, replayed) and `tree.png` (figure 6)."""
-    points = replayed(report.recording, report.latency, trees(report.recording, report.settings.max_nodes))
-    title = f"{report.made['device']}, {report.made['dtype']}, batch size {report.made['batch_size']}"
+    points = replayed(
+        report.recording, report.latency, trees(report.recording, report.settings.max_nodes)
+    )
+    title = (
+        f"{report.made['device']}, {report.made['dtype']}, batch size {report.made['batch_size']}"
+    )
     save(draw_accuracies(report), folder / "accuracy.png")
     save(draw_trees(points, title), folder / "trees.png")
     save(draw_tree(report.tree, likelihoods(report.recording, report.tree)), folder / "tree.png")
 
 
 def _folder(name: str, output: Path | None, revision: str | None) -> Path:
-    """Return where the tree goes: `output`, else beside the heads where they lie in a folder of the user's.
+    """Return where the tree goes: `output`, else beside the heads where they lie in a folder of the
+    user's.
 
     Raises:
         ValueError: there are no heads, no such place, or `output` holds other heads.
@@ -143,11 +171,18 @@ def _folder(name: str, output: Path | None, revision: str | None) -> Path:
     if heads is None:
         raise ValueError(f"{name} has no Medusa heads: there is nothing to calibrate")
     if output is None and not Path(named).expanduser().is_dir():
-        raise ValueError(f"{name} comes from the hub: say with --output FOLDER where heads and tree should go")
+        raise ValueError(
+            f"{name} comes from the hub: say with --output FOLDER where heads and tree should go"
+        )
     if output is None:
         return heads
-    if names.is_native(output) and not filecmp.cmp(heads / names.WEIGHTS, output / names.WEIGHTS, shallow=False):
-        raise ValueError(f"{output} holds other heads than {name}, which its tree would not fit: name another --output")
+    if names.is_native(output) and not filecmp.cmp(
+        heads / names.WEIGHTS, output / names.WEIGHTS, shallow=False
+    ):
+        raise ValueError(
+            f"{output} holds other heads than {name}, which its tree would not fit: name another "
+            "--output"
+        )
     return output
 
 
@@ -167,16 +202,26 @@ def _chats(name: str, data: str | None, count: int) -> list[Messages]:
         ValueError: no source is named, or it holds fewer than two prompts.
     """
     if data is None and name != DEMO:
-        raise ValueError("which prompts will the model serve? name some with --data FILE (or a dataset, owner/name)")
+        raise ValueError(
+            "which prompts will the model serve? name some with --data FILE (or a dataset, "
+            "owner/name)"
+        )
     if data is None:
-        return [[{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(count)]
+        return [
+            [{"role": "user", "content": task.prompt}] for task in demo.calibration_tasks(count)
+        ]
     chats = read_prompts(data)[:count]
     if len(chats) < 2:
-        raise ValueError(f"{data} holds one prompt: calibration needs some to record and others to try the tree on")
+        raise ValueError(
+            f"{data} holds one prompt: calibration needs some to record and others to try the tree "
+            "on"
+        )
     return chats
 
 
-def _prompts(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]) -> tuple[Prompts, Prompts]:
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]
+) -> tuple[Prompts, Prompts]:
     """Return token ids of prompts to record, and of others to try the tree on."""
     ids = [encode(tokenizer, chat) for chat in chats]
     every = min(TRIED, len(ids))
@@ -185,7 +230,12 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]) -> t
 
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda parts: bar.advance(task, parts)
@@ -193,7 +243,11 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def show(screen: Console, report: Report) -> None:
     """Print the report in tables."""
-    for table in (_accuracies(report, "+-" if screen.options.ascii_only else "±"), _sizes(report), _heads(report)):
+    for table in (
+        _accuracies(report, "+-" if screen.options.ascii_only else "±"),
+        _sizes(report),
+        _heads(report),
+    ):
         screen.print(table)
     screen.print(_outcome(report))
     if not report.tree.max_depth:
@@ -201,7 +255,9 @@ def show(screen: Console, report: Report) -> None:
 
 
 def _accuracies(report: Report, sign: str, ranks: int = 5) -> Table:
-    table = Table(title="Accuracy: the token is in the head's top i (95 % interval)", title_justify="left")
+    table = Table(
+        title="Accuracy: the token is in the head's top i (95 % interval)", title_justify="left"
+    )
     table.add_column("head")
     for rank in range(ranks):
         table.add_column(f"top {rank + 1}", justify="right")
@@ -210,7 +266,10 @@ def _accuracies(report: Report, sign: str, ranks: int = 5) -> Table:
     for head, (shares, row) in enumerate(
         zip(report.recording.accuracies(), report.intervals(ranks), strict=True), start=1
     ):
-        cells = [f"{share:.1%} {sign}{(high - low) / 2:.1%}" for share, (low, high) in zip(shares, row, strict=False)]
+        cells = [
+            f"{share:.1%} {sign}{(high - low) / 2:.1%}"
+            for share, (low, high) in zip(shares, row, strict=False)
+        ]
         table.add_row(str(head), *cells, str(known[head - 1]))
     return table
 
@@ -240,22 +299,29 @@ def _heads(report: Report) -> Table:
     for column in ("heads", "nodes", "tokens/step", "speedup"):
         table.add_column(column, justify="right")
     for heads, each in enumerate(report.by_heads(), start=1):
-        table.add_row(str(heads), str(len(each.tree)), f"{each.acceleration_rate:.2f}", f"{each.speedup:.2f}")
+        table.add_row(
+            str(heads), str(len(each.tree)), f"{each.acceleration_rate:.2f}", f"{each.speedup:.2f}"
+        )
     return table
 
 
 def _outcome(report: Report) -> Table:
     predicted, found = report.predicted(), report.found()
     table = Table(
-        title=f"The chosen tree: {len(report.tree)} nodes, {report.tree.max_depth} heads", title_justify="left"
+        title=f"The chosen tree: {len(report.tree)} nodes, {report.tree.max_depth} heads",
+        title_justify="left",
     )
     for column in ("", "predicted", "measured on other prompts"):
         table.add_column(column)
     for name in ("acceleration_rate", "overhead", "speedup"):
-        table.add_row(name.replace("_", " "), *(_with_interval(each, name) for each in (predicted, found)))
+        table.add_row(
+            name.replace("_", " "), *(_with_interval(each, name) for each in (predicted, found))
+        )
     return table
 
 
 def _with_interval(figures: dict[str, Any], name: str) -> str:
     interval = figures.get(f"{name}_interval")
-    return f"{figures[name]:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    return f"{figures[name]:.2f}" + (
+        f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    )

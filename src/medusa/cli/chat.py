@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .. import files
-from ..pretrained import MedusaModel
+from ..loading import MedusaModel
 from .answer import Sampling, encode_chat, note, pieces, room, show, start, summary
 from .streams import as_text
 
@@ -44,7 +44,8 @@ class Chat:
             self.system = as_text(self.system, "--system")
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                "the model's tokenizer has no chat template: take a model made for chat, or use `medusa generate`"
+                "the model's tokenizer has no chat template: take a model made for chat, or use "
+                "`medusa generate`"
             )
 
     @property
@@ -54,7 +55,9 @@ class Chat:
         return [*system, *self.turns]
 
     def run(self) -> None:
-        """Read and answer until /exit or the end of input; Ctrl-C ends what is not an answer in a terminal."""
+        """Read and answer until /exit or the end of input; Ctrl-C ends what is not an answer in a
+        terminal.
+        """
         interactive = in_terminal()
         if interactive:
             with suppress(ImportError):
@@ -79,7 +82,8 @@ class Chat:
                 self.turn(line.strip())
 
     def turn(self, text: str) -> None:
-        """Answer a message; a turn that cannot be answered is taken back, one interrupted keeps what there is.
+        """Answer a message; a turn that cannot be answered is taken back, one interrupted keeps
+        what there is.
 
         Raises:
             KeyboardInterrupt: the answer was interrupted, and nobody is there to go on.
@@ -109,10 +113,16 @@ class Chat:
             note("stopped")
 
     def fitting(self) -> Tensor:
-        """Return token ids [1, P] of the conversation, without its oldest turns where they leave an answer no room."""
+        """Return token ids [1, P] of the conversation, without its oldest turns where they leave an
+        answer no room.
+        """
         ids, dropped, whole = encode_chat(self.tokenizer, self.messages), 0, room(self.model, 0)
         wanted = 0 if whole is None else min(self.sampling.max_new_tokens, whole // 2)
-        while (left := room(self.model, ids.shape[1])) is not None and left < wanted and len(self.turns) > 1:
+        while (
+            (left := room(self.model, ids.shape[1])) is not None
+            and left < wanted
+            and len(self.turns) > 1
+        ):
             del self.turns[:2]
             dropped += 1
             ids = encode_chat(self.tokenizer, self.messages)
@@ -125,7 +135,10 @@ class Chat:
         if name in COMMANDS:
             COMMANDS[name][0](self, argument)
         else:
-            note(f"unknown command /{name}: /help lists them; a space before it sends it as a message")
+            note(
+                f"unknown command /{name}: /help lists them; a space before it sends it as a "
+                "message"
+            )
 
     def help(self, _: str) -> None:
         """List the commands."""
@@ -162,7 +175,9 @@ class Chat:
             return
         try:
             with files.replacing(Path(name).expanduser()) as beside:
-                beside.write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                beside.write_text(
+                    json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
         except OSError as error:
             note(f"error: {error}")
         else:

@@ -1,4 +1,6 @@
-"""`medusa demo`: the embedded model answers with and without Medusa, side by side, and the difference in figures."""
+"""`medusa demo`: the embedded model answers with and without Medusa, side by side, and the
+difference in figures.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,22 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import demo, files
-from ..bench.measure import Comparison, Prompt, Totals, compare
-from ..bench.prompts import held_out
-from ..bench.report import COLUMNS, cells
-from ..decoding import PLAIN
-from ..pretrained import MedusaModel
-from ..provenance import provenance
-from ..tree import CandidateTree
+from ..core.engine import PLAIN
+from ..core.tree import CandidateTree
+from ..evaluation.measure import Comparison, Prompt, Totals, compare
+from ..evaluation.prompts import held_out
+from ..evaluation.report import COLUMNS, cells
+from ..hardware.provenance import provenance
+from ..loading import MedusaModel
 from . import streams
 
 METHODS = ("plain", "medusa", "generate")
 REPEATS = 3
 
 
-def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None) -> None:
+def run(
+    json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None
+) -> None:
     """Show the answers, measure, and write the figures to `json_file` if one is named.
 
     Raises:
@@ -49,7 +53,8 @@ def run(json_file: Path | None, max_new_tokens: int, per_category: int, threads:
     arguments = {"max_new_tokens": max_new_tokens, "do_sample": False}
     console.print(
         f"The embedded model ({model.base.num_parameters() / 1e6:.1f} million parameters) answers "
-        f"{len(prompts)} requests it has never seen, one token a step and with Medusa: {len(model.tree)} nodes "
+        f"{len(prompts)} requests it has never seen, one token a step and with Medusa: "
+        f"{len(model.tree)} nodes "
         "verified a step. Tokens that came on top of the model's own are green.\n"
     )
     for _ in compare(model, prompts[:1], arguments, methods=METHODS, repeats=1):
@@ -78,7 +83,9 @@ def show(
     arguments: dict[str, Any],
 ) -> None:
     """Stream the answer of plain decoding, then Medusa's beside it."""
-    console.print(Panel(Text(prompt.text), title=prompt.category, title_align="left", border_style="cyan"))
+    console.print(
+        Panel(Text(prompt.text), title=prompt.category, title_align="left", border_style="cyan")
+    )
     panes = [Pane("plain decoding"), Pane("Medusa")]
     with _live(console, panes):
         for pane, tree in zip(panes, (PLAIN, model.tree), strict=True):
@@ -102,7 +109,9 @@ class Pane:
         tree: CandidateTree,
         arguments: dict[str, Any],
     ) -> None:
-        """Decode, showing each step's tokens as they come; the time it takes to show them is not counted."""
+        """Decode, showing each step's tokens as they come; the time it takes to show them is not
+        counted.
+        """
         session = model.steps(ids, tree=tree, **arguments)
         for delivered in session:
             for place, token in enumerate(delivered[0]):
@@ -111,17 +120,26 @@ class Pane:
                 self.text.append(word, style="" if own else "bold green")
             stats = session.stats
             rate = stats.tokens / stats.decoding_seconds if stats.decoding_seconds else 0.0
-            self.status = f"{stats.steps} steps, {stats.acceleration_rate:.2f} tokens/step, {rate:.0f} tokens/s"
+            self.status = (
+                f"{stats.steps} steps, {stats.acceleration_rate:.2f} tokens/step, {rate:.0f} "
+                "tokens/s"
+            )
 
     def __rich__(self) -> Panel:
         return Panel(
-            Group(self.text), title=self.title, subtitle=self.status, title_align="left", subtitle_align="left"
+            Group(self.text),
+            title=self.title,
+            subtitle=self.status,
+            title_align="left",
+            subtitle_align="left",
         )
 
 
 @contextmanager
 def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
-    """On a terminal the panes side by side, drawn again ten times a second; elsewhere the finished answers."""
+    """On a terminal the panes side by side, drawn again ten times a second; elsewhere the finished
+    answers.
+    """
     if console.is_terminal:
         grid = Table.grid(expand=True, padding=(0, 1))
         for _ in panes:
@@ -139,7 +157,9 @@ def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
 
 def table(comparisons: list[Comparison]) -> Table:
     """A row for each answer and one for all."""
-    shown = Table(title="Greedy decoding, the prefill excluded", title_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(
+        title="Greedy decoding, the prefill excluded", title_justify="left", box=box.SIMPLE_HEAD
+    )
     shown.add_column("request", no_wrap=True)
     for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
         shown.add_column(column, justify="right")
@@ -153,7 +173,13 @@ def table(comparisons: list[Comparison]) -> Table:
             f"{figures['speedup_over_plain']:.2f}x",
             f"{figures['speedup_over_generate']:.2f}x",
             "yes" if figures["identical"] else "no",
-            "-" if correct is None else "yes" if correct == 1 else "no" if correct == 0 else f"{correct:.0%}",
+            "-"
+            if correct is None
+            else "yes"
+            if correct == 1
+            else "no"
+            if correct == 0
+            else f"{correct:.0%}",
             end_section=name != "all" and part[0] is comparisons[-1],
         )
     return shown
@@ -173,9 +199,14 @@ def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) ->
                 "correct": each.correct,
             }
         )
-    return {"answers": answers, "totals": Totals(comparisons).summary(greedy=True), "provenance": provenance()}
+    return {
+        "answers": answers,
+        "totals": Totals(comparisons).summary(greedy=True),
+        "provenance": provenance(),
+    }
 
 
 def _setting() -> str:
     made = provenance()
-    return f"{made['device']}, {made['threads']} threads, torch {made['torch']}, transformers {made['transformers']}"
+    versions = f"torch {made['torch']}, transformers {made['transformers']}"
+    return f"{made['device']}, {made['threads']} threads, {versions}"

@@ -67,7 +67,9 @@ def run(
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
-    """Yield a function that shows progress: as a bar on a terminal, elsewhere as a line every `LOG_EVERY` seconds."""
+    """Yield a function that shows progress: as a bar on a terminal, elsewhere as a line every
+    `LOG_EVERY` seconds.
+    """
     started = time.monotonic()
     refused = 0
 
@@ -102,7 +104,9 @@ def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
 
 
 def status(progress: data.Progress, seconds: float) -> str:
-    """Return a line that says what is done after so many seconds, how fast, and how long the rest will take."""
+    """Return a line that says what is done after so many seconds, how fast, and how long the rest
+    will take.
+    """
     here = progress.done - progress.earlier
     parts = [f"{progress.done}/{progress.total} conversations"]
     if here and seconds > 0:
@@ -117,9 +121,15 @@ def _report(console: Console, answers: AnswersFile, progress: data.Progress) -> 
     _say(console, _kept(answers))
     if progress.cut:
         limit = f"{answers.settings.max_new_tokens} tokens or the model's positions"
-        _say(console, f'{progress.cut} of them end in an answer that was cut off ({limit}), marked "cut"')
+        _say(
+            console,
+            f'{progress.cut} of them end in an answer that was cut off ({limit}), marked "cut"',
+        )
     if progress.left_out:
-        _say(console, f"{progress.left_out} left out, without an answer: {answers.path}.left-out says why")
+        _say(
+            console,
+            f"{progress.left_out} left out, without an answer: {answers.path}.left-out says why",
+        )
     if progress.refused:
         count = f"{len(progress.refused)} of {progress.total}"
         raise ValueError(f"{count} conversations were refused; the same command asks them again")

@@ -14,16 +14,22 @@ from ..training.recipe import Recipe
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for every field of `Recipe`; it is called with those that were given as `options`."""
+    """The command with a flag for every field of `Recipe`; it is called with those that were given
+    as `options`.
+    """
     own = inspect.signature(command, eval_str=True)
     kinds = get_type_hints(Recipe)
     flags = {
-        each.name: _flag(each.name, kinds[each.name], each.default, each.metadata["help"]) for each in fields(Recipe)
+        each.name: _flag(each.name, kinds[each.name], each.default, each.metadata["help"])
+        for each in fields(Recipe)
     }
 
     def called(**given: Any) -> None:
         options = {name: value for name in flags if (value := given.pop(name)) is not None}
-        plain = {name: value.value if isinstance(value, Enum) else value for name, value in options.items()}
+        plain = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in options.items()
+        }
         command(**given, options=plain)
 
     kept = [each for each in own.parameters.values() if each.name != "options"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..pretrained import MedusaModel
+from ..loading import MedusaModel
 from .answer import Sampling, encode_chat, note, pieces, show, start, summary
 from .streams import as_text
 
@@ -36,7 +36,8 @@ def run(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Return the prompt: the one given, else the file's or standard input's without the end of its last line.
+    """Return the prompt: the one given, else the file's or standard input's without the end of its
+    last line.
 
     Raises:
         OSError: the file cannot be read.
@@ -45,7 +46,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
         text = as_text(prompt, "--prompt")
     elif file is not None and str(file) != "-":
-        text = as_text(file.read_text(encoding="utf-8", errors="surrogateescape"), str(file)).removesuffix("\n")
+        text = as_text(
+            file.read_text(encoding="utf-8", errors="surrogateescape"), str(file)
+        ).removesuffix("\n")
     else:
         if sys.stdin.isatty():
             note("the prompt, please; Ctrl-D on a line of its own ends it")
@@ -56,7 +59,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> Tensor:
-    """Return token ids [1, P] of a prompt: a user's message where there is a chat template, unless `raw`."""
+    """Return token ids [1, P] of a prompt: a user's message where there is a chat template, unless
+    `raw`.
+    """
     if tokenizer.chat_template is not None and not raw:
         return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
     return tokenizer(prompt, return_tensors="pt")["input_ids"]

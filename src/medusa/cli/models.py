@@ -12,11 +12,13 @@ import typer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import adapters, bases, demo, names, storage
-from ..bases import Origin
-from ..decoding import PLAIN
-from ..model import Prepack
-from ..pretrained import MedusaModel
+from .. import demo
+from ..core.engine import PLAIN
+from ..core.model import Prepack
+from ..formats import adapters, bases, names
+from ..formats import native as storage
+from ..formats.bases import Origin
+from ..loading import MedusaModel
 
 DEMO = "demo"
 PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -39,7 +41,8 @@ def load(
     """The model that `name` stands for, and its base model's tokenizer.
 
     Args:
-        name: folder or hub id of Medusa heads, or of a base model, which then decodes plainly, or "demo".
+        name: folder or hub id of Medusa heads, or of a base model, which then decodes plainly, or
+            "demo".
         base: the base model, where it is not the one the heads name.
         dtype: number format of the weights; "auto" is the checkpoint's own.
         device: where the whole model goes.
@@ -53,7 +56,8 @@ def load(
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: neither is there such a hub id, or it cannot be reached.
-        ValueError: the folder holds neither heads nor a model, `base` is out of place, or a device is not there.
+        ValueError: the folder holds neither heads nor a model, `base` is out of place, or a device
+            is not there.
     """
     logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
@@ -62,11 +66,17 @@ def load(
     _check_device("--device", device)
     _check_device("--device-map", None if device_map in PLANS else device_map)
     if name == DEMO:
-        return _embedded(base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads)
+        return _embedded(
+            base, dtype, device, compiled=compiled, prepack=prepack, all_heads=all_heads
+        )
     heads = names.find_heads(name, revision=revision)
     if heads is None and base is not None:
-        raise ValueError(f"--base names the base model of Medusa heads, and {name} has none: leave it out")
-    source = Origin(names.resolved(name), revision) if heads is None else _named_base(name, heads, base)
+        raise ValueError(
+            f"--base names the base model of Medusa heads, and {name} has none: leave it out"
+        )
+    source = (
+        Origin(names.resolved(name), revision) if heads is None else _named_base(name, heads, base)
+    )
     options = {"trust_remote_code": trust_remote_code, "revision": source.revision}
     hub: dict[str, Any] = {each: value for each, value in options.items() if value is not None}
     tokenizer = bases.load_tokenizer(source.name, **hub)
@@ -94,13 +104,20 @@ def _check_device(option: str, name: str | None) -> None:
     try:
         kind, index = torch.device(name).type, torch.device(name).index or 0
     except RuntimeError:
-        raise ValueError(f"{option} {name}: no such kind of device; cpu, cuda and cuda:1, say, are") from None
+        raise ValueError(
+            f"{option} {name}: no such kind of device; cpu, cuda and cuda:1, say, are"
+        ) from None
     there = torch.accelerator.current_accelerator(check_available=True)
     if kind != "cpu" and (there is None or kind != there.type):
         found = "cpu alone" if there is None else f"cpu and {there.type}"
-        raise ValueError(f"{option} {name}: torch {torch.__version__} finds {found} here: leave it out, or name one")
+        raise ValueError(
+            f"{option} {name}: torch {torch.__version__} finds {found} here: leave it out, or name "
+            "one"
+        )
     if kind != "cpu" and index >= torch.accelerator.device_count():
-        raise ValueError(f"{option} {name}: there are {torch.accelerator.device_count()} such devices, from 0 on")
+        raise ValueError(
+            f"{option} {name}: there are {torch.accelerator.device_count()} such devices, from 0 on"
+        )
 
 
 def folder_or_id(name: str) -> str:

@@ -44,13 +44,17 @@ def _finite(value: float | None) -> float | None:
 def _temperature(value: float) -> float:
     least, most = TEMPERATURES
     if _finite(value) and not least <= value <= most:
-        raise typer.BadParameter(f"{value:g} is neither 0, which decodes greedily, nor between {least:g} and {most:g}")
+        raise typer.BadParameter(
+            f"{value:g} is neither 0, which decodes greedily, nor between {least:g} and {most:g}"
+        )
     return value
 
 
 def _mass(value: float | None) -> float | None:
     if _finite(value) == 0:
-        raise typer.BadParameter("0 leaves no token to sample: give a mass above 0, or decode greedily")
+        raise typer.BadParameter(
+            "0 leaves no token to sample: give a mass above 0, or decode greedily"
+        )
     return value
 
 
@@ -58,13 +62,16 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder or hub id of Medusa heads or of a base model, or 'demo', the embedded model.",
+        help="A folder or hub id of Medusa heads or of a base model, or 'demo', the embedded "
+        "model.",
         show_default=False,
     ),
 ]
 Base = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
-    typer.Option(help="Base model of the heads, if not the one that they name.", show_default=False),
+    typer.Option(
+        help="Base model of the heads, if not the one that they name.", show_default=False
+    ),
 ]
 Precision = Annotated[DType, typer.Option("--dtype", help="Number format of the weights.")]
 Device = Annotated[
@@ -73,22 +80,40 @@ Device = Annotated[
 ]
 DeviceMap = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="How to spread the model over devices, such as auto (needs accelerate).", show_default=False),
+    typer.Option(
+        help="How to spread the model over devices, such as auto (needs accelerate).",
+        show_default=False,
+    ),
 ]
-Revision = Annotated[Optional[str], typer.Option(help="Revision of MODEL on the hub.", show_default=False)]  # noqa: UP045
+Revision = Annotated[
+    str | None, typer.Option(help="Revision of MODEL on the hub.", show_default=False)
+]
 Compile = Annotated[
     bool,
     typer.Option(
-        "--compile", help="Compile the model's step first, which takes up to a minute; steps are faster then (CPU)."
+        "--compile",
+        help="Compile the model's step first, which takes up to a minute; steps are faster then "
+        "(CPU).",
     ),
 ]
 Half = Annotated[
-    bool, typer.Option("--half-weights", help="Keep float32 weights in 16 bits where no digit is lost: faster (CPU).")
+    bool,
+    typer.Option(
+        "--half-weights",
+        help="Keep float32 weights in 16 bits where no digit is lost: faster (CPU).",
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Most tokens of an answer.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(min=1, max=MOST_TOKENS, help="Most tokens of an answer.")
+]
 Temperature = Annotated[
-    float, typer.Option(min=0.0, callback=_temperature, help="0 decodes greedily, a higher value samples.")
+    float,
+    typer.Option(
+        min=0.0, callback=_temperature, help="0 decodes greedily, a higher value samples."
+    ),
 ]
 TopP = Annotated[
     Optional[float],  # noqa: UP045
@@ -102,21 +127,31 @@ TopP = Annotated[
 ]
 TopK = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, max=MOST_TOKENS, help="Sample from this many most probable tokens.", show_default=False),
+    typer.Option(
+        min=1,
+        max=MOST_TOKENS,
+        help="Sample from this many most probable tokens.",
+        show_default=False,
+    ),
 ]
 Accept = Annotated[
     Acceptance,
     typer.Option(
         "--acceptance",
-        help="How candidates are accepted. auto: greedy at temperature 0, else rejection, which keeps the model's "
-        "distribution. typical: more tokens a step from another distribution, the same text for every --seed; at "
+        help="How candidates are accepted. auto: greedy at temperature 0, else rejection, which "
+        "keeps the model's "
+        "distribution. typical: more tokens a step from another distribution, the same text for "
+        "every --seed; at "
         "temperature 0 it is greedy.",
     ),
 ]
 Seed = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
-        min=0, max=LARGEST_SEED, help="Seed of sampling: the same seed gives the same text.", show_default=False
+        min=0,
+        max=LARGEST_SEED,
+        help="Seed of sampling: the same seed gives the same text.",
+        show_default=False,
     ),
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Decode without the heads, one token a step.")]

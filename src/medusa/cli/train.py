@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..data.chats import IGNORED, Encoder, Example
+from ..data.examples import encoded
+from ..data.records import read_records
 from ..training.arguments import processes
-from ..training.chats import IGNORED, Encoder, Example
-from ..training.data import encoded
 from ..training.recipe import Recipe
-from ..training.records import read_records
 from ..training.run import train
 from ..training.source import Source
 from .models import folder_or_id, hide_piped_bars
@@ -51,7 +51,15 @@ def run(
         console.print(line, soft_wrap=True)
 
     try:
-        train(recipe, source, output, merge=merge, report_to=report_to, hidden_states=hidden_states, say=say)
+        train(
+            recipe,
+            source,
+            output,
+            merge=merge,
+            report_to=report_to,
+            hidden_states=hidden_states,
+            say=say,
+        )
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from the last checkpoint, if there is one")
         raise
@@ -69,7 +77,8 @@ def show_preview(
 
     Args:
         max_length: tokens an example keeps; None for all.
-        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template shows.
+        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template
+            shows.
 
     Raises:
         ValueError: the source is empty, or its first record is malformed.
@@ -78,7 +87,10 @@ def show_preview(
     encoder = Encoder(tokenizer, source.template, max_length=max_length, stops=stops)
     example = encoded(encoder, record)
     example = example if max_length is None else example.cut(max_length)
-    console.print(f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n", style="bold")
+    console.print(
+        f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n",
+        style="bold",
+    )
     console.print(_coloured(tokenizer, example), soft_wrap=True)
 
 

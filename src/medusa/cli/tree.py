@@ -9,10 +9,12 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from .. import files, names, storage, tree_file
+from .. import files
 from ..calibration.drawing import check_library, draw_tree, save
-from ..pace import UNCALIBRATED, Calibration
-from ..tree import CandidateTree
+from ..core.schedule import UNCALIBRATED, Calibration
+from ..core.tree import CandidateTree
+from ..formats import names, tree_file
+from ..formats import native as storage
 from .models import folder_or_id
 from .streams import console
 
@@ -68,11 +70,14 @@ def read(name: str) -> tuple[CandidateTree, Calibration]:
 
 def _frequencies(tree: CandidateTree, calibration: Calibration) -> list[float]:
     measured = calibration.made.get("frequencies") or []
-    return list(measured) if len(measured) == len(tree) else tree.probabilities(calibration.accuracies)
+    return (
+        list(measured) if len(measured) == len(tree) else tree.probabilities(calibration.accuracies)
+    )
 
 
 def printed(tree: CandidateTree, frequencies: Sequence[float], mark: str = "█") -> Tree:
-    """Return the tree for a terminal: ranks, how often a node is accepted, and a bar of `mark`s for that.
+    """Return the tree for a terminal: ranks, how often a node is accepted, and a bar of `mark`s for
+    that.
 
     A terminal too narrow for a bar cuts it; its number stands before it.
     """

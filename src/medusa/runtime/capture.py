@@ -1,6 +1,8 @@
-"""A function of tensors with fixed shapes: on a GPU it is captured once as a graph and replayed after.
+"""A function of tensors with fixed shapes: on a GPU it is captured once as a graph and replayed
+after.
 
-A step of a large model is hundreds of small kernels; launched one by one from Python they take longer than they run.
+A step of a large model is hundreds of small kernels; launched one by one from Python they take
+longer than they run.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ WARM_UPS = 2
 
 
 class Captured:
-    """Runs `function(**inputs)` on buffers that inputs are copied to; on a GPU by replaying what was captured.
+    """Runs `function(**inputs)` on buffers that inputs are copied to; on a GPU by replaying what
+    was captured.
 
-    What the function reads and writes besides its inputs must stay where it is. The next call overwrites the outputs.
+    What the function reads and writes besides its inputs must stay where it is. The next call
+    overwrites the outputs.
 
     Args:
         function: of named tensors, without synchronisation.
@@ -43,7 +47,9 @@ class Captured:
             self.outputs = function(**self.inputs)
 
     def __call__(self, function: Callable[..., Any], inputs: Inputs) -> Any:
-        """The function's result for these inputs; the function itself is only run where nothing was captured."""
+        """The function's result for these inputs; the function itself is only run where nothing was
+        captured.
+        """
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
         if self.graph is None:
@@ -53,7 +59,8 @@ class Captured:
 
 
 class Captures:
-    """Captured functions by their shapes, all of one state of the world; another state forgets them.
+    """Captured functions by their shapes, all of one state of the world; another state forgets
+    them.
 
     Attributes:
         state: what they were captured with: addresses of weights and caches, say.

@@ -1,8 +1,10 @@
-"""A function of tensors as a compiled program: traced once into operators, compiled by Inductor, Python left out.
+"""A function of tensors as a compiled program: traced once into operators, compiled by Inductor,
+Python left out.
 
-Half of a small model's step on a CPU is Python between a thousand operators. Sizes that change from step to step stay
-symbols, so that one program serves every context and every tree. What tracing took for granted about sizes is asked
-before each run; where it does not hold, another program is compiled.
+Half of a small model's step on a CPU is Python between a thousand operators. Sizes that change from
+step to step stay symbols, so that one program serves every context and every tree. What tracing
+took for granted about sizes is asked before each run; where it does not hold, another program is
+compiled.
 """
 
 from __future__ import annotations
@@ -20,18 +22,20 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Program:
-    """`function` compiled for arguments like these; what it writes to its arguments, the program does too.
+    """`function` compiled for arguments like these; what it writes to its arguments, the program
+    does too.
 
     Tensors that the function reaches by other ways (weights, say) are read where they lie.
 
     Args:
         function: of tensors; it is given the inputs and the stores.
         inputs: tensors of which all sizes may vary.
-        stores: tensors [B, heads, C, width] to read and write, of which B and C may vary. Those that have equal sizes
-            now have so in every run.
+        stores: tensors [B, heads, C, width] to read and write, of which B and C may vary. Those
+            that have equal sizes now have so in every run.
 
     Raises:
-        Exception: whatever tracing and compiling raise: values decide what is computed, or no C++ compiler is there.
+        Exception: whatever tracing and compiling raise: values decide what is computed, or no C++
+            compiler is there.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]):
@@ -47,12 +51,18 @@ class Program:
             first: dict[Any, int] = {}  # of the stores of equal sizes
             for store in stores:
                 like = first.setdefault((store.shape, store.dtype), len(symbolic))
-                symbolic.append(_alike(symbolic[like]) if like < len(symbolic) else _symbolic(fake, store, (0, 2)))
+                symbolic.append(
+                    _alike(symbolic[like])
+                    if like < len(symbolic)
+                    else _symbolic(fake, store, (0, 2))
+                )
             traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
             self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
         self._asked = [*range(len(inputs)), *first.values()]
         self._dtypes = [symbolic[place].dtype for place in self._asked]
-        assumed = sizes.produce_guards_expression([symbolic[place] for place in self._asked], ignore_static=False)
+        assumed = sizes.produce_guards_expression(
+            [symbolic[place] for place in self._asked], ignore_static=False
+        )
         self._assumed = compile(assumed or "True", "<sizes>", "eval")
         self._names = SYMPY_INTERP
 
@@ -83,7 +93,9 @@ class Programs:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, state: Any, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]) -> Program:
+    def get(
+        self, state: Any, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]
+    ) -> Program:
         """A program for these arguments; compiled if there is none."""
         if state != self.state:
             self.state, self._known = state, []
@@ -95,11 +107,15 @@ class Programs:
 
 
 def _symbolic(fake: FakeTensorMode, like: Tensor, varies: Iterable[int]) -> FakeTensor:
-    """A stand-in with symbols for the sizes that vary; besides that, one of size 1 is always of size 1."""
+    """A stand-in with symbols for the sizes that vary; besides that, one of size 1 is always of
+    size 1.
+    """
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-    sizes = [DimDynamic.DYNAMIC if place in varies else DimDynamic.STATIC for place in range(like.dim())]
+    sizes = [
+        DimDynamic.DYNAMIC if place in varies else DimDynamic.STATIC for place in range(like.dim())
+    ]
     ordinary = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
     return fake.from_tensor(
         ordinary,  # inference tensors have no version, which stand-ins are asked for

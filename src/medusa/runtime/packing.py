@@ -1,7 +1,9 @@
-"""Linear layers that run packed: in place in a model that nobody else holds, beside the layers of one that others hold.
+"""Linear layers that run packed: in place in a model that nobody else holds, beside the layers of
+one that others hold.
 
-Every change of a dense weight is noticed, because its bytes are hashed before each request, which costs about what
-reading them costs. A weight that lives in packed form alone has nothing to notice: whoever asks for it gets it
+Every change of a dense weight is noticed, because its bytes are hashed before each request, which
+costs about what reading them costs. A weight that lives in packed form alone has nothing to notice:
+    whoever asks for it gets it
 unpacked, and it counts as dense until nobody holds it any more.
 """
 
@@ -23,16 +25,20 @@ from .products import Packed, PackedWeight, packable, packed, packed_together
 from .twin import shadow
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names that layers of one input have in most architectures: such siblings are packed as one weight."""
+"""Names that layers of one input have in most architectures: such siblings are packed as one
+weight.
+"""
 
 _LOCK = threading.RLock()
 """Held while a layer changes between packed and dense."""
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight lives in packed form until somebody asks for it; then it is an ordinary layer again.
+    """A linear layer whose weight lives in packed form until somebody asks for it; then it is an
+    ordinary layer again.
 
-    It is made of a plain layer in place (`pack_in_place`), so that whoever looks at it finds name, hooks and settings.
+    It is made of a plain layer in place (`pack_in_place`), so that whoever looks at it finds name,
+    hooks and settings.
     """
 
     packed: Packed
@@ -65,7 +71,9 @@ def _plain(state: dict[str, Any]) -> nn.Linear:
 
 
 class PackedTwin(nn.Linear):
-    """Stands in a twin of a model for a linear layer that keeps its dense weight, and runs packed."""
+    """Stands in a twin of a model for a linear layer that keeps its dense weight, and runs
+    packed.
+    """
 
     packed: Packed
 
@@ -75,7 +83,8 @@ class PackedTwin(nn.Linear):
 
 
 class LazyParameters(dict[str, Any]):
-    """The parameters of a packed layer. Whatever reads the weight from them finds an ordinary parameter.
+    """The parameters of a packed layer. Whatever reads the weight from them finds an ordinary
+    parameter.
 
     Attribute access, state_dict, adapters and `to` all go through this dictionary.
     """
@@ -118,7 +127,9 @@ class LazyParameters(dict[str, Any]):
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
-    def __iter__(self) -> Iterator[str]:  # makes `dict(self)` read the items rather than the table behind them
+    def __iter__(
+        self,
+    ) -> Iterator[str]:  # makes `dict(self)` read the items rather than the table behind them
         return super().__iter__()
 
 
@@ -134,14 +145,19 @@ class Packing:
         self._known: WeakKeyDictionary[nn.Linear, tuple[bytes, Packed]] = WeakKeyDictionary()
 
     def refresh(self, module: nn.Module, owned: bool) -> dict[nn.Module, nn.Module]:
-        """Pack what was not packed yet or has changed since; returns the layers that a twin runs in place of others.
+        """Pack what was not packed yet or has changed since; returns the layers that a twin runs in
+        place of others.
 
         Args:
             module: a model that may have changed in any way since the last time.
-            owned: whether nobody else holds the module, so that dense weights that nobody holds may go. Weights tied to
-                others stay.
+            owned: whether nobody else holds the module, so that dense weights that nobody holds may
+                go. Weights tied to others stay.
         """
-        owners = Counter(id(each) for part in module.modules() for each in held(part).values()) if owned else Counter()
+        owners = (
+            Counter(id(each) for part in module.modules() for each in held(part).values())
+            if owned
+            else Counter()
+        )
         replaced: dict[nn.Module, nn.Module] = {}
         for siblings in _siblings(module):
             dense = [layer for layer in siblings if not _stays_packed(layer) and _packs(layer)]
@@ -158,7 +174,11 @@ class Packing:
             return []
         marks = [_hash(layer.weight) for layer in layers]
         known = [self._known.get(layer) for layer in layers]
-        same = [each[1] for each, mark in zip(known, marks, strict=True) if each is not None and each[0] == mark]
+        same = [
+            each[1]
+            for each, mark in zip(known, marks, strict=True)
+            if each is not None and each[0] == mark
+        ]
         if len(same) == len(layers) and all(map(_takes_bias, layers, same)):
             return same
         weights = list(packed_together(layers, self.half))
@@ -178,7 +198,9 @@ def unpack(module: nn.Module) -> None:
 
 
 def pack_in_place(layer: nn.Linear, weight: Packed) -> None:
-    """Let a dense layer live in packed form. The layer works after each assignment: an interrupt may come between."""
+    """Let a dense layer live in packed form. The layer works after each assignment: an interrupt
+    may come between.
+    """
     with _LOCK:
         parameters = LazyParameters(dict(layer._parameters.items()), weight.dense)
         layer.__dict__["packed"] = weight
@@ -204,7 +226,9 @@ class PackedStack:
 
 
 def worth_packing(module: nn.Module) -> bool:
-    """Return whether packed layers can run this module here: oneDNN, and floating-point weights on the CPU."""
+    """Return whether packed layers can run this module here: oneDNN, and floating-point weights on
+    the CPU.
+    """
     return any(is_packed(each) or _packs(each) for each in module.modules())
 
 
@@ -224,7 +248,9 @@ def _stays_packed(layer: nn.Linear) -> bool:
 
 
 def _takes_bias(layer: nn.Linear, weight: Packed) -> bool:
-    """Copy the layer's bias to its packed weight; False where that one was packed for another kind of bias."""
+    """Copy the layer's bias to its packed weight; False where that one was packed for another kind
+    of bias.
+    """
     theirs, ours = layer.bias, weight.bias
     if theirs is None or ours is None:
         return theirs is ours
@@ -236,11 +262,16 @@ def _takes_bias(layer: nn.Linear, weight: Packed) -> bool:
 
 def _hash(tensor: Tensor) -> bytes:
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return bytes(xxhash.xxh3_128_digest(cast(Any, flat.numpy()))) + f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    return (
+        bytes(xxhash.xxh3_128_digest(cast(Any, flat.numpy())))
+        + f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    )
 
 
 def _held_elsewhere(layer: nn.Linear) -> bool:
-    """Return whether somebody holds the layer's dense weight, itself or as another tensor over its storage."""
+    """Return whether somebody holds the layer's dense weight, itself or as another tensor over its
+    storage.
+    """
     weight = layer.weight
     storage = weight.untyped_storage()
     tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # less the storage object just made
@@ -254,7 +285,11 @@ def _siblings(module: nn.Module) -> Iterator[list[nn.Linear]]:
     for parent in module.modules():
         named = {"": module} if parent is module else {}
         named.update((name, child) for name, child in parent._modules.items() if child is not None)
-        linear = {name: child for name, child in named.items() if isinstance(child, nn.Linear) and child not in seen}
+        linear = {
+            name: child
+            for name, child in named.items()
+            if isinstance(child, nn.Linear) and child not in seen
+        }
         seen.update(linear.values())
         for names in SHARING:
             if all(name in linear for name in names):
@@ -264,26 +299,39 @@ def _siblings(module: nn.Module) -> Iterator[list[nn.Linear]]:
 
 
 def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Plain layers only: a subclass (quantised, say) or a replaced forward (an offloaded layer's) goes its own way."""
+    """Plain layers only: a subclass (quantised, say) or a replaced forward (an offloaded layer's)
+    goes its own way.
+    """
     if type(layer) not in (nn.Linear, PackedLinear) or "forward" in layer.__dict__:
         return False
     return packable(cast(Tensor, layer.weight))
 
 
 def setup(module: nn.Module) -> tuple[Any, ...]:
-    """All that decides what a forward of the module does to its inputs; what is recorded of it holds only for this.
+    """All that decides what a forward of the module does to its inputs; what is recorded of it
+    holds only for this.
 
-    Where weights and buffers lie (their values may change), settings, hooks, and how torch runs just now.
+    Where weights and buffers lie (their values may change), settings, hooks, and how torch runs
+    just now.
     """
-    running = torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    running = (
+        torch.get_num_threads(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
     return running, tuple(map(_own_setup, module.modules()))
 
 
 def _own_setup(module: nn.Module) -> tuple[Any, ...]:
-    tensors = [*held(module).values(), *(each for each in module._buffers.values() if each is not None)]
+    tensors = [
+        *held(module).values(),
+        *(each for each in module._buffers.values() if each is not None),
+    ]
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     own = [
-        (name, value) for name, value in module.__dict__.items() if name not in ("_parameters", "_buffers", "_modules")
+        (name, value)
+        for name, value in module.__dict__.items()
+        if name not in ("_parameters", "_buffers", "_modules")
     ]
     settings = [(name, repr(value)) for name, value in own if _is_setting(value)]
     packed = module.packed.handle if is_packed(module) or isinstance(module, PackedTwin) else None
@@ -291,7 +339,9 @@ def _own_setup(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _is_setting(value: Any) -> bool:
-    """Plain values, and lists and dictionaries of them: training mode, scalings, which adapters are active."""
+    """Plain values, and lists and dictionaries of them: training mode, scalings, which adapters are
+    active.
+    """
     if isinstance(value, dict):
         return all(map(_is_setting, value.values()))
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,8 @@
-"""Products with weights packed for the CPU, where verifying a few tokens then costs little more than one.
+"""Products with weights packed for the CPU, where verifying a few tokens then costs little more
+than one.
 
-A plain CPU linear layer reads its weights again for every few rows: four tokens cost three to four times what one
+A plain CPU linear layer reads its weights again for every few rows: four tokens cost three to four
+    times what one
 does, and no tree can pay. oneDNN's packed layout reads them once.
 """
 
@@ -22,13 +24,16 @@ PACKED_ROWS = 16
 """The row count the layout is chosen for: about the size of the trees that pay on a CPU."""
 PACKABLE = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
-"""Row counts that are multiplied at once: few, because oneDNN keeps a program for each row count and layer shape."""
+"""Row counts that are multiplied at once: few, because oneDNN keeps a program for each row count
+and layer shape.
+"""
 
 Product = Callable[[Tensor], Tensor]
 
 
 class PackedWeight:
-    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to rounding.
+    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to
+    rounding.
 
     Attributes:
         bias: a copy of the layer's, which may be written to.
@@ -47,11 +52,15 @@ class PackedWeight:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
     def _multiply(self, states: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self.packed, self.bias, "none", [], ""
+        )
         return product
 
     def __call__(self, states: Tensor) -> Tensor:
-        """states [..., in] -> [..., out], in the weight's dtype, or in autocast's where that is on."""
+        """states [..., in] -> [..., out], in the weight's dtype, or in autocast's where that is
+        on.
+        """
         if _as_operators.get():
             traced: Tensor = torch.ops.medusa.packed_product(states, self.handle, self.features)
             return traced
@@ -61,7 +70,11 @@ class PackedWeight:
         """The same, computed now and never as an operator for tracing."""
         with torch.autocast("cpu", enabled=False):
             product = _in_few_sizes(self._multiply, states.to(self.dtype))
-        return product.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else product
+        return (
+            product.to(torch.get_autocast_dtype("cpu"))
+            if torch.is_autocast_enabled("cpu")
+            else product
+        )
 
     def dense(self) -> Tensor:
         """The weight again, exactly as it was."""
@@ -69,10 +82,11 @@ class PackedWeight:
 
 
 class HalfWeight(PackedWeight):
-    """A packed copy of a float32 weight in 16 bits, half as much to read; products are summed in float32 (FBGEMM).
+    """A packed copy of a float32 weight in 16 bits, half as much to read; products are summed in
+    float32 (FBGEMM).
 
-    For weights that float16 holds, as it does those of checkpoints in 16 bits but for some next to zero; these are
-    rounded by at most 2^-25, and kept beside so that the weight comes back exactly.
+    For weights that float16 holds, as it does those of checkpoints in 16 bits but for some next to
+    zero; these are rounded by at most 2^-25, and kept beside so that the weight comes back exactly.
     """
 
     @staticmethod
@@ -162,17 +176,29 @@ def packed_together(layers: Sequence[nn.Linear], half: bool) -> Sequence[Packed]
     bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
     share = Share(packed(torch.cat([layer.weight.detach() for layer in layers]), bias, half))
     ends = list(itertools.accumulate(len(layer.weight) for layer in layers))
-    return [SharedWeight(share, slice(*ends_of), ends_of[1] == ends[-1]) for ends_of in itertools.pairwise([0, *ends])]
+    return [
+        SharedWeight(share, slice(*ends_of), ends_of[1] == ends[-1])
+        for ends_of in itertools.pairwise([0, *ends])
+    ]
 
 
 def packable(weight: Tensor) -> bool:
-    """Return whether a weight can be packed: an ordinary floating-point tensor on a CPU, of a dtype packed here."""
+    """Return whether a weight can be packed: an ordinary floating-point tensor on a CPU, of a dtype
+    packed here.
+    """
     plain = type(weight) in (Tensor, nn.Parameter)
-    return plain and weight.device.type == "cpu" and weight.dtype in PACKABLE and _supported(weight.dtype)
+    return (
+        plain
+        and weight.device.type == "cpu"
+        and weight.dtype in PACKABLE
+        and _supported(weight.dtype)
+    )
 
 
 def _in_few_sizes(multiply: Product, states: Tensor) -> Tensor:
-    """The product, by pieces whose row counts are among `ROWS`; the last piece is filled up with zeros."""
+    """The product, by pieces whose row counts are among `ROWS`; the last piece is filled up with
+    zeros.
+    """
     rows = math.prod(states.shape[:-1])
     if rows in ROWS:
         return multiply(states)
@@ -191,7 +217,9 @@ def _next_size(rows: int) -> int:
 
 @contextmanager
 def as_operators() -> Iterator[None]:
-    """While the context lasts, products of this thread are operators that tracing does not look into."""
+    """While the context lasts, products of this thread are operators that tracing does not look
+    into.
+    """
     before = _as_operators.set(True)
     try:
         yield
@@ -204,16 +232,22 @@ _HANDLES = itertools.count()
 _PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
 _OPERATORS = library.Library("medusa", "DEF")
 _OPERATORS.define("packed_product(Tensor states, int handle, int features) -> Tensor")
-_OPERATORS.impl("packed_product", lambda states, handle, features: _PACKED[handle].product(states), "CPU")
 _OPERATORS.impl(
-    "packed_product", lambda states, handle, features: states.new_empty((*states.shape[:-1], features)), "Meta"
+    "packed_product", lambda states, handle, features: _PACKED[handle].product(states), "CPU"
+)
+_OPERATORS.impl(
+    "packed_product",
+    lambda states, handle, features: states.new_empty((*states.shape[:-1], features)),
+    "Meta",
 )
 _OPERATORS.impl("packed_product", library.fallthrough_kernel, "Autograd")
 
 
 @cache
 def _supported(dtype: torch.dtype) -> bool:
-    """Return whether this torch and this processor pack weights of a dtype: some lack instructions for 16 bits."""
+    """Return whether this torch and this processor pack weights of a dtype: some lack instructions
+    for 16 bits.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
     try:

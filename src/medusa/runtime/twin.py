@@ -1,6 +1,7 @@
 """A module run with some of its parts replaced, while the module itself stays untouched.
 
-Nothing is patched or hooked, so that an interrupt leaves nothing behind and threads do not meet: a twin is a second
+Nothing is patched or hooked, so that an interrupt leaves nothing behind and threads do not meet: a
+    twin is a second
 tree of module objects over the same parameters, buffers, hooks and settings.
 """
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 
 def twin(module: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Return a twin of `module` with some of its descendants replaced; the module itself where none of them is inside.
+    """Return a twin of `module` with some of its descendants replaced; the module itself where none
+    of them is inside.
 
-    Only ancestors of what is replaced get an object of their own; all else is shared. Twins are cheap, and are made
-    anew when the module may have changed.
+    Only ancestors of what is replaced get an object of their own; all else is shared. Twins are
+    cheap, and are made anew when the module may have changed.
     """
     return _twin(module, dict(replaced))
 
@@ -37,17 +39,25 @@ def _twin(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
 def shadow(module: nn.Module, kind: type[nn.Module], **changed: Any) -> Any:
     """Return another object with a module's attributes, but for those that are given."""
     other = object.__new__(kind)
-    other.__dict__.update({name: _rebound(value, module, other) for name, value in module.__dict__.items()})
+    other.__dict__.update(
+        {name: _rebound(value, module, other) for name, value in module.__dict__.items()}
+    )
     other.__dict__.update(changed)
     return other
 
 
 def _rebound(value: Any, module: nn.Module, other: nn.Module) -> Any:
-    """An attribute of a module for its twin. accelerate sets `forward` to a function that is bound to the module."""
+    """An attribute of a module for its twin. accelerate sets `forward` to a function that is bound
+    to the module.
+    """
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType(value.__func__, other)
     if isinstance(value, partial) and any(argument is module for argument in value.args):
-        return partial(value.func, *(other if each is module else each for each in value.args), **value.keywords)
+        return partial(
+            value.func,
+            *(other if each is module else each for each in value.args),
+            **value.keywords,
+        )
     return value
 
 
@@ -67,7 +77,9 @@ class Recorder(nn.Module):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.states = states
-        return self.inner(states if self.passed_on is None else states[:, : self.passed_on], *args, **kwargs)
+        return self.inner(
+            states if self.passed_on is None else states[:, : self.passed_on], *args, **kwargs
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Weights and settings are the inner module's."""
@@ -98,14 +110,16 @@ class Runner:
             passed_on: compute the logits of only so many positions.
 
         Raises:
-            RuntimeError: the model does not call its output projection, because its `forward` was replaced.
+            RuntimeError: the model does not call its output projection, because its `forward` was
+                replaced.
         """
         self._recorder.states, self._recorder.passed_on = None, passed_on
         logits = self.model(**inputs, return_dict=True).logits
         states, self._recorder.states = self._recorder.states, None
         if states is None:
             raise RuntimeError(
-                "the base model's forward does not call its lm_head, because it was replaced (by torch.compile, say): "
+                "the base model's forward does not call its lm_head, because it was replaced (by "
+                "torch.compile, say): "
                 "load the model without that; compiled=True compiles its step"
             )
         return logits, states
@@ -114,9 +128,15 @@ class Runner:
         """The output projection alone: states [..., H] -> [..., V], in the projection's dtype."""
         weight = dict.get(self.head._parameters, "weight")
         dtype = (
-            weight.dtype if isinstance(weight, Tensor) else getattr(getattr(self.head, "packed", None), "dtype", None)
+            weight.dtype
+            if isinstance(weight, Tensor)
+            else getattr(getattr(self.head, "packed", None), "dtype", None)
         )
-        if dtype is not None and dtype.is_floating_point and not torch.is_autocast_enabled(states.device.type):
+        if (
+            dtype is not None
+            and dtype.is_floating_point
+            and not torch.is_autocast_enabled(states.device.type)
+        ):
             states = states.to(dtype)
         logits: Tensor = self.head(states)
         return logits

@@ -1,4 +1,6 @@
-"""Training of heads (Medusa-1), of heads and backbone together (Medusa-2), and of data to train on."""
+"""Training of heads (Medusa-1), of heads and backbone together (Medusa-2), and of data to train
+on.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .chats import Example
+    from ..data.chats import Example
     from .medusa1 import HeadMetrics, evaluate_heads, train_heads
     from .recipe import Recipe
     from .run import train
     from .source import Source
 
 _MODULES = {
-    "Example": "chats",
-    "HeadMetrics": "medusa1",
-    "Recipe": "recipe",
-    "Source": "source",
-    "evaluate_heads": "medusa1",
-    "train": "run",
-    "train_heads": "medusa1",
+    "Example": "..data.chats",
+    "HeadMetrics": ".medusa1",
+    "Recipe": ".recipe",
+    "Source": ".source",
+    "evaluate_heads": ".medusa1",
+    "train": ".run",
+    "train_heads": ".medusa1",
 }
 
 __all__ = ["Example", "HeadMetrics", "Recipe", "Source", "evaluate_heads", "train", "train_heads"]
@@ -28,4 +30,4 @@ __all__ = ["Example", "HeadMetrics", "Recipe", "Source", "evaluate_heads", "trai
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..pretrained import MedusaModel
-from .chats import Encoder
+from ..data.chats import Encoder
+from ..loading import MedusaModel
 from .conversations import Ask, Conversation, Outcome, Settings, Turn
 
 
@@ -26,19 +26,38 @@ class OwnEngine:
         ValueError: the model is to ask itself, and its tokenizer has no chat template.
     """
 
-    def __init__(self, model: MedusaModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, batch_size: int):
-        self.model, self.tokenizer, self.settings, self.batch_size = model, tokenizer, settings, batch_size
+    def __init__(
+        self,
+        model: MedusaModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Settings,
+        batch_size: int,
+    ):
+        self.model, self.tokenizer, self.settings, self.batch_size = (
+            model,
+            tokenizer,
+            settings,
+            batch_size,
+        )
         self.encoder = Encoder(tokenizer)
         if settings.self_talk and not self.encoder.template:
-            raise ValueError("self-talk needs a chat template, and this tokenizer has none: leave out --self-talk")
+            raise ValueError(
+                "self-talk needs a chat template, and this tokenizer has none: leave out "
+                "--self-talk"
+            )
         config = model.base.generation_config
         self.ends = {tokenizer.eos_token_id, *_listed(config.eos_token_id)} - {None}
         self.stop_strings = _listed(config.stop_strings)
 
-    def drive(self, conversations: Sequence[tuple[str, Conversation]]) -> Generator[Outcome, None, None]:
+    def drive(
+        self, conversations: Sequence[tuple[str, Conversation]]
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each conversation; one that cannot be asked costs no other."""
         for begin in range(0, len(conversations), self.batch_size):
-            talking = [(name, each, next(each), 0) for name, each in conversations[begin : begin + self.batch_size]]
+            talking = [
+                (name, each, next(each), 0)
+                for name, each in conversations[begin : begin + self.batch_size]
+            ]
             while talking:
                 turns = self.answer([ask for _, _, ask, _ in talking])
                 going = []
@@ -56,20 +75,27 @@ class OwnEngine:
     def answer(self, asks: Sequence[Ask]) -> list[Turn | ValueError]:
         """Return a turn for each ask, or the error because of which it cannot be asked.
 
-        A row's limit depends on its own prompt alone. A prompt that leaves no room gets an empty turn.
+        A row's limit depends on its own prompt alone. A prompt that leaves no room gets an empty
+        turn.
         """
         turns: dict[int, Turn | ValueError] = {}
-        # Rows of one limit at a time: where a model's rotary factors change with the length (longrope), they are
-        # chosen for a whole batch.
+        # Rows of one limit at a time: where a model's rotary factors change with the length
+        # (longrope), they are chosen for a whole batch.
         groups: dict[int | None, list[tuple[int, list[int], int]]] = defaultdict(list)
         for place, ask in enumerate(asks):
             try:
                 prompt = self._prompt(ask)
             except Exception as error:  # chat templates and tokenizers raise what they like
-                turns[place] = ValueError(f"the conversation cannot be written as a prompt: {error}")
+                turns[place] = ValueError(
+                    f"the conversation cannot be written as a prompt: {error}"
+                )
                 continue
             limit = self.model.positions.longest(len(prompt))
-            room = min(self.settings.max_new_tokens, limit - len(prompt)) if limit else self.settings.max_new_tokens
+            room = (
+                min(self.settings.max_new_tokens, limit - len(prompt))
+                if limit
+                else self.settings.max_new_tokens
+            )
             if room < 1:
                 turns[place] = Turn("", 0, cut=True)
             else:
@@ -97,7 +123,10 @@ class OwnEngine:
         rows = [row for session in sessions for row in session.rows]
         for _ in replace(sessions[0], rows=rows):
             pass
-        return [self._turn(row.ids[len(prompt) :]) for row, (prompt, _, _) in zip(rows, requests, strict=True)]
+        return [
+            self._turn(row.ids[len(prompt) :])
+            for row, (prompt, _, _) in zip(rows, requests, strict=True)
+        ]
 
     def _turn(self, ids: list[int]) -> Turn:
         """The turn that a row's new tokens are; what ended it is no part of its text."""
@@ -109,7 +138,9 @@ class OwnEngine:
         for string in self.stop_strings:
             text = text.split(string)[0]
         if not ended:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character of which some bytes are missing
+            text = text.rstrip(
+                "\N{REPLACEMENT CHARACTER}"
+            )  # a character of which some bytes are missing
         return Turn(text.strip(), len(ids), cut=not ended)
 
     def _sampling(self, key: str) -> dict[str, Any]:
@@ -117,7 +148,11 @@ class OwnEngine:
             return {"do_sample": False}
         seed = int(hashlib.sha256(f"{self.settings.seed}/{key}".encode()).hexdigest()[:12], 16)
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        return {"do_sample": True, "temperature": self.settings.temperature, "generator": [generator]}
+        return {
+            "do_sample": True,
+            "temperature": self.settings.temperature,
+            "generator": [generator],
+        }
 
     def _prompt(self, ask: Ask) -> list[int]:
         """The token ids after which the model speaks in the role that is asked for."""
@@ -125,8 +160,12 @@ class OwnEngine:
             ids = self.encoder.prompt(ask.chat)
         else:
             here = "A user stands here"
-            text = self.tokenizer.apply_chat_template([*ask.chat, {"role": "user", "content": here}], tokenize=False)
-            ids = self.tokenizer(str(text)[: str(text).rindex(here)], add_special_tokens=False)["input_ids"]
+            text = self.tokenizer.apply_chat_template(
+                [*ask.chat, {"role": "user", "content": here}], tokenize=False
+            )
+            ids = self.tokenizer(str(text)[: str(text).rindex(here)], add_special_tokens=False)[
+                "input_ids"
+            ]
         if not ids:
             raise ValueError("it has no tokens")
         return list(ids)

@@ -1,7 +1,7 @@
 """The file that answers are collected in: one line a conversation, resumed where it stopped.
 
-Beside `answers.jsonl` lie `answers.jsonl.settings.json`, which says how the answers were made, and, where there are
-any, `answers.jsonl.left-out`, the names of conversations without an answer.
+Beside `answers.jsonl` lie `answers.jsonl.settings.json`, which says how the answers were made, and,
+where there are any, `answers.jsonl.left-out`, the names of conversations without an answer.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class AnswersFile:
 
         Raises:
             UnicodeEncodeError: a text holds half of a surrogate pair; nothing is written.
-            OSError: the disk is full, or another error of writing; names the file, which is as it was.
+            OSError: the disk is full, or another error of writing; names the file, which is as it
+                was.
         """
         if ended.answered:
             _write(self.file, self.path, {"id": name, "messages": ended.messages})
@@ -82,8 +83,8 @@ def answers_file(path: Path, settings: Settings) -> Iterator[AnswersFile]:
     A last line that was being written when its run was killed is removed.
 
     Raises:
-        ValueError: another process writes the file, it is not `medusa distill`'s, it was begun with other
-            settings, or a line in it is broken; names file and line.
+        ValueError: another process writes the file, it is not `medusa distill`'s, it was begun with
+            other settings, or a line in it is broken; names file and line.
         OSError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
@@ -100,14 +101,20 @@ def answers_file(path: Path, settings: Settings) -> Iterator[AnswersFile]:
 
 def _check_settings(path: Path, beside: Path, settings: Settings) -> None:
     if not beside.is_file():
-        raise ValueError(f"{path} is no file of medusa distill ({beside.name} is missing): take another --output")
+        raise ValueError(
+            f"{path} is no file of medusa distill ({beside.name} is missing): take another --output"
+        )
     try:
         there = asdict(read_json(beside, Begun).settings)
     except ValueError as error:
-        raise ValueError(f"{error}. It says how {path.name} was made: restore it, or take another --output") from None
+        raise ValueError(
+            f"{error}. It says how {path.name} was made: restore it, or take another --output"
+        ) from None
     other = [name for name, value in asdict(settings).items() if there[name] != value]
     if other:
-        raise ValueError(f"{path} was begun with other settings ({', '.join(other)}): take another --output")
+        raise ValueError(
+            f"{path} was begun with other settings ({', '.join(other)}): take another --output"
+        )
 
 
 def _left_out(path: Path) -> Path:
@@ -115,7 +122,9 @@ def _left_out(path: Path) -> Path:
 
 
 def _names(path: Path, schema: type[Kept] | type[LeftOut]) -> set[str]:
-    """Return the names in a file of finished lines, and mend its end where a run was killed while writing it."""
+    """Return the names in a file of finished lines, and mend its end where a run was killed while
+    writing it.
+    """
     if not path.is_file():
         return set()
     names, whole, line = set(), 0, b"\n"
@@ -147,11 +156,15 @@ def _name(line: bytes, schema: type[Kept] | type[LeftOut], place: str) -> str:
     try:
         return parse_json(line, schema, place, "the line").id
     except ValueError as error:
-        raise ValueError(f"{error}: delete the line, and its prompt is asked again, or take another --output") from None
+        raise ValueError(
+            f"{error}: delete the line, and its prompt is asked again, or take another --output"
+        ) from None
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a file for lines that are appended. Without a buffer, no part of a line waits to be written later."""
+    """Open a file for lines that are appended. Without a buffer, no part of a line waits to be
+    written later.
+    """
     return path.open("ab", buffering=0)
 
 

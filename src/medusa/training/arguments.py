@@ -16,21 +16,35 @@ from .recipe import MUON, Recipe, Stage
 
 
 def arguments(
-    recipe: Recipe, stage: Stage, epochs: float, folder: Path, examples: int, evaluated: bool, **options: Any
+    recipe: Recipe,
+    stage: Stage,
+    epochs: float,
+    folder: Path,
+    examples: int,
+    evaluated: bool,
+    **options: Any,
 ) -> TrainingArguments:
     """What a stage of the recipe asks of a trainer.
 
     Raises:
-        ValueError: the batch size cannot be made of micro-batches on so many devices, or there is no Muon for them.
+        ValueError: the batch size cannot be made of micro-batches on so many devices, or there is
+            no Muon for them.
     """
     if recipe.optimizer == MUON and _spread():
-        raise ValueError("optimizer muon needs whole matrices: let each process hold the model (torchrun), or leave it")
+        raise ValueError(
+            "optimizer muon needs whole matrices: let each process hold the model (torchrun), or "
+            "leave it"
+        )
     if recipe.optimizer == MUON and not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimizer muon needs torch 2.9 or newer; this is {torch.__version__}: pip install -U torch")
+        raise ValueError(
+            f"optimizer muon needs torch 2.9 or newer; this is {torch.__version__}: pip install -U "
+            "torch"
+        )
     micro, whole = micro_batch(recipe, recipe.batch_size), processes().num_processes
     if recipe.batch_size % (micro * whole):
         raise ValueError(
-            f"batch_size {recipe.batch_size} is no multiple of micro_batch_size {micro} times {whole} device(s)"
+            f"batch_size {recipe.batch_size} is no multiple of micro_batch_size {micro} times "
+            f"{whole} device(s)"
         )
     steps = count_steps(recipe, examples, epochs, recipe.batch_size)
     rate = recipe.lr * (recipe.heads_lr_factor if stage == "heads" else 1.0)

@@ -35,15 +35,20 @@ def check_options(recipe: Recipe, source: Source, folder: Path, report_to: str) 
 
     Raises:
         ImportError: a package is missing.
-        ValueError: batch size or optimizer do not fit the devices, or an option has no effect or an unknown value.
+        ValueError: batch size or optimizer do not fit the devices, or an option has no effect or an
+            unknown value.
     """
     for stage, epochs in recipe.stages:
         made = arguments(recipe, stage, epochs, folder, 1, evaluated=False)
         _check_optimizer(made)
     if recipe.adapts and find_spec("peft") is None:
-        raise ImportError("an adapter needs peft: pip install 'medusa-decoding[train]', or set lora_rank 0")
+        raise ImportError(
+            "an adapter needs peft: pip install 'medusa-decoding[train]', or set lora_rank 0"
+        )
     if source.evaluation is not None and recipe.evaluation_share != Recipe().evaluation_share:
-        raise ValueError("evaluation_share has no effect beside evaluation data: leave out one of them")
+        raise ValueError(
+            "evaluation_share has no effect beside evaluation data: leave out one of them"
+        )
     _check_reports(report_to)
 
 
@@ -56,17 +61,26 @@ def _check_reports(report_to: str) -> None:
     if report_to in ("none", "all"):
         return
     if report_to not in INTEGRATION_TO_CALLBACK:
-        raise ValueError(f"report_to must be one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}, got {report_to}")
+        raise ValueError(
+            f"report_to must be one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}, got "
+            f"{report_to}"
+        )
     if report_to not in get_available_reporting_integrations():
-        raise ImportError(f"report_to {report_to} needs its package: pip install {report_to.replace('_', '-')}")
+        raise ImportError(
+            f"report_to {report_to} needs its package: pip install {report_to.replace('_', '-')}"
+        )
 
 
 def check_merge(merge: bool, recipe: Recipe, config: PreTrainedConfig) -> None:
     """Raises ValueError where no backbone can be written whole."""
     if merge and not recipe.backbone_learns:
-        raise ValueError("merge is for a backbone that learns, and method medusa-1 changes none: leave it out")
+        raise ValueError(
+            "merge is for a backbone that learns, and method medusa-1 changes none: leave it out"
+        )
     if merge and getattr(config, "quantization_config", None) is not None:
-        raise ValueError("the base model is quantised, so an adapter cannot be merged into it: leave out --merge")
+        raise ValueError(
+            "the base model is quantised, so an adapter cannot be merged into it: leave out --merge"
+        )
 
 
 def check_folder(folder: Path, run: dict[str, Any]) -> None:
@@ -77,10 +91,15 @@ def check_folder(folder: Path, run: dict[str, Any]) -> None:
     """
     if (folder / RUN).is_file():
         there = _read_run(folder).model_dump()
-        other = [name for name, value in run["recipe"].items() if there["recipe"].get(name) != value]
+        other = [
+            name for name, value in run["recipe"].items() if there["recipe"].get(name) != value
+        ]
         other += [name for name in run if name != "recipe" and there[name] != run[name]]
         if other:
-            raise ValueError(f"{folder} holds a run with other {', '.join(other)}: take another --output, or delete it")
+            raise ValueError(
+                f"{folder} holds a run with other {', '.join(other)}: take another --output, or "
+                "delete it"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else: take another --output")
 
@@ -90,7 +109,8 @@ def _read_run(folder: Path) -> Run:
         return read_json(folder / RUN, Run)
     except ValueError as error:
         raise ValueError(
-            f"{error}. It says what the run in {folder} is of: take another --output, or delete the folder"
+            f"{error}. It says what the run in {folder} is of: take another --output, or delete "
+            "the folder"
         ) from None
 
 
@@ -107,7 +127,9 @@ def check_writable(folder: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): take another {option}") from None
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}): take another {option}"
+        ) from None
 
 
 def check_disk(needs: dict[str, tuple[Path, int]]) -> None:
@@ -128,7 +150,8 @@ def check_disk(needs: dict[str, tuple[Path, int]]) -> None:
         if asked > free:
             parts = ", ".join(f"{name} {needs[name][1] / 1e9:.2f} GB" for name in names)
             raise ValueError(
-                f"this run writes about {asked / 1e9:.2f} GB ({parts}), and {free / 1e9:.2f} GB are free at {place}: "
+                f"this run writes about {asked / 1e9:.2f} GB ({parts}), and {free / 1e9:.2f} GB "
+                f"are free at {place}: "
                 "free some, or write elsewhere (--output, --hidden-states)"
             )
 

@@ -1,7 +1,9 @@
-"""Conversations for self-distillation (section 2.3.2): the questions of a seed, and a model's own answers to them.
+"""Conversations for self-distillation (section 2.3.2): the questions of a seed, and a model's own
+answers to them.
 
-A conversation is a generator that yields what it wants said next (`Ask`) and is sent what a model said (`Turn`). An
-engine drives many of them: a model on this machine (`answering`) or a server (`server`).
+A conversation is a generator that yields what it wants said next (`Ask`) and is sent what a model
+said (`Turn`). An engine drives many of them: a model on this machine (`answering`) or a server
+(`server`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .fields import Messages
+from ..data.fields import Messages
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Settings:
         seed: of sampling; each turn of each conversation has its own random numbers.
         max_new_tokens: most tokens of an answer.
         self_talk: questions that the model asks itself after the seed's own.
-        leave_out_cut: leave out answers that reach `max_new_tokens`, instead of keeping them, marked as cut.
+        leave_out_cut: leave out answers that reach `max_new_tokens`, instead of keeping them,
+            marked as cut.
     """
 
     model: str
@@ -82,7 +85,12 @@ class Turn:
     def message(self) -> dict[str, Any]:
         """The turn as an assistant's message. Nothing follows a message with `"cut": true`."""
         reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
-        return {"role": "assistant", "content": self.text, **reasoning, **({"cut": True} if self.cut else {})}
+        return {
+            "role": "assistant",
+            "content": self.text,
+            **reasoning,
+            **({"cut": True} if self.cut else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -129,14 +137,17 @@ Conversation = Generator[Ask, Turn, Ended]
 class Engine(Protocol):
     """Drives conversations to their end."""
 
-    def drive(self, conversations: Sequence[tuple[str, Conversation]]) -> Generator[Outcome, None, None]:
+    def drive(
+        self, conversations: Sequence[tuple[str, Conversation]]
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each named conversation as soon as there is one."""
 
 
 def conversation(name: str, seed: Messages, settings: Settings) -> Conversation:
     """Ask the seed's questions in order, then let the model ask itself; returns what was said.
 
-    The conversation ends at an answer that was cut off, and before one that is empty or to be left out.
+    The conversation ends at an answer that was cut off, and before one that is empty or to be left
+    out.
     """
     messages: Messages = [turn for turn in seed if turn["role"] == "system"]
     asked = [turn for turn in seed if turn["role"] == "user"]

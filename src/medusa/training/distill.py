@@ -1,4 +1,6 @@
-"""Data for self-distillation (section 2.3.2): a model answers prompts itself, so that heads learn what it would say."""
+"""Data for self-distillation (section 2.3.2): a model answers prompts itself, so that heads learn
+what it would say.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from ..data.fields import Messages, read_asked
+from ..data.records import read_records
 from .answers_file import AnswersFile
 from .conversations import Engine, Outcome, conversation
-from .fields import Messages, read_asked
-from .records import read_records
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Progress:
         return self.earlier + self.finished + len(self.refused)
 
 
-def read_seeds(source: str, limit: int | None = None, split: str = "train") -> Iterator[tuple[str, Messages]]:
+def read_seeds(
+    source: str, limit: int | None = None, split: str = "train"
+) -> Iterator[tuple[str, Messages]]:
     """Yield seed conversations by name (place and digest): the user's turns count, answers do not.
 
     Raises:
@@ -61,12 +65,17 @@ def distill(
     answers: AnswersFile,
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
-    """Let `engine` answer the seeds that `answers` does not have yet, and append each as soon as it has ended.
+    """Let `engine` answer the seeds that `answers` does not have yet, and append each as soon as it
+    has ended.
 
     Raises:
         OSError: a server cannot be reached, or the disk is full; what is finished is kept.
     """
-    waiting = [(name, conversation(name, seed, answers.settings)) for name, seed in seeds if name not in answers]
+    waiting = [
+        (name, conversation(name, seed, answers.settings))
+        for name, seed in seeds
+        if name not in answers
+    ]
     progress = Progress(len(seeds), earlier=len(seeds) - len(waiting))
     watch(progress)
     with closing(engine.drive(waiting)) as outcomes:

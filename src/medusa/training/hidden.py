@@ -1,7 +1,8 @@
-"""Hidden states kept on disk: the backbone runs once over the data, for all epochs and all runs that share a folder.
+"""Hidden states kept on disk: the backbone runs once over the data, for all epochs and all runs
+that share a folder.
 
-Each set of states lies in a subfolder named by the digest of what they were computed from. The subfolder gets its name
-when it is complete.
+Each set of states lies in a subfolder named by the digest of what they were computed from. The
+subfolder gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.chats import IGNORED, Example, digest
+from ..data.examples import batches, collator
 from ..files import Schema, locked, read_json, write_json
-from .chats import IGNORED, Example, digest
-from .data import batches, collator
 from .losses import next_targets
 from .progress import Advance, progress
 from .student import Student
@@ -41,7 +42,8 @@ class Index(Schema):
 
 
 class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
-    """What the heads see and should say, example by example: its number, hidden [m, H] and targets [m, 1 + K].
+    """What the heads see and should say, example by example: its number, hidden [m, H] and targets
+    [m, 1 + K].
 
     Args:
         folder: of the files.
@@ -56,13 +58,17 @@ class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
             index = read_json(folder / INDEX, Index)
             self.folder, self.places = folder, index.examples
             shards = sorted({shard for shard, _, _ in self.places})
-            self._open = {shard: safe_open(folder / _name(shard), framework="pt") for shard in shards}
+            self._open = {
+                shard: safe_open(folder / _name(shard), framework="pt") for shard in shards
+            }
         except (ValueError, FileNotFoundError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} holds damaged hidden states ({error}): delete it to compute them again"
             ) from None
         if index.digest != digest:
-            raise ValueError(f"{folder} holds hidden states of another model or other data: delete it")
+            raise ValueError(
+                f"{folder} holds hidden states of another model or other data: delete it"
+            )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -112,18 +118,33 @@ def keep(
     if is_kept(folder):
         return HiddenStates(folder, state)
     tell = say or (lambda line: None)
-    with locked(folder, waiting=lambda: tell(f"another run computes the hidden states in {folder}: waiting for it")):
+    with locked(
+        folder,
+        waiting=lambda: tell(f"another run computes the hidden states in {folder}: waiting for it"),
+    ):
         if not is_kept(folder):
-            tell(f"the backbone runs over {len(examples)} examples; their hidden states are kept in {folder}")
+            tell(
+                f"the backbone runs over {len(examples)} examples; their hidden states are kept in "
+                f"{folder}"
+            )
             with progress(
-                "hidden states", sum(len(each.ids) for each in examples), "tokens", say, shown=say is not None
+                "hidden states",
+                sum(len(each.ids) for each in examples),
+                "tokens",
+                say,
+                shown=say is not None,
             ) as advance:
                 _compute(student, examples, folder, state, tokens, advance)
     return HiddenStates(folder, state)
 
 
 def _compute(
-    student: Student, examples: Sequence[Example], folder: Path, state: str, tokens: int, advance: Advance
+    student: Student,
+    examples: Sequence[Example],
+    folder: Path,
+    state: str,
+    tokens: int,
+    advance: Advance,
 ) -> None:
     """Write the states of the examples to `folder`, which appears when it is complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -153,9 +174,13 @@ def _compute(
 
 @torch.no_grad()
 def states(
-    student: Student, examples: Sequence[Example], tokens: int = 8192, advance: Advance | None = None
+    student: Student,
+    examples: Sequence[Example],
+    tokens: int = 8192,
+    advance: Advance | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the number of every example, its hidden states [m, H] and targets [m, 1 + K]; shortest examples first.
+    """Yield the number of every example, its hidden states [m, H] and targets [m, 1 + K]; shortest
+    examples first.
 
     Args:
         tokens: of a batch, with padding.
@@ -181,12 +206,18 @@ def states(
 def collate_states(rows: Sequence[tuple[int, Tensor, Tensor]]) -> dict[str, Tensor]:
     """`hidden` [M, H] and `targets` [M, 1 + K] of several examples, and their `rows`."""
     numbers, hidden, targets = zip(*rows, strict=True)
-    return {"hidden": torch.cat(hidden), "targets": torch.cat(targets), "rows": torch.tensor(numbers)}
+    return {
+        "hidden": torch.cat(hidden),
+        "targets": torch.cat(targets),
+        "rows": torch.tensor(numbers),
+    }
 
 
 def _write(file: Path, kept: list[tuple[Tensor, Tensor]]) -> None:
     hidden, targets = zip(*kept, strict=True)
-    save_file({"hidden": torch.cat(hidden).contiguous(), "targets": torch.cat(targets).contiguous()}, file)
+    save_file(
+        {"hidden": torch.cat(hidden).contiguous(), "targets": torch.cat(targets).contiguous()}, file
+    )
 
 
 def _name(shard: int) -> str:
@@ -194,7 +225,9 @@ def _name(shard: int) -> str:
 
 
 def _digest(base: PreTrainedModel, heads: int, examples: Sequence[Example]) -> str:
-    """Return the digest of what decides the states: some values of every weight, and all ids and labels."""
+    """Return the digest of what decides the states: some values of every weight, and all ids and
+    labels.
+    """
     told = hashlib.sha256(f"{heads} {base.config.to_json_string()}".encode())
     for name, weight in base.named_parameters():
         values = weight.detach().flatten()

@@ -56,6 +56,8 @@ class Learner:
 
 def _checkpoint(base: PreTrainedModel) -> None:
     """Have the backbone's activations computed again instead of kept."""
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable = (
+        getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    )
     enable()
     base.enable_input_require_grads()

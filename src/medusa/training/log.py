@@ -40,7 +40,9 @@ class Pace:
 
 
 class Lines(TrainerCallback):
-    """Says a line for every entry of the log, and how long it will take after the first steps and from time to time."""
+    """Says a line for every entry of the log, and how long it will take after the first steps and
+    from time to time.
+    """
 
     def __init__(self, pace: Pace, evaluates: bool, say: Callable[[str], None]):
         self.pace, self.evaluates, self.say = pace, evaluates, say
@@ -58,7 +60,10 @@ class Lines(TrainerCallback):
         if (early or silent) and not logs and state.is_world_process_zero:
             self.said = time.monotonic()
             pace = self.pace.step(state.global_step)
-            self.say(f"step {state.global_step}/{state.max_steps}  {pace:.2g} s a step  {self._left(args, state)} left")
+            self.say(
+                f"step {state.global_step}/{state.max_steps}  {pace:.2g} s a step  "
+                f"{self._left(args, state)} left"
+            )
 
     def _left(self, args: Any, state: TrainerState) -> timedelta:
         rest, evaluations = state.max_steps - state.global_step, int(self.evaluates)
@@ -67,7 +72,12 @@ class Lines(TrainerCallback):
         return self.pace.left(state.global_step, state.max_steps, evaluations)
 
     def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **_: Any,
     ) -> None:
         logs = logs or {}
         heads = [logs[name] for name in logs if name.startswith("loss_head_")]
@@ -76,13 +86,15 @@ class Lines(TrainerCallback):
             backbone = f"  backbone {logs['loss_backbone']:.3f}" if "loss_backbone" in logs else ""
             self.said = time.monotonic()
             self.say(
-                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  heads {shown}"
+                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{backbone}  "
+                f"heads {shown}"
                 f"  lr {logs['learning_rate']:.1e}  {self._left(args, state)} left"
             )
         elif "eval_perplexity" in logs and state.is_world_process_zero:
             top = [f"{value:.1%}" for name, value in logs.items() if name.endswith("_top_1")]
             self.say(
                 f"step {state.global_step}, evaluation: heads right {', '.join(top)}; "
-                f"perplexity {logs['eval_perplexity']:.3f} ({logs['eval_perplexity_change']:+.3f}); "
+                f"perplexity {logs['eval_perplexity']:.3f} "
+                f"({logs['eval_perplexity_change']:+.3f}); "
                 f"{logs['eval_acceleration_rate']:.2f} tokens a step expected"
             )

@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import quiet_peft, untie
+from ..formats.adapters import quiet_peft, untie
 from .recipe import Recipe
 
 
 def adapt(base: PreTrainedModel, recipe: Recipe) -> Any:
-    """A new adapter on all linear layers and the lm_head (appendix B.2); returns peft's model around the base."""
+    """A new adapter on all linear layers and the lm_head (appendix B.2); returns peft's model
+    around the base.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if recipe.bits:

@@ -1,7 +1,7 @@
 """Medusa-1 from Python: heads on a loaded model, which stays as it is (section 2.2.1).
 
-The backbone runs once over the data; the heads then train on the hidden states it left. Recipes with checkpoints,
-adapters and data from files are `medusa train`'s.
+The backbone runs once over the data; the heads then train on the hidden states it left. Recipes
+with checkpoints, adapters and data from files are `medusa train`'s.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..model import TreeModel
-from ..tree import CandidateTree
-from .chats import IGNORED, Example
+from ..core.model import TreeModel
+from ..core.tree import CandidateTree
+from ..data.chats import IGNORED, Example
 from .hidden import collate_states, states
 from .plan import plan
 from .progress import progress as shown_progress
@@ -45,31 +45,44 @@ class HeadMetrics:
 
 
 def train_heads(
-    model: TreeModel, examples: Sequence[Example], recipe: Recipe | None = None, progress: bool = True
+    model: TreeModel,
+    examples: Sequence[Example],
+    recipe: Recipe | None = None,
+    progress: bool = True,
 ) -> list[float]:
-    """Train `model.heads` in place on a frozen backbone; returns the loss (eq. 1) of every ten steps.
+    """Train `model.heads` in place on a frozen backbone; returns the loss (eq. 1) of every ten
+    steps.
 
     The hidden states of all learnt tokens are kept in memory.
 
     Args:
-        recipe: of method medusa-1; its options for data, backbone and checkpoints have no effect here.
+        recipe: of method medusa-1; its options for data, backbone and checkpoints have no effect
+            here.
         progress: print the plan, the log and the progress.
 
     Raises:
-        ValueError: heads without residual layers that share the lm_head have nothing to train, or the examples have
-            nothing to learn.
+        ValueError: heads without residual layers that share the lm_head have nothing to train, or
+            the examples have nothing to learn.
     """
     recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0, packing=False)
     if recipe.backbone_learns:
-        raise ValueError(f"train_heads leaves the backbone as it is: {recipe.method} is for medusa train")
+        raise ValueError(
+            f"train_heads leaves the backbone as it is: {recipe.method} is for medusa train"
+        )
     parameters = list(model.heads.parameters())
     if not parameters:
-        raise ValueError("heads with num_layers=0 that share the lm_head have no parameters to train")
+        raise ValueError(
+            "heads with num_layers=0 that share the lm_head have no parameters to train"
+        )
     dtype = parameters[0].dtype
     with _frozen(model.base), torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
         student = Student(model.base, model.heads, recipe.decay)
         found = _states(student, examples, "hidden states" if progress else None)
-        kept = [(number, hidden.cpu(), targets.cpu()) for number, hidden, targets in found if len(hidden)]
+        kept = [
+            (number, hidden.cpu(), targets.cpu())
+            for number, hidden, targets in found
+            if len(hidden)
+        ]
         if recipe.head_vocabulary == "data":
             student.restrict(occurring(examples))
         tokens = sum(len(hidden) for _, hidden, _ in kept)
@@ -96,7 +109,9 @@ def train_heads(
 
 @torch.no_grad()
 def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) -> HeadMetrics:
-    """Top-1 to top-`top` accuracy of every head on held-out texts, and the backbone's perplexity."""
+    """Top-1 to top-`top` accuracy of every head on held-out texts, and the backbone's
+    perplexity.
+    """
     student = Student(model.base, model.heads)
     hits = torch.zeros(model.heads.config.num_heads, top)
     counts = torch.zeros(1 + model.heads.config.num_heads)
@@ -118,7 +133,9 @@ def _states(
     with shown_progress(label or "", total, "tokens", print, shown=label is not None) as advance:
         kept = list(states(student, examples, advance=advance))
     if not any(target[:, 1:].ne(IGNORED).any() for _, _, target in kept):
-        raise ValueError("no example is long enough: a head foresees the second token after its position")
+        raise ValueError(
+            "no example is long enough: a head foresees the second token after its position"
+        )
     return kept
 
 

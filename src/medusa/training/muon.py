@@ -11,9 +11,15 @@ from transformers import PreTrainedModel
 
 
 def matrices(base: PreTrainedModel) -> set[Tensor]:
-    """What Muon is for: the weights of the layers' linear maps, not the embeddings nor the lm_head."""
+    """What Muon is for: the weights of the layers' linear maps, not the embeddings nor the
+    lm_head.
+    """
     lm_head = base.get_output_embeddings()
-    return {each.weight for each in base.modules() if isinstance(each, nn.Linear) and each is not lm_head}
+    return {
+        each.weight
+        for each in base.modules()
+        if isinstance(each, nn.Linear) and each is not lm_head
+    }
 
 
 class Muon(torch.optim.Optimizer):
@@ -28,8 +34,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of the matrices.
     """
 
-    def __init__(self, matrices: list[Tensor], rest: torch.optim.Optimizer, lr: float, weight_decay: float):
-        muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    def __init__(
+        self, matrices: list[Tensor], rest: torch.optim.Optimizer, lr: float, weight_decay: float
+    ):
+        muon = torch.optim.Muon(
+            matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
         self.parts = (muon, rest)
         super().__init__(self._groups(), {})
 

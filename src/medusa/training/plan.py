@@ -1,4 +1,6 @@
-"""What a stage of training will do, in words: steps, tokens a step, learning rates, and whether that is enough."""
+"""What a stage of training will do, in words: steps, tokens a step, learning rates, and whether
+that is enough.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ SMALLEST = 4
 
 
 def plan(recipe: Recipe, stage: Stage, epochs: float, rows: int, tokens: int) -> list[str]:
-    """Return the lines that tell what a stage will do, the last of them a warning where its steps are few.
+    """Return the lines that tell what a stage will do, the last of them a warning where its steps
+    are few.
 
     Args:
         rows: what batches are made of: examples, or packed rows of several.
@@ -27,15 +30,19 @@ def plan(recipe: Recipe, stage: Stage, epochs: float, rows: int, tokens: int) ->
     rates = {"heads": f"{heads:.1e}", "backbone": f"{recipe.lr:.1e}"}
     rates["both"] = f"{recipe.lr:.1e} (backbone) and {heads:.1e} (heads)"
     lines = [
-        f"plan: {steps} steps of {min(rows, recipe.batch_size)} {unit}, about {round(tokens / per_epoch):,} learnt "
-        f"tokens a step; the learning rate rises to {rates[stage]} in {warm_up(recipe, steps)} steps and then falls "
+        f"plan: {steps} steps of {min(rows, recipe.batch_size)} {unit}, about "
+        f"{round(tokens / per_epoch):,} learnt "
+        f"tokens a step; the learning rate rises to {rates[stage]} in {warm_up(recipe, steps)} "
+        "steps and then falls "
         "to 0 along a cosine"
     ]
     return lines + ([_warning(recipe, epochs, rows, steps)] if steps < FEW else [])
 
 
 def _warning(recipe: Recipe, epochs: float, rows: int, steps: int) -> str:
-    told = f"warning: {steps} step{'s are' if steps > 1 else ' is'} too few for heads to learn much: "
+    told = (
+        f"warning: {steps} step{'s are' if steps > 1 else ' is'} too few for heads to learn much: "
+    )
     smaller = _smaller_batch(recipe, epochs, rows)
     if smaller is not None:
         return f"{told}--batch-size {smaller} makes {count_steps(recipe, rows, epochs, smaller)}"
@@ -43,7 +50,9 @@ def _warning(recipe: Recipe, epochs: float, rows: int, steps: int) -> str:
 
 
 def _smaller_batch(recipe: Recipe, epochs: float, rows: int) -> int | None:
-    """Return the largest batch size that makes enough steps; None where none that is large enough does."""
+    """Return the largest batch size that makes enough steps; None where none that is large enough
+    does.
+    """
     devices = processes().num_processes
     for size in range(recipe.batch_size - 1, SMALLEST - 1, -1):
         fits = size % (micro_batch(recipe, size) * devices) == 0

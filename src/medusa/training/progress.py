@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 EVERY = 20.0
 """Seconds between two lines; a phase that ends sooner prints none."""
@@ -17,9 +24,14 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(
-    label: str, total: int | None, unit: str, say: Callable[[str], None] | None = None, shown: bool = True
+    label: str,
+    total: int | None,
+    unit: str,
+    say: Callable[[str], None] | None = None,
+    shown: bool = True,
 ) -> Iterator[Advance]:
-    """Yield a function that is called with the units done since its last call, and show how far they have come.
+    """Yield a function that is called with the units done since its last call, and show how far
+    they have come.
 
     Args:
         label: what is under way, such as "hidden states".
@@ -38,7 +50,12 @@ def progress(
             task = bar.add_task(label, total=total)
             yield lambda done: bar.advance(task, done)
     else:
-        lines = _Lines(label, total, unit, say or (lambda line: console.print(line, soft_wrap=True, highlight=False)))
+        lines = _Lines(
+            label,
+            total,
+            unit,
+            say or (lambda line: console.print(line, soft_wrap=True, highlight=False)),
+        )
         yield lines.advance
         lines.end()
 
@@ -58,14 +75,19 @@ class _Lines:
             self.last = now
             rate = self.done / (now - self.begun)
             whole = "" if self.total is None else f" of {self.total:,}"
-            left = f", {_clock((self.total - self.done) / rate)} left" if self.total and rate else ""
+            left = (
+                f", {_clock((self.total - self.done) / rate)} left" if self.total and rate else ""
+            )
             pace = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
             self.say(f"{self.label}: {self.done:,}{whole} {self.unit}, {pace} a second{left}")
 
     def end(self) -> None:
         """Say what it took, if it took long enough to have said anything."""
         if self.last > self.begun:
-            self.say(f"{self.label}: {self.done:,} {self.unit} in {_clock(time.monotonic() - self.begun)}")
+            self.say(
+                f"{self.label}: {self.done:,} {self.unit} in "
+                f"{_clock(time.monotonic() - self.begun)}"
+            )
 
 
 def _clock(seconds: float) -> timedelta:

@@ -1,4 +1,6 @@
-"""What a run of training does: every option said once, with the paper's value (appendix B.2) as its default."""
+"""What a run of training does: every option said once, with the paper's value (appendix B.2) as its
+default.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,26 @@ CHANGING: tuple[Method, ...] = ("medusa-2", "direct", "backbone")
 
 MUON = "muon"
 """The one `optimizer` that transformers has no name for."""
-POSITIVE = ("num_heads", "decay", "epochs", "lr", "heads_lr_factor", "batch_size", "micro_batch_size", "log_every")
+POSITIVE = (
+    "num_heads",
+    "decay",
+    "epochs",
+    "lr",
+    "heads_lr_factor",
+    "batch_size",
+    "micro_batch_size",
+    "log_every",
+)
 NOT_NEGATIVE = (
-    *("num_layers", "heads_epochs", "backbone_epochs", "lambda0", "lora_rank", "lora_alpha", "lora_dropout"),
+    *(
+        "num_layers",
+        "heads_epochs",
+        "backbone_epochs",
+        "lambda0",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+    ),
     *("warmup_steps", "weight_decay", "max_grad_norm", "evaluate_every", "save_every", "seed"),
 )
 
@@ -42,75 +61,116 @@ class Recipe:
     """How heads, and with Medusa-2 the backbone, are trained. Each field's `help` says what it is.
 
     Raises:
-        ValueError: a value is out of its range, two contradict each other, or one has no effect; names the fields and
-            the remedy.
+        ValueError: a value is out of its range, two contradict each other, or one has no effect;
+            names the fields and the remedy.
     """
 
     method: Method = _option(  # noqa: RUF009 (a field)
         "medusa-1",
-        "What learns. medusa-1: the heads. medusa-2: heads and backbone. For comparison, direct: both without "
+        "What learns. medusa-1: the heads. medusa-2: heads and backbone. For comparison, direct: "
+        "both without "
         "protection of the backbone; backbone: the backbone alone",
     )
     num_heads: int = _option(5, "Number of new heads, where the model has none")
     num_layers: int = _option(1, "Residual layers of each new head")
-    own_lm_head: bool = _option(True, "Give every new head an lm_head of its own; otherwise they share the model's")
+    own_lm_head: bool = _option(
+        True, "Give every new head an lm_head of its own; otherwise they share the model's"
+    )
     decay: float = _option(
-        0.8, "Weight of head k in the heads' loss is decay^k (lambda_k of eq. 1)", ("medusa-1", "medusa-2", "direct")
+        0.8,
+        "Weight of head k in the heads' loss is decay^k (lambda_k of eq. 1)",
+        ("medusa-1", "medusa-2", "direct"),
     )
     head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)
         "full",
-        "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, the tokens that "
+        "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, "
+        "the tokens that "
         "occur in the data, which is faster",
         ("medusa-1",),
     )
 
-    epochs: float = _option(2.0, "Passes over the data; with medusa-2 those of heads and backbone together")
-    heads_epochs: float = _option(0.0, "Passes before these in which the heads alone learn", ("medusa-2",))
+    epochs: float = _option(
+        2.0, "Passes over the data; with medusa-2 those of heads and backbone together"
+    )
+    heads_epochs: float = _option(
+        0.0, "Passes before these in which the heads alone learn", ("medusa-2",)
+    )
     backbone_epochs: float = _option(
         0.0, "Passes before these in which the backbone alone learns", ("medusa-2", "direct")
     )
-    lambda0: float = _option(0.2, "Weight of the heads' loss beside the backbone's (lambda_0 of eq. 2)", ("medusa-2",))
+    lambda0: float = _option(
+        0.2, "Weight of the heads' loss beside the backbone's (lambda_0 of eq. 2)", ("medusa-2",)
+    )
     lambda0_schedule: Schedule = _option(  # noqa: RUF009 (a field)
-        "constant", "constant, or sine: lambda_0 grows from 0 to its value along a sine", ("medusa-2",)
+        "constant",
+        "constant, or sine: lambda_0 grows from 0 to its value along a sine",
+        ("medusa-2",),
     )
     distill: bool = _option(
-        False, "The backbone learns to stay as it was (self-distillation) instead of the data's tokens", ("medusa-2",)
+        False,
+        "The backbone learns to stay as it was (self-distillation) instead of the data's tokens",
+        ("medusa-2",),
     )
 
-    lora_rank: int = _option(32, "Rank of the backbone's adapter; 0 trains the backbone's own weights", CHANGING)
+    lora_rank: int = _option(
+        32, "Rank of the backbone's adapter; 0 trains the backbone's own weights", CHANGING
+    )
     lora_alpha: int = _option(16, "Scale of the adapter, which is divided by its rank", CHANGING)
     lora_dropout: float = _option(0.05, "Dropout of the adapter's input", CHANGING)
-    bits: int = _option(0, "Load the backbone in 4 or 8 bits (bitsandbytes); 0 loads it as it is stored")
+    bits: int = _option(
+        0, "Load the backbone in 4 or 8 bits (bitsandbytes); 0 loads it as it is stored"
+    )
     gradient_checkpointing: bool = _option(
-        False, "Save memory: compute the backbone's activations again instead of keeping them", CHANGING
+        False,
+        "Save memory: compute the backbone's activations again instead of keeping them",
+        CHANGING,
     )
 
     lr: float = _option(5e-4, "Peak learning rate of the backbone")
     heads_lr_factor: float = _option(
-        4.0, "Peak learning rate of the heads, as a multiple of the backbone's", ("medusa-1", "medusa-2")
+        4.0,
+        "Peak learning rate of the heads, as a multiple of the backbone's",
+        ("medusa-1", "medusa-2"),
     )
     warmup_steps: int = _option(
-        40, "Steps in which the learning rate rises, at most a tenth of all; it then falls to 0 along a cosine"
+        40,
+        "Steps in which the learning rate rises, at most a tenth of all; it then falls to 0 along "
+        "a cosine",
     )
     weight_decay: float = _option(0.0, "Weight decay of the optimizer")
-    max_grad_norm: float = _option(1.0, "Largest norm of the gradients; longer ones are shortened to it")
+    max_grad_norm: float = _option(
+        1.0, "Largest norm of the gradients; longer ones are shortened to it"
+    )
     optimizer: str = _option(
         "auto",
-        "A transformers optimizer; auto: 8-bit AdamW where bitsandbytes runs on a GPU, else AdamW; muon: Muon for the "
+        "A transformers optimizer; auto: 8-bit AdamW where bitsandbytes runs on a GPU, else AdamW; "
+        "muon: Muon for the "
         "matrices of a backbone that was trained with it",
     )
     batch_size: int = _option(64, "Examples (with packing: rows) a step, over all devices")
-    micro_batch_size: int = _option(4, "Examples (with packing: rows) that a device computes at once")
+    micro_batch_size: int = _option(
+        4, "Examples (with packing: rows) that a device computes at once"
+    )
     max_length: int = _option(2048, "Tokens that an example keeps")
-    packing: bool = _option(False, "Put several examples into a row of max_length tokens; they do not see each other")
+    packing: bool = _option(
+        False, "Put several examples into a row of max_length tokens; they do not see each other"
+    )
     bf16: bool = _option(False, "Compute in bfloat16; weights that learn stay in float32")
     cache_hidden_states: bool = _option(
-        False, "Run the backbone over the data once and keep on disk what the heads read", ("medusa-1",)
+        False,
+        "Run the backbone over the data once and keep on disk what the heads read",
+        ("medusa-1",),
     )
 
-    evaluation_share: float = _option(0.02, "Share of the data that is held out for evaluation, if no file is given")
-    evaluate_every: int = _option(200, "Steps between evaluations; 0 evaluates at the beginning and the end only")
-    save_every: int = _option(200, "Steps between checkpoints, of which the last two are kept; 0 saves none")
+    evaluation_share: float = _option(
+        0.02, "Share of the data that is held out for evaluation, if no file is given"
+    )
+    evaluate_every: int = _option(
+        200, "Steps between evaluations; 0 evaluates at the beginning and the end only"
+    )
+    save_every: int = _option(
+        200, "Steps between checkpoints, of which the last two are kept; 0 saves none"
+    )
     log_every: int = _option(10, "Steps between lines of the log")
     seed: int = _option(0, "Seed of new weights, of dropout and of the order of the data")
 
@@ -126,20 +186,35 @@ class Recipe:
         if self.lora_dropout >= 1:
             raise ValueError(f"lora_dropout must be below 1, got {self.lora_dropout}")
         if self.max_length < 3:
-            raise ValueError(f"max_length must be at least 3: a head foresees the second token, got {self.max_length}")
+            raise ValueError(
+                "max_length must be at least 3: a head foresees the second token, got "
+                f"{self.max_length}"
+            )
         if not 0 <= self.evaluation_share < 1:
             raise ValueError(f"evaluation_share must be in [0, 1), got {self.evaluation_share}")
         if self.bits not in (0, 4, 8):
             raise ValueError(f"bits must be 0, 4 or 8, got {self.bits}")
-        changed = [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+        changed = [
+            each.name
+            for each in dataclasses.fields(self)
+            if getattr(self, each.name) != each.default
+        ]
         self.check_effect(changed)
         for name in ("distill", "bits"):
             if getattr(self, name) and self.backbone_learns and not self.adapts:
-                raise ValueError(f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests on")
+                raise ValueError(
+                    f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests "
+                    "on"
+                )
         if self.optimizer == MUON and not self.backbone_learns:
-            raise ValueError("optimizer muon is for a backbone that learns: leave it out, or take method medusa-2")
+            raise ValueError(
+                "optimizer muon is for a backbone that learns: leave it out, or take method "
+                "medusa-2"
+            )
         if self.optimizer == MUON and self.adapts:
-            raise ValueError("optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out")
+            raise ValueError(
+                "optimizer muon moves the backbone's own matrices: set lora_rank 0, or leave it out"
+            )
 
     def check_effect(self, names: Iterable[str]) -> None:
         """Check that each of these options, which somebody has set, has an effect.
@@ -149,19 +224,27 @@ class Recipe:
         """
         options = {each.name: each for each in dataclasses.fields(self)}
         for name in names:
-            value, default, methods = getattr(self, name), options[name].default, options[name].metadata["methods"]
+            value, default, methods = (
+                getattr(self, name),
+                options[name].default,
+                options[name].metadata["methods"],
+            )
             if value == default and not default:
                 continue  # switched off
             if self.method not in methods:
                 raise ValueError(
-                    f"{name} has no effect with method {self.method}, only with {' and '.join(methods)}: leave it out, "
+                    f"{name} has no effect with method {self.method}, only with "
+                    f"{' and '.join(methods)}: leave it out, "
                     "or take another method"
                 )
             if name in ("lora_alpha", "lora_dropout") and not self.lora_rank:
-                raise ValueError(f"{name} has no effect with lora_rank 0, which makes no adapter: leave it out")
+                raise ValueError(
+                    f"{name} has no effect with lora_rank 0, which makes no adapter: leave it out"
+                )
             if name == "packing" and self.cache_hidden_states:
                 raise ValueError(
-                    "packing has no effect with cache_hidden_states, where a batch is made of examples: leave out one "
+                    "packing has no effect with cache_hidden_states, where a batch is made of "
+                    "examples: leave out one "
                     "of them (--no-packing)"
                 )
 
@@ -202,20 +285,27 @@ class Recipe:
         """The options a YAML file sets, or a recipe that comes with the library, by its name.
 
         Args:
-            besides: names that the file may set and a recipe does not have; their values are given as they stand.
+            besides: names that the file may set and a recipe does not have; their values are given
+                as they stand.
 
         Raises:
             FileNotFoundError: there is neither such a file nor such a recipe.
-            ValueError: the file sets what is no option or to what it cannot be, or is not a mapping.
+            ValueError: the file sets what is no option or to what it cannot be, or is not a
+                mapping.
         """
-        shipped = {each.name.removesuffix(".yaml"): each for each in files(f"{__package__}.recipes").iterdir()}
+        shipped = {
+            each.name.removesuffix(".yaml"): each
+            for each in files(f"{__package__}.recipes").iterdir()
+        }
         if str(source) in shipped:
             text = shipped[str(source)].read_text(encoding="utf-8")
         elif Path(source).is_file():
             text = Path(source).read_text(encoding="utf-8")
         else:
             names = sorted(name for name, each in shipped.items() if each.name.endswith(".yaml"))
-            raise FileNotFoundError(f"no file {source}, and no recipe of that name: {', '.join(names)}")
+            raise FileNotFoundError(
+                f"no file {source}, and no recipe of that name: {', '.join(names)}"
+            )
         try:
             told = yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
@@ -251,12 +341,18 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is bool or isinstance(value, bool):
-        raise ValueError(f"{name} must be {'true or false' if kind is bool else 'a number'}, got {value}")
+        raise ValueError(
+            f"{name} must be {'true or false' if kind is bool else 'a number'}, got {value}"
+        )
     try:
         converted = kind(value)
-        fits = math.isfinite(converted) if kind is float else kind is str or converted == float(value)
+        fits = (
+            math.isfinite(converted) if kind is float else kind is str or converted == float(value)
+        )
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value}")
+        raise ValueError(
+            f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value}"
+        )
     return converted

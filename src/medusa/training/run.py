@@ -1,7 +1,8 @@
 """A whole run: check, load, train stage by stage, save. What `medusa train` does.
 
-A run is one folder, which one process writes to at a time. Its checkpoints lie in `stages`, its hidden states in
-`hidden-states`, and what tells it from another run in `run.json`; heads, adapter and report are written when it ends.
+A run is one folder, which one process writes to at a time. Its checkpoints lie in `stages`, its
+hidden states in `hidden-states`, and what tells it from another run in `run.json`; heads, adapter
+and report are written when it ends.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..core.tree import CandidateTree
+from ..data.chats import Example, digest
+from ..data.examples import Read, collate_rows, numbered_rows, read_examples
 from ..files import locked, write_json
-from ..tree import CandidateTree
 from .arguments import adamw, count_steps, processes
-from .chats import Example, digest
 from .checks import RUN, check_disk, check_folder, check_merge, check_options, check_writable
-from .data import Read, collate_rows, numbered_rows, read_examples
 from .hidden import collate_states, keep, kept_bytes
 from .learner import Learner
 from .plan import plan
@@ -73,14 +74,14 @@ def train(
 ) -> Path:
     """Train heads (and the backbone, where the recipe says so), and write them to `folder`.
 
-    A run that was stopped goes on from its last checkpoint when it is started again; one that is finished is left as
-    it is.
+    A run that was stopped goes on from its last checkpoint when it is started again; one that is
+    finished is left as it is.
 
     Args:
         merge: write the changed backbone as a model of its own, not as an adapter.
         report_to: where transformers logs to besides the terminal: tensorboard, wandb, ...
-        hidden_states: folder of hidden states that several runs share; sets the recipe's `cache_hidden_states`, which
-            alone keeps them in `folder`.
+        hidden_states: folder of hidden states that several runs share; sets the recipe's
+            `cache_hidden_states`, which alone keeps them in `folder`.
         say: told what happens, a line each.
 
     Returns:
@@ -88,14 +89,16 @@ def train(
 
     Raises:
         ImportError: a package is missing.
-        ValueError: model, data, recipe and folder do not fit together, or another process writes to the folder; says
-            how, before the first step.
+        ValueError: model, data, recipe and folder do not fit together, or another process writes to
+            the folder; says how, before the first step.
         NotFiniteError: a loss became NaN or infinite.
     """
     folder, first = Path(folder), processes().is_main_process
     if hidden_states is not None:
         recipe = dataclasses.replace(recipe, cache_hidden_states=True)
-    places = _Places(folder, folder / "hidden-states" if hidden_states is None else Path(hidden_states))
+    places = _Places(
+        folder, folder / "hidden-states" if hidden_states is None else Path(hidden_states)
+    )
     check_options(recipe, source, folder, report_to)
     if first:
         check_writable(folder, "--output")
@@ -105,7 +108,9 @@ def train(
     return folder
 
 
-def _run(recipe: Recipe, source: Source, places: _Places, merge: bool, report_to: str, say: Say) -> None:
+def _run(
+    recipe: Recipe, source: Source, places: _Places, merge: bool, report_to: str, say: Say
+) -> None:
     """`train`, in a folder that nobody else writes to."""
     folder, first = places.folder, processes().is_main_process
     torch.manual_seed(recipe.seed)
@@ -123,7 +128,10 @@ def _run(recipe: Recipe, source: Source, places: _Places, merge: bool, report_to
         return
     _tell_plan(recipe, data, say)
     if torch.accelerator.device_count() > processes().num_processes:
-        say(f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; torchrun starts more")
+        say(
+            f"{processes().num_processes} of {torch.accelerator.device_count()} devices used; "
+            "torchrun starts more"
+        )
     say(f"loading {source.base}")
     learner = Learner.of(source, recipe)
     if first:
@@ -155,7 +163,16 @@ def _train(
         given = _given(learner.student, recipe, places.states, data, say)
         place = places.stage(number, stage)
         trainer = StudentTrainer(
-            learner.student, recipe, stage, epochs, place, *given, tree, perplexity, say, report_to=report_to
+            learner.student,
+            recipe,
+            stage,
+            epochs,
+            place,
+            *given,
+            tree,
+            perplexity,
+            say,
+            report_to=report_to,
         )
         metrics = trainer.finish()
         if metrics:
@@ -169,7 +186,8 @@ def _restrict(student: Student, data: Data, say: Say) -> None:
     tokens = occurring([*data.training, *data.evaluation])
     student.restrict(tokens)
     say(
-        f"the heads' loss is over the {len(tokens):,} of {student.heads.config.vocab_size:,} tokens that occur in the "
+        f"the heads' loss is over the {len(tokens):,} of {student.heads.config.vocab_size:,} "
+        "tokens that occur in the "
         "data; evaluations are over all"
     )
 
@@ -189,17 +207,25 @@ def _tell_plan(recipe: Recipe, data: Data, say: Say) -> None:
             say(line)
 
 
-def _needs(learner: Learner, recipe: Recipe, places: _Places, data: Data, merge: bool) -> dict[str, tuple[Path, int]]:
+def _needs(
+    learner: Learner, recipe: Recipe, places: _Places, data: Data, merge: bool
+) -> dict[str, tuple[Path, int]]:
     """What the run will write at least, where, and how many bytes."""
     student = learner.student
-    backbone = sum(each.numel() for name, each in student.base.named_parameters() if name in learner.changing)
+    backbone = sum(
+        each.numel() for name, each in student.base.named_parameters() if name in learner.changing
+    )
     heads = sum(each.numel() for each in student.heads.parameters())
     learning = backbone + (heads if recipe.method != "backbone" else 0)
     rows = len(numbered_rows(data.training, _packed(recipe)))
     kept = 0
     if recipe.save_every:
-        steps = max(count_steps(recipe, rows, epochs, recipe.batch_size) for _, epochs in recipe.stages)
-        kept = min(3, -(-steps // recipe.save_every))  # the oldest is deleted when the third is complete
+        steps = max(
+            count_steps(recipe, rows, epochs, recipe.batch_size) for _, epochs in recipe.stages
+        )
+        kept = min(
+            3, -(-steps // recipe.save_every)
+        )  # the oldest is deleted when the third is complete
     moments = 2 * 4 if recipe.optimizer in ("auto", "adamw_torch") else 0
     if recipe.optimizer == "auto" and "8bit" in adamw():
         moments = 2
@@ -208,9 +234,14 @@ def _needs(learner: Learner, recipe: Recipe, places: _Places, data: Data, merge:
         "result": (places.folder, heads * student.base.dtype.itemsize),
     }
     if recipe.cache_hidden_states:
-        needs["hidden states"] = places.states, kept_bytes(student, [*data.training, *data.evaluation])
+        needs["hidden states"] = (
+            places.states,
+            kept_bytes(student, [*data.training, *data.evaluation]),
+        )
     if recipe.backbone_learns and (merge or not recipe.adapts):
-        whole = sum(each.numel() for each in student.base.parameters()) * student.base.dtype.itemsize
+        whole = (
+            sum(each.numel() for each in student.base.parameters()) * student.base.dtype.itemsize
+        )
         needs["backbone"] = places.folder, whole
     return needs
 
@@ -223,7 +254,11 @@ def _nothing(_: str) -> None:
 
 
 def read_data(
-    recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, say: Say = print
+    recipe: Recipe,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    say: Say = print,
 ) -> Data:
     """Examples to learn from, and others to judge by.
 
@@ -251,16 +286,25 @@ def read_data(
             held_out = read_examples(source.evaluation, tokenizer, advance=advance, **options)
         say(_told(source.evaluation, held_out))
         return Data(read.examples, held_out.examples)
-    order = torch.randperm(len(read.examples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    order = torch.randperm(
+        len(read.examples), generator=torch.Generator().manual_seed(recipe.seed)
+    ).tolist()
     count = round(recipe.evaluation_share * len(order))
     kept = set(order[:count])
-    say(f"{count} of them held out for evaluation" if count else "nothing is held out, so nothing is evaluated")
+    say(
+        f"{count} of them held out for evaluation"
+        if count
+        else "nothing is held out, so nothing is evaluated"
+    )
     training = [each for place, each in enumerate(read.examples) if place not in kept]
     return Data(training, [read.examples[place] for place in sorted(kept)])
 
 
 def _told(source: str, read: Read) -> str:
-    told = [f"{len(read.examples)} examples, {sum(each.learnt for each in read.examples)} tokens to learn"]
+    told = [
+        f"{len(read.examples)} examples, {sum(each.learnt for each in read.examples)} tokens to "
+        "learn"
+    ]
     told += [f"{read.cut} cut at their end"] if read.cut else []
     told += [f"{read.empty} with nothing to learn"] if read.empty else []
     told += [f"{len(read.bad)} malformed, such as {read.bad[0]}"] if read.bad else []
@@ -275,15 +319,25 @@ def _packed(recipe: Recipe) -> int | None:
 def _given(
     student: Student, recipe: Recipe, states: Path, data: Data, say: Say
 ) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-    """The data as a trainer takes them: how a batch is made, what is learnt from, what is judged by."""
+    """The data as a trainer takes them: how a batch is made, what is learnt from, what is judged
+    by.
+    """
     if recipe.cache_hidden_states:
         training = _kept(student, data.training, states, say)
         return collate_states, training, _kept(student, data.evaluation, states, say)
-    return collate_rows(0), numbered_rows(data.training, _packed(recipe)), numbered_rows(data.evaluation)
+    return (
+        collate_rows(0),
+        numbered_rows(data.training, _packed(recipe)),
+        numbered_rows(data.evaluation),
+    )
 
 
-def _kept(student: Student, examples: Sequence[Example], place: Path, say: Say) -> Sequence[tuple[int, Tensor, Tensor]]:
-    """The examples' hidden states, which one process computes where it trains; the others wait for its files."""
+def _kept(
+    student: Student, examples: Sequence[Example], place: Path, say: Say
+) -> Sequence[tuple[int, Tensor, Tensor]]:
+    """The examples' hidden states, which one process computes where it trains; the others wait for
+    its files.
+    """
     if not examples:
         return []
     if not hasattr(student.base, "hf_device_map"):

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import adapters, names, storage
+from ..core.heads import MedusaHeads
+from ..core.schedule import UNCALIBRATED, Calibration
+from ..core.tree import CandidateTree
 from ..files import write_json
-from ..heads import MedusaHeads
-from ..pace import UNCALIBRATED, Calibration
-from ..provenance import provenance
-from ..tree import CandidateTree
+from ..formats import adapters, names
+from ..formats import native as storage
+from ..hardware.provenance import provenance
 from .learner import Learner
 from .lora import save_adapter
 from .recipe import Recipe
@@ -22,7 +23,9 @@ from .source import Source
 from .trainer import TOP
 
 NODES = 16
-"""Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a machine."""
+"""Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a
+machine.
+"""
 REPORT = "training.json"
 """What came of a run; written last."""
 
@@ -49,7 +52,9 @@ def save(
         merge: write a changed backbone whole, not as an adapter.
     """
     heads = MedusaHeads(learner.student.heads.config)
-    heads.load_state_dict(_under("heads.", learnt) or learner.student.heads.cpu().state_dict(), strict=False)
+    heads.load_state_dict(
+        _under("heads.", learnt) or learner.student.heads.cpu().state_dict(), strict=False
+    )
     dtype = learner.student.base.dtype
     heads = heads.to(dtype if dtype.is_floating_point else torch.float32)
     tree, calibration = _judged(metrics, heads.config.num_heads)
@@ -63,14 +68,18 @@ def save(
             _save_backbone(new, source, changed)
             base, revision, written = names.MERGED, None, "heads and backbone"
         storage.write_heads(new, heads, tree, base, calibration, revision)
-        write_json(new / REPORT, {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}, indent=1)
+        write_json(
+            new / REPORT, {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}, indent=1
+        )
     if base == names.MERGED:
         shutil.rmtree(folder / names.ADAPTER, ignore_errors=True)  # of a run that is merged now
     return written
 
 
 def _save_backbone(folder: Path, source: Source, changed: dict[str, Tensor]) -> None:
-    """Write the base model with what changed of it, or with the adapter that lies in the folder, which it replaces."""
+    """Write the base model with what changed of it, or with the adapter that lies in the folder,
+    which it replaces.
+    """
     whole, adapter = source.load_base(dtype="auto"), folder / names.ADAPTER
     if adapter.is_dir():
         whole = adapters.apply(whole, adapter)
@@ -86,11 +95,16 @@ def _judged(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, C
     if not metrics:
         return CandidateTree.default(num_heads, NODES), UNCALIBRATED
     accuracies = [
-        [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, TOP + 1)] for head in range(1, num_heads + 1)
+        [metrics[f"eval_head_{head}_top_{rank}"] for rank in range(1, TOP + 1)]
+        for head in range(1, num_heads + 1)
     ]
     calibration = dataclasses.replace(UNCALIBRATED, accuracies=accuracies)
     return CandidateTree.from_accuracies(accuracies, NODES), calibration
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

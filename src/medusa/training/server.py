@@ -1,6 +1,7 @@
 """An OpenAI-compatible server answers conversations, several at a time.
 
-Requests run in an event loop of a daemon thread, so that whoever waits for outcomes can stop at once (Ctrl-C).
+Requests run in an event loop of a daemon thread, so that whoever waits for outcomes can stop at
+once (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from .conversations import Ask, Conversation, Outcome, Settings, Turn
 TRIES = 6
 """How often a request is sent before its conversation is given up."""
 PAUSE = 1.0
-"""Seconds before the second try; each further pause is twice as long. Up to a second is added by chance."""
+"""Seconds before the second try; each further pause is twice as long. Up to a second is added by
+chance.
+"""
 LONGEST_PAUSE = 60.0
 """Most seconds between two tries, whatever the server asks for (Retry-After)."""
 CONNECTING = 30.0
@@ -52,7 +55,9 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """The message of a reply. Servers call what a model thought first `reasoning_content` or `reasoning`."""
+    """The message of a reply. Servers call what a model thought first `reasoning_content` or
+    `reasoning`.
+    """
 
     content: str | list[Part] | None = None
     reasoning_content: str | None = None
@@ -75,7 +80,9 @@ class Reply(BaseModel):
     def turn(self) -> Turn:
         """Return the first answer."""
         message, content = self.choices[0].message, self.choices[0].message.content
-        text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
+        text = (
+            "".join(part.text for part in content) if isinstance(content, list) else content or ""
+        )
         count = self.usage.get("completion_tokens") if isinstance(self.usage, dict) else None
         tokens = count if isinstance(count, int) else 0
         reasoning = message.reasoning_content or message.reasoning
@@ -109,19 +116,30 @@ class Server:
     """
 
     def __init__(
-        self, address: str, settings: Settings, key: str | None = None, in_flight: int = 8, timeout: float = 600
+        self,
+        address: str,
+        settings: Settings,
+        key: str | None = None,
+        in_flight: int = 8,
+        timeout: float = 600,
     ):
         if settings.self_talk:
-            raise ValueError("--self-talk lets the model write the user's turns, which a chat server does not do")
+            raise ValueError(
+                "--self-talk lets the model write the user's turns, which a chat server does not do"
+            )
         self.address, self.settings = _checked(address), settings
         self.key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (self.key.isascii() and self.key.isprintable()):
-            raise ValueError("the server's key (OPENAI_API_KEY) has characters that a header cannot hold")
+            raise ValueError(
+                "the server's key (OPENAI_API_KEY) has characters that a header cannot hold"
+            )
         if not timeout > 0:
             raise ValueError(f"a server's timeout must be positive, got {timeout}")
         self.in_flight, self.timeout = in_flight, timeout
 
-    def drive(self, conversations: Sequence[tuple[str, Conversation]]) -> Generator[Outcome, None, None]:
+    def drive(
+        self, conversations: Sequence[tuple[str, Conversation]]
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each conversation; one that is refused costs no other.
 
         Raises:
@@ -139,7 +157,9 @@ class Server:
             work.stop()
 
     async def _all(
-        self, conversations: Sequence[tuple[str, Conversation]], report: Callable[[Outcome | Exception], None]
+        self,
+        conversations: Sequence[tuple[str, Conversation]],
+        report: Callable[[Outcome | Exception], None],
     ) -> None:
         waiting = iter(conversations)
 
@@ -149,7 +169,9 @@ class Server:
 
         try:
             async with self._client() as client:
-                talks = [asyncio.create_task(one_after_another(client)) for _ in range(self.in_flight)]
+                talks = [
+                    asyncio.create_task(one_after_another(client)) for _ in range(self.in_flight)
+                ]
                 try:
                     await asyncio.gather(*talks)
                 finally:
@@ -160,10 +182,16 @@ class Server:
             report(error)
 
     def _client(self) -> httpx2.AsyncClient:
-        # A connection serves one request: a server may close one that waits just when the next request is sent.
+        # A connection serves one request: a server may close one that waits just when the next
+        # request is sent.
         return httpx2.AsyncClient(
-            headers={"Connection": "close", **({"Authorization": f"Bearer {self.key}"} if self.key else {})},
-            timeout=httpx2.Timeout(None, connect=min(CONNECTING, self.timeout)),  # `answer` limits the whole
+            headers={
+                "Connection": "close",
+                **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
+            },
+            timeout=httpx2.Timeout(
+                None, connect=min(CONNECTING, self.timeout)
+            ),  # `answer` limits the whole
             limits=httpx2.Limits(max_keepalive_connections=0),
         )
 
@@ -182,7 +210,8 @@ class Server:
                 return Outcome(name, ended.value, tokens)
 
     async def answer(self, client: httpx2.AsyncClient, ask: Ask) -> Turn:
-        """Return the turn that is asked for; asks again while the server is busy, away or sends broken replies.
+        """Return the turn that is asked for; asks again while the server is busy, away or sends
+        broken replies.
 
         Raises:
             ConnectionError: the server cannot be reached, try after try.
@@ -207,7 +236,8 @@ class Server:
             "model": self.settings.model,
             # what a model thought of earlier questions is not told again; some servers refuse it
             "messages": [
-                {name: value for name, value in turn.items() if name != "reasoning_content"} for turn in ask.chat
+                {name: value for name, value in turn.items() if name != "reasoning_content"}
+                for turn in ask.chat
             ],
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_new_tokens,
@@ -238,12 +268,15 @@ class Server:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that looks up names in daemon threads. asyncio's own threads hold up the end of the program."""
+    """An event loop that looks up names in daemon threads. asyncio's own threads hold up the end of
+    the program.
+    """
 
     async def getaddrinfo(self, *where: Any, **how: Any) -> Any:
         """Return what `socket.getaddrinfo` does."""
         addresses: Future[Any] = Future()
-        addresses.set_running_or_notify_cancel()  # so that a result which comes too late is no error
+        # so that a result which comes too late is no error
+        addresses.set_running_or_notify_cancel()
 
         def look_up() -> None:
             try:
@@ -256,7 +289,9 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Background:
-    """A coroutine that runs in a daemon thread: nobody has to wait for it, not even the end of the program."""
+    """A coroutine that runs in a daemon thread: nobody has to wait for it, not even the end of the
+    program.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]):
         self.loop = _Loop()
@@ -277,7 +312,9 @@ class _Background:
 
 
 def pause(tried: int, after: str) -> float:
-    """Return the seconds before the next try: what `Retry-After` says, a number or a date, within bounds."""
+    """Return the seconds before the next try: what `Retry-After` says, a number or a date, within
+    bounds.
+    """
     seconds = math.nan
     try:
         seconds = float(after)
@@ -306,7 +343,9 @@ def _checked(address: str) -> str:
     except httpx2.InvalidURL as error:
         raise ValueError(f"--server {address!r} is no address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"a server's address begins with http:// or https:// and a host, got {address!r}")
+        raise ValueError(
+            f"a server's address begins with http:// or https:// and a host, got {address!r}"
+        )
     return address.rstrip("/")
 
 

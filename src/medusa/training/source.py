@@ -17,10 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .. import adapters, bases, names, storage
-from ..bases import Origin
-from ..heads import MedusaHeads
-from ..model import new_heads
+from ..core.heads import MedusaHeads
+from ..core.model import new_heads
+from ..formats import adapters, bases, names
+from ..formats import native as storage
+from ..formats.bases import Origin
 from .recipe import Recipe
 
 
@@ -73,7 +74,8 @@ class Source:
         of = adapters.base_of(name, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
         if of is not None:
             raise ValueError(
-                f"{self.model} is a PEFT adapter for {of}, and heads are trained on a whole model: merge it first "
+                f"{self.model} is a PEFT adapter for {of}, and heads are trained on a whole model: "
+                "merge it first "
                 f"({adapters.MERGE})"
             )
         return Origin(name, self.loading.get("revision"))
@@ -95,21 +97,28 @@ class Source:
     def stops(self) -> set[int]:
         """Return the ids that end an answer by the base model's generation configuration."""
         try:
-            found = GenerationConfig.from_pretrained(self.base, **names.chosen(self._of_base, *names.HUB_ARGUMENTS))
+            found = GenerationConfig.from_pretrained(
+                self.base, **names.chosen(self._of_base, *names.HUB_ARGUMENTS)
+            )
         except OSError:  # it has none of its own
             found = GenerationConfig.from_model_config(self.config())
         ends = found.eos_token_id
         return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
     def load_base(self, **options: Any) -> PreTrainedModel:
-        """Return the base model, loaded by transformers' `options`; see `bases.load` for what is raised."""
+        """Return the base model, loaded by transformers' `options`; see `bases.load` for what is
+        raised.
+        """
         return bases.load(self.base, **{**self._of_base, **options})
 
     @property
     def _of_base(self) -> dict[str, Any]:
         """`loading`, with the base model's revision in place of the one of the heads."""
         others = {each: value for each, value in self.loading.items() if each != "revision"}
-        return {**others, **({} if self.origin.revision is None else {"revision": self.origin.revision})}
+        return {
+            **others,
+            **({} if self.origin.revision is None else {"revision": self.origin.revision}),
+        }
 
     @property
     def _named(self) -> dict[str, Any]:
@@ -118,7 +127,8 @@ class Source:
 
 
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
-    """The base model as the recipe runs it, frozen: quantised, or in float32 or bfloat16 where its weights will learn.
+    """The base model as the recipe runs it, frozen: quantised, or in float32 or bfloat16 where its
+    weights will learn.
 
     Raises:
         ImportError: bits are asked for, and bitsandbytes is not installed.
@@ -132,7 +142,9 @@ def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
         options["dtype"] = torch.float32  # 16 bits lose the small steps of a fine-tuning
     base = source.load_base(**options)
     if recipe.backbone_learns and not recipe.bits and base.dtype == torch.float16:
-        base = base.to(torch.bfloat16 if recipe.bf16 else torch.float32)  # gradients overflow float16
+        base = base.to(
+            torch.bfloat16 if recipe.bf16 else torch.float32
+        )  # gradients overflow float16
     base.requires_grad_(False)
     return base
 
@@ -141,14 +153,19 @@ def _quantisation(recipe: Recipe) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise ImportError("bits: 4 and bits: 8 need bitsandbytes: pip install bitsandbytes") from None
+        raise ImportError(
+            "bits: 4 and bits: 8 need bitsandbytes: pip install bitsandbytes"
+        ) from None
     from transformers import BitsAndBytesConfig
 
     if recipe.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     computes = torch.bfloat16 if recipe.bf16 else torch.float32
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=computes
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computes,
     )
 
 
@@ -162,12 +179,15 @@ def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaH
         return new_heads(base, recipe.num_heads, recipe.num_layers, recipe.own_lm_head, bias=True)
     if storage.adapter(source.heads) is not None:
         raise ValueError(
-            f"{source.model} has an adapter; training goes on from merged models: medusa train ... --merge"
+            f"{source.model} has an adapter; training goes on from merged models: medusa train ... "
+            "--merge"
         )
     found = storage.read_heads(source.heads, base)
     standard = Recipe()
     for name in ("num_heads", "num_layers", "own_lm_head"):
         asked, there = getattr(recipe, name), getattr(found.config, name)
         if asked not in (there, getattr(standard, name)):
-            raise ValueError(f"{name} is {asked}, but the heads in {source.model} have {there}: leave it out")
+            raise ValueError(
+                f"{name} is {asked}, but the heads in {source.model} have {there}: leave it out"
+            )
     return found

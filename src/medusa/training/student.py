@@ -1,4 +1,5 @@
-"""`Student`: a base model and its heads as training runs them; tokens in, the losses of eq. 1 and eq. 2 out.
+"""`Student`: a base model and its heads as training runs them; tokens in, the losses of eq. 1 and
+eq. 2 out.
 
 Shapes: B rows, S columns, M learnt positions, K heads, H hidden size, V vocabulary.
 """
@@ -16,9 +17,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..heads import LogitRule, MedusaHeads
-from ..model import Layout
-from .chats import IGNORED
+from ..core.heads import LogitRule, MedusaHeads
+from ..core.model import Layout
+from ..data.chats import IGNORED
 from .losses import (
     chunk_size,
     chunked,
@@ -34,7 +35,8 @@ from .vocabulary import entropy_over, places
 
 @dataclass(frozen=True)
 class Positions:
-    """What is learnt from: hidden states [M, H] of the positions whose next token is, and what comes after them.
+    """What is learnt from: hidden states [M, H] of the positions whose next token is, and what
+    comes after them.
 
     Attributes:
         hidden: what the lm_head reads.
@@ -57,7 +59,8 @@ class Student(nn.Module):
         heads: the heads, which always learn but where `heads_learn` is false.
         decay: lambda_k = decay^k of eq. 1.
         heads_learn: whether the heads' loss counts (eq. 1, eq. 2) or the backbone's alone.
-        distilled: the backbone's loss is the divergence from itself with its adapter off (section 2.3.2).
+        distilled: the backbone's loss is the divergence from itself with its adapter off (section
+            2.3.2).
         chunk: positions whose logits are held at a time; by default what suits their device.
     """
 
@@ -80,7 +83,9 @@ class Student(nn.Module):
 
     @property
     def _no_split_modules(self) -> Any:
-        """What engines that spread a model over devices (FSDP) keep whole: the backbone's layers."""
+        """What engines that spread a model over devices (FSDP) keep whole: the backbone's
+        layers.
+        """
         return self.base._no_split_modules
 
     @property
@@ -88,7 +93,8 @@ class Student(nn.Module):
         return any(parameter.requires_grad for parameter in self.base.parameters())
 
     def restrict(self, tokens: Tensor) -> None:
-        """Take the heads' cross-entropy over these tokens alone; evaluations stay over the whole vocabulary.
+        """Take the heads' cross-entropy over these tokens alone; evaluations stay over the whole
+        vocabulary.
 
         Args:
             tokens: [R] in ascending order; every target of training is one of them.
@@ -98,7 +104,10 @@ class Student(nn.Module):
         """
         weight = self.base.get_output_embeddings().weight
         if self.heads.w2 is None and (not weight.is_floating_point() or weight.requires_grad):
-            raise ValueError("head_vocabulary data needs an lm_head that is neither quantised nor trained: take full")
+            raise ValueError(
+                "head_vocabulary data needs an lm_head that is neither quantised nor trained: take "
+                "full"
+            )
         self.tokens, self._rows = tokens, None
 
     def train(self, mode: bool = True) -> Student:
@@ -119,16 +128,17 @@ class Student(nn.Module):
         """The loss of a batch, and its parts; or, with `top`, what evaluation counts.
 
         Args:
-            counts: [1 + K] over how many tokens the sums of backbone and heads are averaged; by default the batch's.
+            counts: [1 + K] over how many tokens the sums of backbone and heads are averaged; by
+                default the batch's.
             weight: lambda_0 of eq. 2; of no account where the backbone does not learn.
             hidden: [M, H] states that were kept, with `targets` [M, 1 + K], in place of a batch.
             batch: `input_ids`, `labels`, `position_ids` and `segments`, each [B, S].
             top: ranks to count.
 
         Returns:
-            `loss`, and `parts` [1 + K]: the backbone's loss and each head's, averages over tokens without weights.
-            With `top`: `sums` [1 + K] of cross-entropies, `hits` [K, top] of tokens among a head's so many best, and
-            `counts` [1 + K] of tokens.
+            `loss`, and `parts` [1 + K]: the backbone's loss and each head's, averages over tokens
+            without weights. With `top`: `sums` [1 + K] of cross-entropies, `hits` [K, top] of
+            tokens among a head's so many best, and `counts` [1 + K] of tokens.
         """
         if hidden is not None and targets is not None:
             learnt = Positions(hidden, targets[:, 0], targets[:, 1:])
@@ -138,7 +148,10 @@ class Student(nn.Module):
         if top:
             return {**self._measured(learnt, top), "counts": tokens}
         counts = tokens if counts is None else counts
-        sums = [self._backbone_loss(learnt), *(self._head_losses(learnt) if self.heads_learn else ())]
+        sums = [
+            self._backbone_loss(learnt),
+            *(self._head_losses(learnt) if self.heads_learn else ()),
+        ]
         parts = torch.stack(sums) / counts[: len(sums)].clamp_min(1).to(sums[0].device)
         heads = sum(each * part for each, part in zip(self._weights(), parts[1:], strict=False))
         loss = parts[0] + weight * heads if self.backbone_learns else heads
@@ -155,7 +168,9 @@ class Student(nn.Module):
             part = slice(begin, begin + size)
             states, following, ahead = learnt.hidden[part], learnt.next[part], learnt.ahead[part]
             sums[0] += float(cross_entropy_sum(self.rule(lm_head(states)), following))
-            logits = self.heads(states.to(dtype), lambda each, like=states: lm_head(each.to(like.dtype)))
+            logits = self.heads(
+                states.to(dtype), lambda each, like=states: lm_head(each.to(like.dtype))
+            )
             for head in range(heads):
                 sums[1 + head] += float(cross_entropy_sum(logits[head], ahead[:, head]))
                 right = logits[head].topk(top).indices == ahead[:, head, None]
@@ -165,8 +180,12 @@ class Student(nn.Module):
     def _weights(self) -> list[float]:
         return head_weights(self.heads.config.num_heads, self.decay)
 
-    def positions(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segments: Tensor) -> Positions:
-        """The hidden states at the positions that are learnt from, by one run of the backbone (two if it teaches)."""
+    def positions(
+        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segments: Tensor
+    ) -> Positions:
+        """The hidden states at the positions that are learnt from, by one run of the backbone (two
+        if it teaches).
+        """
         inputs = {
             "input_ids": input_ids,
             "position_ids": position_ids,
@@ -191,7 +210,9 @@ class Student(nn.Module):
         return captured[-1]
 
     def _mask(self, segments: Tensor, position_ids: Tensor) -> Any:
-        """None where causal attention will do, else masks [B, 1, S, S] that keep a row's examples apart."""
+        """None where causal attention will do, else masks [B, 1, S, S] that keep a row's examples
+        apart.
+        """
         if int(segments.max()) <= 1:
             return None
         layout = Layout.of(self.base)
@@ -200,13 +221,15 @@ class Student(nn.Module):
         masks = {}
         for kind, window in layout.windows.items():
             seen = same & (back >= 0) & (back < window if window is not None else True)
-            masks[kind] = torch.zeros(seen.shape, dtype=layout.dtype, device=seen.device).masked_fill(
-                ~seen, torch.finfo(layout.dtype).min
-            )[:, None]
+            masks[kind] = torch.zeros(
+                seen.shape, dtype=layout.dtype, device=seen.device
+            ).masked_fill(~seen, torch.finfo(layout.dtype).min)[:, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _backbone_loss(self, learnt: Positions) -> Tensor:
-        """Sum over positions: cross-entropy of the next token, or divergence from the backbone as it was."""
+        """Sum over positions: cross-entropy of the next token, or divergence from the backbone as
+        it was.
+        """
         if not self.backbone_learns:
             return torch.zeros((), device=learnt.hidden.device)
         project, weights = self._projection()
@@ -230,7 +253,9 @@ class Student(nn.Module):
             return self._restricted_losses(states, learnt.ahead, self.tokens)
         if self.heads.w2 is not None:
             stacked = [states, learnt.ahead.T]
-            return list(chunked_each(_entropy(self._own), stacked, [self.heads.w2], self.chunk).unbind())
+            return list(
+                chunked_each(_entropy(self._own), stacked, [self.heads.w2], self.chunk).unbind()
+            )
         project, weights = self._projection()
         return [
             chunked(_entropy(project), [state, learnt.ahead[:, head]], weights, self.chunk)
@@ -249,29 +274,38 @@ class Student(nn.Module):
             self._rows = lm_head.weight.detach().index_select(0, tokens)
         entropy = entropy_over(tokens, getattr(lm_head, "bias", None), self.rule)
         return [
-            chunked(entropy, [state, targets[:, head]], [self._rows], self.chunk) for head, state in enumerate(states)
+            chunked(entropy, [state, targets[:, head]], [self._rows], self.chunk)
+            for head, state in enumerate(states)
         ]
 
     def _own(self, states: Tensor, weight: Tensor) -> Tensor:
         """The logits of a head with an lm_head of its own."""
         logits = F.linear(states, weight)
-        return self.rule(logits if self.heads.output_bias is None else logits + self.heads.output_bias)
+        return self.rule(
+            logits if self.heads.output_bias is None else logits + self.heads.output_bias
+        )
 
     def _projection(self) -> tuple[Callable[..., Tensor], list[Tensor]]:
         """The lm_head's logits as a function of states and of those of its weights that learn."""
         lm_head = self.base.get_output_embeddings()
-        learning = {name: weight for name, weight in lm_head.named_parameters() if weight.requires_grad}
+        learning = {
+            name: weight for name, weight in lm_head.named_parameters() if weight.requires_grad
+        }
         dtype = lm_head.weight.dtype if lm_head.weight.is_floating_point() else None
 
         def project(states: Tensor, *weights: Tensor) -> Tensor:
             named = dict(zip(learning, weights, strict=True))
-            return self.rule(functional_call(lm_head, named, (states if dtype is None else states.to(dtype),)))
+            return self.rule(
+                functional_call(lm_head, named, (states if dtype is None else states.to(dtype),))
+            )
 
         return project, list(learning.values())
 
     @contextmanager
     def as_it_was(self, part: nn.Module | None = None) -> Iterator[None]:
-        """The backbone (or a part of it) without its adapter and without dropout, and no gradients."""
+        """The backbone (or a part of it) without its adapter and without dropout, and no
+        gradients.
+        """
         module = self.base if part is None else part
         training = module.training
         module.eval()

@@ -1,4 +1,6 @@
-"""transformers' `Trainer` for a `Student`: averages exact over devices, whole checkpoints, measures of heads."""
+"""transformers' `Trainer` for a `Student`: averages exact over devices, whole checkpoints, measures
+of heads.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..core.tree import CandidateTree
 from ..files import Schema, read_json, write_json
-from ..tree import CandidateTree
 from .arguments import arguments
 from .log import Lines, Pace
 from .losses import token_counts
@@ -73,12 +75,13 @@ class StudentTrainer(Trainer):
         collate: rows of the data to a batch.
         training, evaluation: the data.
         tree: whose expected acceleration rate evaluations tell.
-        perplexity: the backbone's before anything was trained; by default what the first evaluation says.
+        perplexity: the backbone's before anything was trained; by default what the first evaluation
+            says.
         say: told every line of the log; None keeps it quiet.
 
     Raises:
-        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns or rows of a head vocabulary, or a device map
-            spreads the backbone.
+        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns or rows of a head
+            vocabulary, or a device map spreads the backbone.
     """
 
     def __init__(
@@ -97,13 +100,19 @@ class StudentTrainer(Trainer):
         **options: Any,
     ):
         told = arguments(recipe, stage, epochs, folder, len(training), bool(evaluation), **options)
-        if is_deepspeed_zero3_enabled() and student.backbone_learns:  # known once there are arguments
+        if (
+            is_deepspeed_zero3_enabled() and student.backbone_learns
+        ):  # known once there are arguments
             raise ValueError(
-                "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method medusa-1), "
+                "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method "
+                "medusa-1), "
                 "or spread the model by FSDP2 (configs/fsdp2.yaml)"
             )
         if is_deepspeed_zero3_enabled() and student.tokens is not None:
-            raise ValueError("head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take full")
+            raise ValueError(
+                "head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take "
+                "full"
+            )
         if len(set(getattr(student.base, "hf_device_map", {"": 0}).values())) > 1:
             raise ValueError(
                 "the base model is spread by device_map, which trains nothing here: leave it out, "
@@ -138,7 +147,8 @@ class StudentTrainer(Trainer):
         self.train(resume_from_checkpoint=get_last_checkpoint(self.args.output_dir))
 
     def finish(self) -> dict[str, float]:
-        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its last evaluation.
+        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its
+        last evaluation.
 
         What has learnt is written before the last evaluation, which another run can make up for.
         """
@@ -164,7 +174,9 @@ class StudentTrainer(Trainer):
             return None
         end = read_json(folder / STATE, End)
         spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return None if end.metrics is None and spread else end  # evaluates only what training has spread
+        return (
+            None if end.metrics is None and spread else end
+        )  # evaluates only what training has spread
 
     def _write_end(self, folder: Path, end: End) -> None:
         if self.args.should_save:
@@ -173,14 +185,22 @@ class StudentTrainer(Trainer):
     # --- losses
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """[1 + K] tokens that backbone and heads learn from in a step, over its micro-batches and all devices."""
+        """[1 + K] tokens that backbone and heads learn from in a step, over its micro-batches and
+        all devices.
+        """
         heads = self.student.heads.config.num_heads
-        counts = torch.stack([token_counts(batch, heads) for batch in batch_samples]).sum(0).to(device)
+        counts = (
+            torch.stack([token_counts(batch, heads) for batch in batch_samples]).sum(0).to(device)
+        )
         gathered: Tensor = self.accelerator.gather(counts[None])
         return gathered.sum(0)
 
     def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         rows = inputs.pop("rows", None)
         told = model(**inputs, counts=num_items_in_batch, weight=self._heads_weight())
@@ -197,22 +217,35 @@ class StudentTrainer(Trainer):
         """lambda_0 at this step (appendix B.4's sine grows it to the end)."""
         weight = self.recipe.heads_weight()
         if self.recipe.lambda0_schedule == "sine" and self.stage == "both":
-            weight *= math.sin(math.pi / 2 * (self.state.global_step + 1) / max(1, self.state.max_steps))
+            weight *= math.sin(
+                math.pi / 2 * (self.state.global_step + 1) / max(1, self.state.max_steps)
+            )
         return weight
 
     def _stop(self, parts: Tensor, rows: Tensor | None) -> None:
         names = ["the backbone", *(f"head {number}" for number in range(1, len(parts)))]
-        wrong = [name for name, part in zip(names, parts.tolist(), strict=True) if not math.isfinite(part)]
-        batch = "" if rows is None else f", in the batch of examples {', '.join(map(str, rows.tolist()))}"
+        wrong = [
+            name
+            for name, part in zip(names, parts.tolist(), strict=True)
+            if not math.isfinite(part)
+        ]
+        batch = (
+            ""
+            if rows is None
+            else f", in the batch of examples {', '.join(map(str, rows.tolist()))}"
+        )
         raise NotFiniteError(
-            f"step {self.state.global_step + 1}: the loss of {', '.join(wrong) or 'the sum'} is not finite{batch}. "
+            f"step {self.state.global_step + 1}: the loss of {', '.join(wrong) or 'the sum'} is "
+            f"not finite{batch}. "
             f"{self._last_good()} Lower lr, or look at these examples"
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not math.isfinite(float(norm)):
-            raise NotFiniteError(f"step {self.state.global_step + 1}: gradients are not finite. {self._last_good()}")
+            raise NotFiniteError(
+                f"step {self.state.global_step + 1}: gradients are not finite. {self._last_good()}"
+            )
         return norm
 
     def _last_good(self) -> str:
@@ -227,7 +260,11 @@ class StudentTrainer(Trainer):
             means = self.accelerator.gather(torch.stack(self._parts).sum(0)[None]).sum(0) / steps
             names = ["backbone", *(f"head_{number}" for number in range(1, len(means)))]
             shown = names if self.student.backbone_learns else names[1:]
-            logs |= {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True) if name in shown}
+            logs |= {
+                f"loss_{name}": value
+                for name, value in zip(names, means.tolist(), strict=True)
+                if name in shown
+            }
             self._parts = []
         super().log(logs, start_time)
 
@@ -238,8 +275,13 @@ class StudentTrainer(Trainer):
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if made is None:
             groups = self._groups(model or self.model)
-            if "bnb" in self.args.optim and any(p.numel() >= 2**31 for group in groups for p in group["params"]):
-                warnings.warn("a weight has more elements than bitsandbytes can count: AdamW in 32 bits", stacklevel=2)
+            if "bnb" in self.args.optim and any(
+                p.numel() >= 2**31 for group in groups for p in group["params"]
+            ):
+                warnings.warn(
+                    "a weight has more elements than bitsandbytes can count: AdamW in 32 bits",
+                    stacklevel=2,
+                )
                 self.args.optim = "adamw_torch"
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
             inside = matrices(self.student.base) if self.recipe.optimizer == MUON else set()
@@ -253,14 +295,18 @@ class StudentTrainer(Trainer):
         return made
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameters by learning rate and weight decay, which biases and norms are spared as in transformers."""
+        """Parameters by learning rate and weight decay, which biases and norms are spared as in
+        transformers.
+        """
         rate, decay = self.recipe.lr, self.recipe.weight_decay
         rates = {False: rate, True: rate * self.recipe.heads_factor(self.stage)}
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         decaying = set(self.get_decay_parameter_names(model)) if decay else set()
         return [
             {
-                "params": [p for n, p in named if _of_heads(n) == of_heads and (n in decaying) == decays],
+                "params": [
+                    p for n, p in named if _of_heads(n) == of_heads and (n in decaying) == decays
+                ],
                 "lr": rates[of_heads],
                 "weight_decay": decay if decays else 0.0,  # AdamW's own default is not 0
             }
@@ -272,9 +318,11 @@ class StudentTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Loss and top-1 to top-5 accuracy of every head, the backbone's perplexity, the tree's expected rate.
+        """Loss and top-1 to top-5 accuracy of every head, the backbone's perplexity, the tree's
+        expected rate.
 
-        Every process measures all of the data, so that all models that are spread over processes can.
+        Every process measures all of the data, so that all models that are spread over processes
+        can.
         """
         model = self.model_wrapped if self.model_wrapped is not None else self.model
         training = model.training
@@ -285,22 +333,34 @@ class StudentTrainer(Trainer):
         shown = self.say is not None and self.is_world_process_zero()
         with progress("evaluation", len(self.evaluation), "examples", self.say, shown) as advance:
             for begin in range(0, len(self.evaluation), size):
-                rows = [self.evaluation[place] for place in range(begin, min(begin + size, len(self.evaluation)))]
+                rows = [
+                    self.evaluation[place]
+                    for place in range(begin, min(begin + size, len(self.evaluation)))
+                ]
                 batch = self._prepare_inputs(self.data_collator(rows))
                 batch.pop("rows", None)
                 with self.accelerator.autocast():
                     told = model(**batch, top=TOP)
-                sums, hits, counts = sums + told["sums"].cpu(), hits + told["hits"].cpu(), counts + told["counts"].cpu()
+                sums, hits, counts = (
+                    sums + told["sums"].cpu(),
+                    hits + told["hits"].cpu(),
+                    counts + told["counts"].cpu(),
+                )
                 advance(len(rows))
         self.pace.evaluated(time.monotonic() - begun)
         model.train(training)
-        metrics = self._metrics(sums / counts.clamp_min(1), hits / counts[1:, None].clamp_min(1), metric_key_prefix)
+        metrics = self._metrics(
+            sums / counts.clamp_min(1), hits / counts[1:, None].clamp_min(1), metric_key_prefix
+        )
         self.log(dict(metrics))  # to which the epoch is added
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, getattr(self, "control"), metrics)  # noqa: B009
+        control = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
         return metrics
 
     def last_evaluation(self) -> dict[str, float]:
-        """`evaluate`'s metrics after the last step, measured now if they were not then; empty without data."""
+        """`evaluate`'s metrics after the last step, measured now if they were not then; empty
+        without data.
+        """
         for line in reversed(self.state.log_history):
             if "eval_perplexity" in line and line["step"] == self.state.global_step:
                 return {name: value for name, value in line.items() if name.startswith("eval_")}
@@ -308,12 +368,19 @@ class StudentTrainer(Trainer):
 
     def _metrics(self, losses: Tensor, accuracy: Tensor, prefix: str) -> dict[str, float]:
         told = {"perplexity": math.exp(min(50.0, float(losses[0])))}
-        first = (each[f"{prefix}_perplexity"] for each in self.state.log_history if f"{prefix}_perplexity" in each)
+        first = (
+            each[f"{prefix}_perplexity"]
+            for each in self.state.log_history
+            if f"{prefix}_perplexity" in each
+        )
         self.perplexity = self.perplexity or next(first, told["perplexity"])
         told["perplexity_change"] = told["perplexity"] - self.perplexity
         for head in range(len(accuracy)):
             told[f"loss_head_{head + 1}"] = float(losses[head + 1])
-            told |= {f"head_{head + 1}_top_{rank + 1}": float(accuracy[head, rank]) for rank in range(TOP)}
+            told |= {
+                f"head_{head + 1}_top_{rank + 1}": float(accuracy[head, rank])
+                for rank in range(TOP)
+            }
         told["acceleration_rate"] = float(self.tree.expected(accuracy.tolist()))
         return {f"{prefix}_{name}": value for name, value in told.items()}
 
@@ -327,7 +394,11 @@ class StudentTrainer(Trainer):
 
     def learnt(self) -> dict[str, Tensor]:
         """The parameters that learn, whole, on the CPU; empty on processes that do not write."""
-        learning = {name: each.detach() for name, each in self.student.named_parameters() if each.requires_grad}
+        learning = {
+            name: each.detach()
+            for name, each in self.student.named_parameters()
+            if each.requires_grad
+        }
         if self.is_deepspeed_enabled and self.model_wrapped is not self.model:
             state = self.accelerator.get_state_dict(self.model_wrapped) or {}
             learning = {name: state[name] for name in learning if name in state}
@@ -359,12 +430,16 @@ class StudentTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(place / name, ignore_errors=True)
             os.replace(place / UNFINISHED / name, place / name)
-            for old in sorted(place.glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))[:-2]:
+            for old in sorted(
+                place.glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1])
+            )[:-2]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As a trainer's, but of a model that FSDP spreads, too, only what learns is kept, in `WEIGHTS`."""
+        """As a trainer's, but of a model that FSDP spreads, too, only what learns is kept, in
+        `WEIGHTS`.
+        """
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -373,21 +448,29 @@ class StudentTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         try:
             state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         except SafetensorError as error:
             raise ValueError(
-                f"{resume_from_checkpoint} is damaged ({error}): delete it to go on from what was kept before"
+                f"{resume_from_checkpoint} is damaged ({error}): delete it to go on from what was "
+                "kept before"
             ) from None
         mine = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
         if set(mine) != set(state):
-            raise ValueError(f"{resume_from_checkpoint} holds other weights than these that learn: take another folder")
+            raise ValueError(
+                f"{resume_from_checkpoint} holds other weights than these that learn: take another "
+                "folder"
+            )
         with torch.no_grad():
             for name, tensor in state.items():
                 spread = mine[name]
                 if isinstance(spread, DTensor):
-                    tensor = distribute_tensor(tensor.to(spread.device), spread.device_mesh, spread.placements)
+                    tensor = distribute_tensor(
+                        tensor.to(spread.device), spread.device_mesh, spread.placements
+                    )
                 spread.copy_(tensor)
 
 

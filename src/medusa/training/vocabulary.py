@@ -1,8 +1,9 @@
 """A draft vocabulary: the heads' cross-entropy over the tokens that occur in the data alone.
 
-The softmax then leaves out all other tokens: they get no gradient, and a head never learns that they are improbable.
-With a vocabulary of V tokens of which R occur, the heads' products cost R / V of what they cost over all of it.
-Shapes: M positions, K heads, H hidden size.
+The softmax then leaves out all other tokens: they get no gradient, and a head never learns that
+    they are improbable.
+With a vocabulary of V tokens of which R occur, the heads' products cost R / V of what they cost
+over all of it. Shapes: M positions, K heads, H hidden size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .chats import IGNORED, Example
+from ..data.chats import IGNORED, Example
 from .losses import ChunkLoss, cross_entropy_sum
 
 
@@ -32,12 +33,15 @@ def places(targets: Tensor, tokens: Tensor) -> Tensor:
     found = torch.searchsorted(tokens, targets.contiguous()).clamp_max(len(tokens) - 1)
     there = targets != IGNORED
     if not torch.equal(tokens[found][there], targets[there]):
-        raise ValueError("head_vocabulary: a target is not among the tokens that the data were said to hold")
+        raise ValueError(
+            "head_vocabulary: a target is not among the tokens that the data were said to hold"
+        )
     return found.masked_fill(~there, IGNORED)
 
 
 def entropy_over(tokens: Tensor, bias: Tensor | None, rule: ChunkLoss) -> ChunkLoss:
-    """Return the summed cross-entropy of states [M, H] with places [M] by rows [R, H], as `chunked` takes it.
+    """Return the summed cross-entropy of states [M, H] with places [M] by rows [R, H], as `chunked`
+    takes it.
 
     Args:
         bias: of the lm_head [V].

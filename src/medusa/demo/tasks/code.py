@@ -35,8 +35,12 @@ _NOUNS = Pool(
         entries output total list report summary answer batch series sample samples stock order orders grade
         grades""".split()
 )
-_ARGUMENTS = Pool("values numbers items data scores prices entries samples grades amounts readings".split(), 0.0)
-_WORDS = Pool(["text", "word", "line", "message", "sentence", "phrase", "title", "label"], held_out=0.0)
+_ARGUMENTS = Pool(
+    "values numbers items data scores prices entries samples grades amounts readings".split(), 0.0
+)
+_WORDS = Pool(
+    ["text", "word", "line", "message", "sentence", "phrase", "title", "label"], held_out=0.0
+)
 _OVER = Pool(["greater than", "above", "more than", "over"], held_out=0.0)
 _UNDER = Pool(["less than", "below", "under", "smaller than"], held_out=0.0)
 
@@ -62,7 +66,11 @@ def _lists(rng: random.Random, *special: int) -> list[Any]:
 
 def _texts(rng: random.Random, *special: str) -> list[Any]:
     letters = "abcdefghijklmnop aeiou" + "".join(special) * 3
-    return ["", "".join(special), *("".join(rng.choice(letters) for _ in range(20)) for _ in range(4))]
+    return [
+        "",
+        "".join(special),
+        *("".join(rng.choice(letters) for _ in range(20)) for _ in range(4)),
+    ]
 
 
 def _condition(rng: random.Random, split: Split) -> tuple[str, str, int]:
@@ -165,7 +173,11 @@ def _multiples(rng: random.Random, split: Split) -> Function:
 
 
 def _replace(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound), new = _ARGUMENTS.pick(rng, split), _condition(rng, split), rng.randint(0, 99)
+    a, (said, test, bound), new = (
+        _ARGUMENTS.pick(rng, split),
+        _condition(rng, split),
+        rng.randint(0, 99),
+    )
     return Function(
         a,
         _LIST_LIST,
@@ -230,7 +242,12 @@ def _distinct(rng: random.Random, split: Split) -> Function:
         f"returns the first {count} distinct {a} in order",
         f"result = []\nfor item in {a}:\n    if item not in result:\n        result.append(item)\n"
         f"return result[:{count}]",
-        [[], [1, 1, 2, 2], [n // 2 for n in range(40)], [5, 5, 4, 3, 4, 2, 1, 0, 9, 8, 7, 6, 15, 14]],
+        [
+            [],
+            [1, 1, 2, 2],
+            [n // 2 for n in range(40)],
+            [5, 5, 4, 3, 4, 2, 1, 0, 9, 8, 7, 6, 15, 14],
+        ],
     )
 
 
@@ -244,7 +261,9 @@ def make(rng: random.Random, split: Split) -> Task:
     function = rng.choice(_FAMILIES)(rng, split)
     name = f"{_VERBS.pick(rng, split)}_{_NOUNS.pick(rng, split)}"
     ask = f"{_ASK.pick(rng, split)} {_CALLED.pick(rng, split)} {name}."
-    prompt = f"{ask} It takes {function.argument} and {function.does}. {_END.pick(rng, split)}".strip()
+    prompt = (
+        f"{ask} It takes {function.argument} and {function.does}. {_END.pick(rng, split)}".strip()
+    )
     body = function.body.replace("\n", "\n    ")
     does = function.does[0].upper() + function.does[1:]
     given, result = function.types
@@ -253,10 +272,33 @@ def make(rng: random.Random, split: Split) -> Task:
     return Task("code", prompt, answer, {**facts, "expected": _run(answer, name, function.calls)})
 
 
-_ALLOWED_CALLS = {"append", "enumerate", "len", "sum", "range", "min", "max", "sorted", "abs", "str", "int", "list"}
+_ALLOWED_CALLS = {
+    "append",
+    "enumerate",
+    "len",
+    "sum",
+    "range",
+    "min",
+    "max",
+    "sorted",
+    "abs",
+    "str",
+    "int",
+    "list",
+}
 _BUILTINS = {"enumerate": enumerate, "len": len, "min": min, "max": max, "sorted": sorted, "abs": abs, "sum": sum,
              "str": str, "int": int, "list": list, "range": lambda *args: range(*args)[:1000]}  # fmt: skip
-_FORBIDDEN = (ast.Import, ast.ImportFrom, ast.While, ast.Pow, ast.Lambda, ast.ClassDef, ast.Global, ast.Try, ast.With)
+_FORBIDDEN = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.While,
+    ast.Pow,
+    ast.Lambda,
+    ast.ClassDef,
+    ast.Global,
+    ast.Try,
+    ast.With,
+)
 
 
 def _run(source: str, name: str, calls: list[Any]) -> list[Any]:
@@ -270,17 +312,27 @@ def _run(source: str, name: str, calls: list[Any]) -> list[Any]:
 def _harmless(source: str, name: str) -> bool:
     """One function with one loop over its argument: nothing it calls can reach out, hang or recurse."""
     tree = ast.parse(source)
-    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef) or tree.body[0].name != name:
+    if (
+        len(tree.body) != 1
+        or not isinstance(tree.body[0], ast.FunctionDef)
+        or tree.body[0].name != name
+    ):
         return False
     if sum(isinstance(node, (ast.For, ast.comprehension)) for node in ast.walk(tree)) > 1:
         return False
     for node in ast.walk(tree):
-        if isinstance(node, _FORBIDDEN) or (isinstance(node, ast.FunctionDef) and node is not tree.body[0]):
+        if isinstance(node, _FORBIDDEN) or (
+            isinstance(node, ast.FunctionDef) and node is not tree.body[0]
+        ):
             return False
         if isinstance(node, ast.Attribute) and node.attr not in _ALLOWED_CALLS:
             return False
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             if called not in _ALLOWED_CALLS:
                 return False
         if isinstance(node, ast.For) and not _bounded(node, tree.body[0].args):
@@ -296,7 +348,9 @@ def _bounded(loop: ast.For, arguments: ast.arguments) -> bool:
     grown = {
         node.func.value.id
         for node in ast.walk(loop)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
     }
     return names <= given | {"range", "len"} and not grown & given
 

@@ -27,14 +27,18 @@ _FORMAT = Pool(
      "Output JSON.", "JSON please.", "Answer with one JSON object."],
     held_out=0.25,
 )  # fmt: skip
-_KEYS = Pool(["Use the keys", "Keys:", "Fields:", "The fields are", "It should have the keys", "Include"], held_out=0.2)
+_KEYS = Pool(
+    ["Use the keys", "Keys:", "Fields:", "The fields are", "It should have the keys", "Include"],
+    held_out=0.2,
+)
 _ROLES = Pool(
     """engineer nurse teacher architect baker chemist designer driver editor farmer gardener guide lawyer librarian
         mechanic musician painter pilot plumber surgeon tailor translator analyst curator dentist""".split(),
     held_out=0.0,
 )
 _EVENTS = Pool(
-    """workshop lecture concert exhibition seminar course meeting tour class festival""".split(), held_out=0.0
+    """workshop lecture concert exhibition seminar course meeting tour class festival""".split(),
+    held_out=0.0,
 )
 
 _PERSON = Pool(
@@ -151,7 +155,12 @@ def _parcel(rng: random.Random, split: Split) -> tuple[str, Facts]:
     return _PARCEL.pick(rng, split).format(**facts), facts
 
 
-_KINDS: tuple[Callable[[random.Random, Split], tuple[str, Facts]], ...] = (_person, _invoice, _event, _parcel)
+_KINDS: tuple[Callable[[random.Random, Split], tuple[str, Facts]], ...] = (
+    _person,
+    _invoice,
+    _event,
+    _parcel,
+)
 
 
 def make(rng: random.Random, split: Split) -> Task:

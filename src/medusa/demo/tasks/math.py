@@ -53,7 +53,9 @@ def _shopping(rng: random.Random, split: Split) -> Problem:
          f"{who} needs {a} {x}s and {c} {y}s. A {x} costs {b} dollars and a {y} costs {d} dollars. {who} has {paid} "
          f"dollars."]
     )  # fmt: skip
-    ask = rng.choice(["How much money is left?", "How much change does {who} get?", "What is the change?"])
+    ask = rng.choice(
+        ["How much money is left?", "How much change does {who} get?", "What is the change?"]
+    )
     return Problem(
         f"{text} {ask.format(who=who)}",
         [f"The {x}s cost {a} * {b} = {a * b} dollars.", f"The {y}s cost {c} * {d} = {c * d} dollars.",
@@ -76,7 +78,9 @@ def _saving(rng: random.Random, split: Split) -> Problem:
          f"dollars on a {x}.",
          f"{who} owns {start} dollars, earns {a} dollars a week during {b} weeks and pays {price} dollars for a {x}."]
     )  # fmt: skip
-    ask = rng.choice(["How many dollars are left?", "How much money remains?", "What is left in the end?"])
+    ask = rng.choice(
+        ["How many dollars are left?", "How much money remains?", "What is left in the end?"]
+    )
     return Problem(
         f"{text} {ask}",
         [f"In {b} weeks {who} saves {a} * {b} = {a * b} dollars.",
@@ -101,7 +105,9 @@ def _bus(rng: random.Random, split: Split) -> Problem:
          f"A bus driven by {driver} starts with {start} people; {on} get on, later {off} get off and finally {again} get "
          f"on."]
     )  # fmt: skip
-    ask = rng.choice(["How many people are on the bus now?", "How many people ride on?", "How full is the bus?"])
+    ask = rng.choice(
+        ["How many people are on the bus now?", "How many people ride on?", "How full is the bus?"]
+    )
     return Problem(
         f"{text} {ask}",
         [f"After the first stop there are {start} + {on} = {first} people.",
@@ -123,7 +129,9 @@ def _boxes(rng: random.Random, split: Split) -> Problem:
          f"orders {more} more.",
          f"A shelf of {who} holds {a} boxes of {b} {x}s. After losing {broken} {x}s, {who} gets {more} others."]
     )  # fmt: skip
-    ask = rng.choice(["How many {x}s are there now?", "How many {x}s does {who} have?", "Count the {x}s."])
+    ask = rng.choice(
+        ["How many {x}s are there now?", "How many {x}s does {who} have?", "Count the {x}s."]
+    )
     return Problem(
         f"{text} {ask.format(x=x, who=who)}",
         [f"The boxes hold {a} * {b} = {a * b} {x}s.", f"Without the lost ones there are {a * b} - {broken} = {good} {x}s.",
@@ -148,7 +156,9 @@ def _work(rng: random.Random, split: Split) -> Problem:
          f"{one} and {two} produce {x}s: {one} {a} an hour during {b} hours, {two} {c} an hour during {d} hours. {sold} are "
          f"taken to the market."]
     )  # fmt: skip
-    ask = rng.choice(["How many {x}s are left?", "How many {x}s remain?", "What is the number of {x}s left?"])
+    ask = rng.choice(
+        ["How many {x}s are left?", "How many {x}s remain?", "What is the number of {x}s left?"]
+    )
     return Problem(
         f"{text} {ask.format(x=x)}",
         [f"{one} makes {a} * {b} = {a * b} {x}s.", f"{two} makes {c} * {d} = {c * d} {x}s.",
@@ -168,7 +178,9 @@ def _reading(rng: random.Random, split: Split) -> Problem:
          f"A book of {who} has {pages} pages. {who} reads {a} pages on each of {b} days, then {weekend} pages on Sunday.",
          f"For {b} days {who} reads {a} pages a day, and later {weekend} pages more of a book with {pages} pages."]
     )  # fmt: skip
-    ask = rng.choice(["How many pages are left?", "How many pages remain?", "How much is still to read?"])
+    ask = rng.choice(
+        ["How many pages are left?", "How many pages remain?", "How much is still to read?"]
+    )
     return Problem(
         f"{text} {ask}",
         [f"In {b} days {who} reads {a} * {b} = {a * b} pages.", f"In all that is {a * b} + {weekend} = {read} pages.",
@@ -179,7 +191,9 @@ def _reading(rng: random.Random, split: Split) -> Problem:
 
 def _garden(rng: random.Random, split: Split) -> Problem:
     who = FIRST_NAMES.pick(rng, split)
-    plant = rng.choice(["tulips", "roses", "carrots", "onions", "beans", "lilies", "peppers", "radishes"])
+    plant = rng.choice(
+        ["tulips", "roses", "carrots", "onions", "beans", "lilies", "peppers", "radishes"]
+    )
     a, b = _table(rng)
     sold, given = sorted(rng.sample(range(1, a * b), 2)) if a * b > 4 else (1, 2)
     given -= sold
@@ -189,7 +203,13 @@ def _garden(rng: random.Random, split: Split) -> Problem:
          f"In the garden of {who} there are {a} rows with {b} {plant} each. {sold} are sold and {given} are given to friends.",
          f"{who} grows {plant}: {a} rows, {b} in each. The neighbours buy {sold} and get {given} as a gift."]
     )  # fmt: skip
-    ask = rng.choice([f"How many {plant} are left?", f"How many {plant} remain?", f"How many {plant} does {who} keep?"])
+    ask = rng.choice(
+        [
+            f"How many {plant} are left?",
+            f"How many {plant} remain?",
+            f"How many {plant} does {who} keep?",
+        ]
+    )
     return Problem(
         f"{text} {ask}",
         [f"The rows hold {a} * {b} = {a * b} {plant}.", f"After the sale there are {a * b} - {sold} = {left} {plant}.",
@@ -209,7 +229,11 @@ def _points(rng: random.Random, split: Split) -> Problem:
          f"{one} plays three times and wins {a}, {b} and {c} points. The total of {two} is {other} points."]
     )  # fmt: skip
     ask = rng.choice(
-        [f"By how many points is {one} ahead?", f"How many more points has {one}?", "What is the difference?"]
+        [
+            f"By how many points is {one} ahead?",
+            f"How many more points has {one}?",
+            "What is the difference?",
+        ]
     )
     return Problem(
         f"{text} {ask}",

@@ -69,8 +69,13 @@ _LEAD = Pool(
 _SHOW = Pool(["Show", "List", "Find", "Give me", "Return", "Get"], held_out=0.0)
 _OVER = Pool(["greater than", "above", "more than", "over"], held_out=0.0)
 _UNDER = Pool(["less than", "below", "under", "smaller than"], held_out=0.0)
-_FALLING = Pool(["from highest to lowest", "in descending order", "largest first", "highest first"], held_out=0.0)
-_RISING = Pool(["from lowest to highest", "in ascending order", "smallest first", "lowest first"], held_out=0.0)
+_FALLING = Pool(
+    ["from highest to lowest", "in descending order", "largest first", "highest first"],
+    held_out=0.0,
+)
+_RISING = Pool(
+    ["from lowest to highest", "in ascending order", "smallest first", "lowest first"], held_out=0.0
+)
 _AGGREGATES = {"average": "AVG", "total": "SUM", "highest": "MAX", "lowest": "MIN"}
 
 Drawn = tuple[str, str, str]
@@ -94,7 +99,11 @@ def _columns_of(s: Schema, *names: str) -> str:
 
 
 def _filtered(rng: random.Random, split: Split, s: Schema) -> Drawn:
-    word, (said, bound), (order, direction) = s.words.pick(rng, split), _comparison(rng, split), _order(rng, split)
+    word, (said, bound), (order, direction) = (
+        s.words.pick(rng, split),
+        _comparison(rng, split),
+        _order(rng, split),
+    )
     a, b = rng.sample(s.numbers, 2)
     return (
         f"{_SHOW.pick(rng, split)} the {s.label} and {a} of {s.table} with {s.text} {word} and {a} {said}, sorted by {b} "
@@ -106,7 +115,11 @@ def _filtered(rng: random.Random, split: Split, s: Schema) -> Drawn:
 
 
 def _top(rng: random.Random, split: Split, s: Schema) -> Drawn:
-    word, count, (said, bound) = s.words.pick(rng, split), rng.randint(2, 9), _comparison(rng, split)
+    word, count, (said, bound) = (
+        s.words.pick(rng, split),
+        rng.randint(2, 9),
+        _comparison(rng, split),
+    )
     a, b = rng.sample(s.numbers, 2)
     return (
         f"{_SHOW.pick(rng, split)} the {count} {s.table} with the highest {a} where {b} is {said}: {s.label}, {s.text} and "
@@ -131,7 +144,11 @@ def _grouped(rng: random.Random, split: Split, s: Schema) -> Drawn:
 
 
 def _joined(rng: random.Random, split: Split, s: Schema) -> Drawn:
-    word, (said, bound), (order, direction) = s.words.pick(rng, split), _comparison(rng, split), _order(rng, split)
+    word, (said, bound), (order, direction) = (
+        s.words.pick(rng, split),
+        _comparison(rng, split),
+        _order(rng, split),
+    )
     a = rng.choice(s.numbers)
     key = s.other[:-1]
     return (
@@ -145,7 +162,11 @@ def _joined(rng: random.Random, split: Split, s: Schema) -> Drawn:
 
 
 def _counted(rng: random.Random, split: Split, s: Schema) -> Drawn:
-    word, (said, bound), least = s.words.pick(rng, split), _comparison(rng, split), rng.randint(1, 3)
+    word, (said, bound), least = (
+        s.words.pick(rng, split),
+        _comparison(rng, split),
+        rng.randint(1, 3),
+    )
     a = rng.choice(s.numbers)
     key = s.other[:-1]
     return (
@@ -207,7 +228,9 @@ def _database(facts: dict[str, Any]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
     (table, columns), (other, other_columns) = facts["columns"].items()
     connection.execute(f"CREATE TABLE {other} ({', '.join(other_columns)})")
-    connection.executemany(f"INSERT INTO {other} VALUES (?, ?)", [(n, f"{other}{n}") for n in range(1, 7)])
+    connection.executemany(
+        f"INSERT INTO {other} VALUES (?, ?)", [(n, f"{other}{n}") for n in range(1, 7)]
+    )
     connection.execute(f"CREATE TABLE {table} ({', '.join(columns)})")
     words = [facts["word"], facts["word"], "Elsewhere", "Nowhere"]
     rows = [

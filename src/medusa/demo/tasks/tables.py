@@ -26,11 +26,24 @@ _MANNER = Pool(
      "Keep the rows as they are.", "Nothing but the table.", "No comments."],
     held_out=0.25,
 )  # fmt: skip
-_COLUMNS = Pool(["Columns:", "Use the columns", "Show only", "The columns are", "I only need", "Columns wanted:"], 0.2)
-_DISHES = Pool(
-    """soup salad curry pasta stew pie risotto tacos dumplings noodles omelette pizza""".split(), held_out=0.0
+_COLUMNS = Pool(
+    [
+        "Columns:",
+        "Use the columns",
+        "Show only",
+        "The columns are",
+        "I only need",
+        "Columns wanted:",
+    ],
+    0.2,
 )
-_STATES = Pool(["open", "closed", "pending", "shipped", "paid", "late", "draft", "active"], held_out=0.0)
+_DISHES = Pool(
+    """soup salad curry pasta stew pie risotto tacos dumplings noodles omelette pizza""".split(),
+    held_out=0.0,
+)
+_STATES = Pool(
+    ["open", "closed", "pending", "shipped", "paid", "late", "draft", "active"], held_out=0.0
+)
 
 
 def _number(low: int, high: int) -> Callable[[random.Random, Split], str]:
@@ -39,18 +52,50 @@ def _number(low: int, high: int) -> Callable[[random.Random, Split], str]:
 
 _FIELDS: dict[str, dict[str, Callable[[random.Random, Split], str]]] = {
     "people": {"name": name, "age": _number(18, 79), "city": CITIES.pick, "hobby": TOPICS.pick},
-    "products": {"product": PRODUCTS.pick, "price": _number(2, 999), "stock": _number(0, 99), "maker": company},
-    "orders": {"order": _number(100, 999), "customer": name, "product": PRODUCTS.pick, "status": _STATES.pick},
-    "trips": {"traveller": name, "city": CITIES.pick, "date": lambda rng, _: date(rng), "days": _number(2, 30)},
-    "menu": {"dish": _DISHES.pick, "price": _number(4, 60), "cook": name, "minutes": _number(5, 90)},
-    "courses": {"course": TOPICS.pick, "teacher": name, "room": _number(1, 400), "seats": _number(5, 99)},
+    "products": {
+        "product": PRODUCTS.pick,
+        "price": _number(2, 999),
+        "stock": _number(0, 99),
+        "maker": company,
+    },
+    "orders": {
+        "order": _number(100, 999),
+        "customer": name,
+        "product": PRODUCTS.pick,
+        "status": _STATES.pick,
+    },
+    "trips": {
+        "traveller": name,
+        "city": CITIES.pick,
+        "date": lambda rng, _: date(rng),
+        "days": _number(2, 30),
+    },
+    "menu": {
+        "dish": _DISHES.pick,
+        "price": _number(4, 60),
+        "cook": name,
+        "minutes": _number(5, 90),
+    },
+    "courses": {
+        "course": TOPICS.pick,
+        "teacher": name,
+        "room": _number(1, 400),
+        "seats": _number(5, 99),
+    },
     "firms": {"company": company, "city": CITIES.pick, "founder": name, "staff": _number(2, 900)},
-    "games": {"player": name, "score": _number(0, 999), "level": _number(1, 50), "city": CITIES.pick},
+    "games": {
+        "player": name,
+        "score": _number(0, 999),
+        "level": _number(1, 50),
+        "city": CITIES.pick,
+    },
 }
 
 
 def _lines(records: list[Record]) -> str:
-    return "\n".join(", ".join(f"{key}: {value}" for key, value in record.items()) for record in records)
+    return "\n".join(
+        ", ".join(f"{key}: {value}" for key, value in record.items()) for record in records
+    )
 
 
 def _csv(records: list[Record]) -> str:
@@ -62,11 +107,15 @@ def _jsonl(records: list[Record]) -> str:
 
 
 def _bullets(records: list[Record]) -> str:
-    return "\n".join("- " + "; ".join(f"{key} {value}" for key, value in record.items()) for record in records)
+    return "\n".join(
+        "- " + "; ".join(f"{key} {value}" for key, value in record.items()) for record in records
+    )
 
 
 def _equals(records: list[Record]) -> str:
-    return "\n".join(" ".join(f"{key}={value!r}" for key, value in record.items()) for record in records)
+    return "\n".join(
+        " ".join(f"{key}={value!r}" for key, value in record.items()) for record in records
+    )
 
 
 _FORMS = (_lines, _csv, _jsonl, _bullets, _equals)
@@ -95,7 +144,10 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def check(task: Task, text: str) -> bool:
     """The text is one Markdown table with the wanted header and rows, in order."""
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.strip().splitlines()
+    ]
     if len(lines) < 2 or any(set(cell) - set("-: ") or not cell for cell in lines[1]):
         return False
     return lines[0] == task.facts["header"] and lines[2:] == task.facts["rows"]

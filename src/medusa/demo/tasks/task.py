@@ -33,7 +33,9 @@ class Pool(Generic[T]):
     """
 
     def __init__(self, values: Sequence[T], held_out: float = 0.2):
-        ranked = sorted(dict.fromkeys(values), key=lambda value: hashlib.sha256(str(value).encode()).digest())
+        ranked = sorted(
+            dict.fromkeys(values), key=lambda value: hashlib.sha256(str(value).encode()).digest()
+        )
         count = round(held_out * len(ranked))
         self.values: dict[Split, list[T]] = {
             "train": ranked[count:],

@@ -93,7 +93,9 @@ TOPICS = Pool(
         weaving wine woodwork writing yoga""".split()
 )
 
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
 
 
 def name(rng: random.Random, split: Split) -> str:
@@ -107,7 +109,11 @@ def company(rng: random.Random, split: Split) -> str:
 def date(rng: random.Random) -> str:
     """A date as people write it: 2025-03-14 or 14 March 2025."""
     year, month, day = rng.randint(2015, 2029), rng.randint(1, 12), rng.randint(1, 28)
-    return f"{year}-{month:02}-{day:02}" if rng.random() < 0.5 else f"{day} {_MONTHS[month - 1]} {year}"
+    return (
+        f"{year}-{month:02}-{day:02}"
+        if rng.random() < 0.5
+        else f"{day} {_MONTHS[month - 1]} {year}"
+    )
 
 
 def phrase(rng: random.Random, split: Split, *parts: Pool[str]) -> str:

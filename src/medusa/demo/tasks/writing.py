@@ -22,13 +22,61 @@ _WITH = Pool(
      "for my children about a {thing}, {hero} and {city}.", "starring {hero} in {city} with a {thing}."],
     held_out=0.25,
 )  # fmt: skip
-_ADJECTIVES = "old small strange golden broken heavy shiny quiet red blue dusty curious wooden tiny".split()
-_MOODS = ["happy", "curious", "tired", "brave", "nervous", "cheerful", "lonely", "proud", "calm", "restless"]
-_ANIMALS = ["cat", "dog", "crow", "fox", "hedgehog", "goat", "horse", "owl", "mouse", "swan", "rabbit", "turtle"]
+_ADJECTIVES = (
+    "old small strange golden broken heavy shiny quiet red blue dusty curious wooden tiny".split()
+)
+_MOODS = [
+    "happy",
+    "curious",
+    "tired",
+    "brave",
+    "nervous",
+    "cheerful",
+    "lonely",
+    "proud",
+    "calm",
+    "restless",
+]
+_ANIMALS = [
+    "cat",
+    "dog",
+    "crow",
+    "fox",
+    "hedgehog",
+    "goat",
+    "horse",
+    "owl",
+    "mouse",
+    "swan",
+    "rabbit",
+    "turtle",
+]
 _WEATHER = ["rainy", "sunny", "windy", "foggy", "snowy", "warm", "cold", "stormy"]
-_TIMES = ["morning", "evening", "afternoon", "night", "Sunday", "Monday", "winter day", "summer day"]
-_PLACES = "market harbour library station bridge park bakery museum tower garden theatre school".split()
-_PEOPLE = ["baker", "teacher", "sailor", "stranger", "child", "doctor", "painter", "neighbour", "gardener", "musician"]
+_TIMES = [
+    "morning",
+    "evening",
+    "afternoon",
+    "night",
+    "Sunday",
+    "Monday",
+    "winter day",
+    "summer day",
+]
+_PLACES = (
+    "market harbour library station bridge park bakery museum tower garden theatre school".split()
+)
+_PEOPLE = [
+    "baker",
+    "teacher",
+    "sailor",
+    "stranger",
+    "child",
+    "doctor",
+    "painter",
+    "neighbour",
+    "gardener",
+    "musician",
+]
 
 _SLOTS = [
     ["On a {weather} {time}, {hero} walked through {city}.", "One {weather} {time}, {hero} left home early.",
@@ -59,7 +107,11 @@ _SLOTS = [
 
 
 def make(rng: random.Random, split: Split) -> Task:
-    given = {"hero": FIRST_NAMES.pick(rng, split), "city": CITIES.pick(rng, split), "thing": PRODUCTS.pick(rng, split)}
+    given = {
+        "hero": FIRST_NAMES.pick(rng, split),
+        "city": CITIES.pick(rng, split),
+        "thing": PRODUCTS.pick(rng, split),
+    }
     story = []
     for slot in _SLOTS:
         drawn = {

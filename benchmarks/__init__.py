@@ -1,0 +1,1 @@
+"""Scripts that measure this project; run them as `python -m benchmarks.NAME`."""

@@ -1,0 +1,278 @@
+"""Acceptance policies: which candidates of a verified tree become text.
+
+Shapes: B rows, K heads, N nodes, D tree depth, V vocabulary. Logits are those after the logits
+processors, so temperature, truncation and constraints are already in them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .tree import CandidateTree
+
+Generators = Sequence[torch.Generator | None]
+"""One random generator a row, on the device of the logits; None draws from torch's global one."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The tokens of a tree, and the distributions they were drawn from where the policy needs them.
+
+    Attributes:
+        tokens: [B, N]; column 0 is the root, the base model's own token.
+        probs: [B, K, V] what each head's tokens were drawn from, or None for tokens picked by rank.
+    """
+
+    tokens: Tensor
+    probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What one step adds to each row.
+
+    Attributes:
+        path: [B, D + 1] accepted nodes from the root down, padded with the last of them.
+        count: [B] accepted nodes, the root included.
+        root: [B] the base model's own next token after the accepted path; -1 where sampling found
+            no distribution, because the logits hold NaN or infinity, or a processor excluded every
+            token.
+    """
+
+    path: Tensor
+    count: Tensor
+    root: Tensor
+
+
+class AcceptancePolicy(ABC):
+    """Judges a verified tree; `accept` is the one method a policy must have."""
+
+    def draft(
+        self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators
+    ) -> Draft:
+        """Fill the tree: root [B] and head_logits [B, K, V] -> tokens [B, N]; node (.., r) gets its
+        head's top r.
+        """
+        return Draft(_fill(root, head_logits.topk(tree.max_rank, dim=-1).indices, tree, tree.rank))
+
+    @abstractmethod
+    def accept(
+        self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
+    ) -> Acceptance:
+        """Accept nodes of each row: logits [B, N, V] are the base model's verdict after every
+        node.
+        """
+
+
+class Greedy(AcceptancePolicy):
+    """The longest candidate that greedy decoding would have written, token for token."""
+
+    def accept(
+        self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
+    ) -> Acceptance:
+        target = logits.argmax(-1)
+        parent = tree.parent.to(target.device)
+        agrees = draft.tokens == target[:, parent]
+        agrees[:, 0] = True
+        return longest(tree, agrees, target)
+
+
+@dataclass(frozen=True)
+class Typical(AcceptancePolicy):
+    """Typical acceptance (section 2.3.1): plausible tokens pass, without following the distribution
+    exactly.
+
+    A token is accepted if p(x) > min(epsilon, delta * exp(-H(p))), H the entropy of p in nats; the
+    longest accepted candidate wins, ties by likelihood. The most probable token always passes for
+    delta < 1. As the temperature goes to 0 this becomes greedy decoding, so a request that does not
+    sample is decoded greedily.
+
+    Args:
+        epsilon: hard threshold.
+        delta: entropy-dependent threshold; None is sqrt(epsilon), as the paper recommends.
+        root: the base model's own token, accepted unconditionally, is its most probable one as in
+            the paper ("greedy": then every seed gives the same text) or is sampled ("sample").
+    """
+
+    epsilon: float = 0.09
+    delta: float | None = None
+    root: Literal["greedy", "sample"] = "greedy"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is a probability, got {self.epsilon}")
+        if not 0 <= self.entropy_threshold < 1:
+            raise ValueError(
+                "delta must lie in [0, 1), so that the most probable token passes; got "
+                f"{self.entropy_threshold}"
+            )
+        if self.root not in ("greedy", "sample"):
+            raise ValueError(f"root must be 'greedy' or 'sample', got {self.root!r}")
+
+    @property
+    def entropy_threshold(self) -> float:
+        """delta, or sqrt(epsilon) where it is not given."""
+        return math.sqrt(self.epsilon) if self.delta is None else self.delta
+
+    def accept(
+        self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
+    ) -> Acceptance:
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        entropy = -(p * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+        threshold = (self.entropy_threshold * torch.exp(-entropy)).clamp_max(self.epsilon)
+        parent = tree.parent.to(logits.device)
+        likelihood = log_p[:, parent].gather(-1, draft.tokens[..., None]).squeeze(-1)
+        passes = likelihood.exp() > threshold[:, parent]
+        passes[:, 0], likelihood[:, 0] = True, 0.0
+        target = (
+            p.argmax(-1)
+            if self.root == "greedy"
+            else _sample(p, _uniforms(generators, len(tree), p))
+        )
+        return longest(tree, passes, target.masked_fill(entropy.isnan(), -1), likelihood)
+
+
+class Rejection(AcceptancePolicy):
+    """Lossless sampling: the text follows the base model's distribution whatever the heads propose.
+
+    Recursive rejection sampling without replacement. The children of a node are drawn from the
+    head's distribution q: its i-th child in order of rank is the i-th draw. With p_0 = p and q_0 =
+    q the i-th child x_i ~ q_{i-1} is accepted with probability min(1, p_{i-1}(x_i) / q_{i-1}(x_i));
+    on rejection p_i = norm((p_{i-1} - q_{i-1})+) and q_i = norm(q_{i-1} with x_i zeroed). If none
+    is accepted the next token is drawn from what is left of p.
+    """
+
+    def draft(
+        self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators
+    ) -> Draft:
+        q = head_logits.float().softmax(-1)
+        drawn = draws(q, max(tree.widths, default=0), generators)
+        return Draft(_fill(root, drawn, tree, tree.order), q)
+
+    def accept(
+        self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
+    ) -> Acceptance:
+        drawn_from = draft.probs if draft.probs is not None else logits.new_empty(len(logits), 0, 0)
+        if drawn_from.shape[1] < tree.max_depth:
+            raise ValueError(
+                "Rejection judges only what its own `draft` drew: the draft has no probabilities"
+            )
+        rows = torch.arange(len(logits), device=logits.device)
+        widths = tree.widths
+        node = torch.zeros_like(rows)
+        path, count = [node], torch.ones_like(rows)
+        left, first_draw = _precise(logits[rows, node]).softmax(-1), 0
+        uniforms = _uniforms(generators, sum(widths) + 1, left)
+        children = tree.child_table.to(logits.device)
+        for depth, width in enumerate(widths):
+            p, q = left, drawn_from[:, depth].to(left.dtype)
+            here, alive = node, count == depth + 1
+            for rank in range(width if _any(alive) else 0):
+                child = children[here, rank]
+                token = draft.tokens[rows, child]
+                offered = alive & (child > 0) & (q[rows, token] > 0)
+                accepted = offered & (
+                    uniforms[:, first_draw + rank] * q[rows, token] < p[rows, token]
+                )
+                node = torch.where(accepted, child, node)
+                count = count + accepted
+                alive &= ~accepted
+                if not _any(alive):
+                    break
+                refused = (offered & ~accepted)[:, None]
+                rest = (p - q).clamp_min(0)
+                left_over = (
+                    rest.sum(-1, keepdim=True) > 0
+                )  # rounding can leave nothing where p is all but q
+                p = torch.where(refused & left_over, normalised(rest), p)
+                q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
+            first_draw += width
+            reached = count == depth + 2
+            if _any(reached):
+                p = torch.where(reached[:, None], _precise(logits[rows, node]).softmax(-1), p)
+            left = p
+            path.append(node)
+        return Acceptance(torch.stack(path, 1), count, _sample(left, uniforms[:, -1]))
+
+
+def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> Tensor:
+    """Root [B] and each head's tokens [B, K, R] -> the tree's tokens [B, N], node n taking token
+    `choice[n]`.
+    """
+    depth, choice = tree.depth[1:].to(root.device), choice[1:].to(root.device)
+    return torch.cat([root[:, None], ranked[:, depth - 1, choice]], dim=1)
+
+
+def longest(
+    tree: CandidateTree, passes: Tensor, target: Tensor, likelihood: Tensor | None = None
+) -> Acceptance:
+    """The deepest node whose whole path passes [B, N]; among equals the likeliest path, else the
+    first.
+    """
+    ancestors, depth = tree.ancestors.to(passes.device), tree.depth.to(passes.device)
+    score = torch.where(passes[:, ancestors].all(-1), depth, -1)
+    if likelihood is None:
+        best = score.argmax(-1)
+    else:
+        total = torch.where(tree.mask.to(likelihood.device), likelihood[:, None], 0.0).sum(-1)
+        best = torch.where(score == score.amax(-1, keepdim=True), total, -torch.inf).argmax(-1)
+    return Acceptance(ancestors[best], depth[best] + 1, target.gather(1, best[:, None]).squeeze(1))
+
+
+def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
+    """[B, count] numbers in [0, 1), each row from its own generator."""
+    return torch.stack(
+        [
+            torch.rand(count, generator=generator, device=like.device, dtype=like.dtype)
+            for generator in generators
+        ]
+    )
+
+
+def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability
+    0.
+
+    Where the probabilities hold NaN or are all 0, the token is -1.
+    """
+    cumulative = _precise(probs).cumsum(-1)
+    total = cumulative[..., -1:]
+    threshold = (uniform.to(cumulative.dtype)[..., None] * total).minimum(
+        total.nextafter(torch.zeros_like(total))
+    )
+    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    return tokens.masked_fill(~(total > 0), -1).squeeze(-1)
+
+
+def _precise(numbers: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return numbers.float() if numbers.device.type == "mps" else numbers.double()
+
+
+def draws(weights: Tensor, count: int, generators: Generators) -> Tensor:
+    """weights [B, ..., V] -> [B, ..., count] tokens drawn one after the other without replacement.
+
+    A race: token i comes in after a time drawn from Exp(1), divided by its weight.
+    """
+    times = torch.empty_like(weights)
+    for row, generator in zip(times, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (weights / times.clamp_min_(torch.finfo(times.dtype).tiny)).topk(count, dim=-1).indices
+
+
+def _any(rows: Tensor) -> bool:
+    """Whether it holds for any row; assumed so where asking the device would cost a wait."""
+    return rows.device.type != "cpu" or bool(rows.any())
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

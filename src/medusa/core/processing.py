@@ -1,0 +1,215 @@
+"""Logits processors over a tree: every node is scored with the prefix that leads to it.
+
+transformers' processors expect one prefix a call. Those that ignore it score all nodes at once;
+those that read it get one call a depth, with each node's own prefix; those that may remember
+earlier calls (grammars, a user's own) are copied along every branch, so that each copy has seen
+exactly the calls plain decoding would have made.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.generation import logits_process as lp
+
+from .tree import CandidateTree
+
+PREFIX_FREE = (
+    lp.TemperatureLogitsWarper,
+    lp.TopKLogitsWarper,
+    lp.TopPLogitsWarper,
+    lp.MinPLogitsWarper,
+    lp.TypicalLogitsWarper,
+    lp.EpsilonLogitsWarper,
+    lp.EtaLogitsWarper,
+    lp.SuppressTokensLogitsProcessor,
+    lp.LogitNormalization,
+    lp.InfNanRemoveLogitsProcessor,
+)
+"""Processors that read only the scores."""
+
+STATELESS = (
+    *PREFIX_FREE,
+    lp.RepetitionPenaltyLogitsProcessor,
+    lp.EncoderRepetitionPenaltyLogitsProcessor,
+    lp.NoRepeatNGramLogitsProcessor,
+    lp.EncoderNoRepeatNGramLogitsProcessor,
+    lp.SequenceBiasLogitsProcessor,
+    lp.NoBadWordsLogitsProcessor,
+    lp.PrefixConstrainedLogitsProcessor,
+    lp.MinLengthLogitsProcessor,
+    lp.MinNewTokensLengthLogitsProcessor,
+    lp.ForcedBOSTokenLogitsProcessor,
+    lp.ForcedEOSTokenLogitsProcessor,
+    lp.SuppressTokensAtBeginLogitsProcessor,
+    lp.ExponentialDecayLengthPenalty,
+)
+"""Processors whose answer depends on their arguments alone; others may remember, and are copied per
+branch.
+"""
+
+SHARED = (
+    nn.Module,
+    PreTrainedTokenizerBase,
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    threading.local,
+)
+"""What copies of a processor share: large and unchanging things, and locks, which hold no state
+between calls.
+"""
+
+
+class TreeProcessors:
+    """The logits processors of one row, applied to the nodes of a tree.
+
+    Args:
+        processors: in the order transformers applies them.
+    """
+
+    def __init__(self, processors: Sequence[LogitsProcessor] = ()):
+        self.processors = LogitsProcessorList(processors)
+        self.prefix_free = all(type(each) in PREFIX_FREE for each in processors)
+        self.stateless = all(type(each) in STATELESS for each in processors)
+        self._branches: list[LogitsProcessorList] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.processors)
+
+    def uncopied(self) -> str | None:
+        """Say which processor holds state that cannot be copied for each branch, and why; None
+        where there is none.
+
+        Only plain decoding is right with such a processor.
+        """
+        for each in self.processors:
+            if type(each) not in STATELESS:
+                try:
+                    copy.deepcopy(each, _shared(each))
+                except Exception as error:  # whatever a class that cannot be copied raises
+                    return f"{type(each).__name__} cannot be copied ({error})"
+        return None
+
+    def __call__(
+        self, ids: Sequence[int], tree: CandidateTree, tokens: Tensor, scores: Tensor
+    ) -> Tensor:
+        """Scores of every node after the processors.
+
+        Args:
+            ids: the row's text so far, the root included and its last token.
+            tokens: [N] the tree's tokens.
+            scores: [N, V] logits after every node.
+        """
+        if not self.processors:
+            return scores
+        if self.prefix_free:
+            return self.processors(tokens[:, None], scores)
+        context = torch.tensor(ids, device=tokens.device)
+        if self.stateless:
+            return self._by_depth(context, tree, tokens, scores)
+        return self._by_branch(context, tree, tokens, scores)
+
+    def draft(self, logits: Tensor) -> Tensor:
+        """Head logits [K, V] after those processors that need no prefix, so that drafts resemble
+        the target.
+        """
+        free = LogitsProcessorList(each for each in self.processors if type(each) in PREFIX_FREE)
+        return (
+            free(logits.new_zeros((len(logits), 1), dtype=torch.long), logits) if free else logits
+        )
+
+    def advance(self, node: int) -> None:
+        """Go on from an accepted node: its branch's memory becomes the row's."""
+        if self._branches:
+            self.processors = self._branches[node]
+
+    def _by_depth(
+        self, context: Tensor, tree: CandidateTree, tokens: Tensor, scores: Tensor
+    ) -> Tensor:
+        result = torch.empty_like(scores)
+        for depth in range(tree.max_depth + 1):
+            nodes = torch.nonzero(tree.depth == depth).squeeze(1).to(tokens.device)
+            result[nodes] = self.processors(
+                _prefixes(context, tree, tokens, nodes, depth), scores[nodes]
+            )
+        return result
+
+    def _by_branch(
+        self, context: Tensor, tree: CandidateTree, tokens: Tensor, scores: Tensor
+    ) -> Tensor:
+        self._branches = []
+        rows = []
+        for node, path in enumerate(tree.paths):
+            parent = self._branches[int(tree.parent[node])] if node else self.processors
+            branch = copied_processors(parent) if node else parent
+            self._branches.append(branch)
+            one = torch.tensor([node], device=tokens.device)
+            rows.append(
+                _widened(
+                    branch(_prefixes(context, tree, tokens, one, len(path)), scores[one]), scores
+                )
+            )
+        return torch.cat(rows)
+
+
+def copied_processors(processors: Iterable[LogitsProcessor]) -> LogitsProcessorList:
+    """Return the processors, with copies of those that may remember earlier calls."""
+    return LogitsProcessorList(
+        each if type(each) in STATELESS else _copied(each) for each in processors
+    )
+
+
+def _copied(processor: LogitsProcessor) -> LogitsProcessor:
+    """A copy; what cannot be copied of it, such as an open file, is shared."""
+    memo = _shared(processor)
+    try:
+        return copy.deepcopy(processor, memo)
+    except Exception:  # whatever a class that cannot be copied raises
+        try:
+            twin = copy.copy(processor)
+        except Exception:
+            return processor
+    for name, value in vars(twin).items() if hasattr(twin, "__dict__") else ():
+        with suppress(Exception):
+            vars(twin)[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+def _shared(processor: LogitsProcessor) -> dict[int, Any]:
+    """What copies of a processor share, as `deepcopy` is told: models, tokenizers and locks."""
+    held = getattr(processor, "__dict__", {}).values()
+    return {id(each): each for each in held if isinstance(each, SHARED)}
+
+
+def _widened(scores: Tensor, like: Tensor) -> Tensor:
+    """Scores [n, V] of a processor that left tokens out at the end of the vocabulary, which get no
+    probability.
+
+    Raises:
+        ValueError: there are more scores than tokens.
+    """
+    missing = like.shape[-1] - scores.shape[-1]
+    if missing < 0:
+        raise ValueError(
+            f"a logits processor returned {scores.shape[-1]} scores for {like.shape[-1]} tokens"
+        )
+    return F.pad(scores, (0, missing), value=-torch.inf) if missing else scores
+
+
+def _prefixes(
+    context: Tensor, tree: CandidateTree, tokens: Tensor, nodes: Tensor, depth: int
+) -> Tensor:
+    """[n, S + depth] each node's prefix: the text up to the root, then the tokens on its path."""
+    path = tree.ancestors.to(tokens.device)[nodes, 1 : depth + 1]
+    return torch.cat([context.expand(len(nodes), -1), tokens[path]], dim=1)

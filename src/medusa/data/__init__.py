@@ -1,0 +1,1 @@
+"""Training data and prompts: records, chats, templates and token ids."""

@@ -1,0 +1,1 @@
+"""Checkpoint formats: heads, trees, adapters, and the base models they belong to."""

@@ -1,0 +1,29 @@
+"""Results of benchmarks: their folder is checked before anything is measured."""
+
+import importlib
+import sys
+
+import pytest
+
+MODULES = [
+    "speed",
+    "gpu",
+    "heads",
+    "memory",
+    "precision",
+    "profile",
+    "replay",
+    "training",
+    "training_cost",
+    "trees",
+]
+
+
+@pytest.mark.parametrize("name", [*MODULES, "warm_up", "wrong_heads"])
+def test_a_folder_that_cannot_be_written_is_a_usage_error(name, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path / "file" / "results")])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert "argument --output" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+import itertools
+
+import pytest
+import torch
+from models import ScriptedHeads, tiny, varied_prompt
+
+from medusa import CandidateTree, MedusaModel
+from medusa.core.schedule import (
+    PROBE,
+    RETIME,
+    UNCALIBRATED,
+    WAITS,
+    WINDOW,
+    Adaptive,
+    Calibration,
+    StepTimes,
+    interpolated,
+)
+
+TREE = CandidateTree.default(3, 16)
+CURVE = {1: 10.0, 2: 10.2, 4: 10.4, 8: 10.8, 16: 11.6}
+CALIBRATED = Calibration(UNCALIBRATED.accuracies, CURVE, {"device": "a machine"})
+
+
+def play(pace, steps, reach, cost=lambda nodes: CURVE[nodes] / 1000):
+    """Run the pace for some steps; returns the tree sizes it chose."""
+    sizes = []
+    for step in range(steps):
+        tree = pace.tree()
+        sizes.append(len(tree))
+        pace.observe([reach(tree, step)], cost(len(tree)))
+    return sizes
+
+
+def never(tree, step):
+    return 0
+
+
+def always(tree, step):
+    """A deep node, of which smaller trees have only the ancestors."""
+    half = set(TREE.most_likely(UNCALIBRATED.accuracies, 8).paths)
+    return max(
+        range(len(tree)), key=lambda node: (len(tree.paths[node]), tree.paths[node] not in half)
+    )
+
+
+def test_every_tree_of_the_ladder_lies_within_the_one_before():
+    pace = Adaptive(TREE, CALIBRATED)
+    trees = [rung.tree for rung in pace.ladder]
+    assert [len(tree) for tree in trees] == [16, 8, 4, 2, 1]
+    for larger, smaller in itertools.pairwise(trees):
+        assert set(smaller.paths) < set(larger.paths)
+
+    assert [len(rung.tree) for rung in Adaptive(TREE).ladder] == [16, 1], "no node's cost is known"
+    assert [len(rung.tree) for rung in Adaptive(CandidateTree(), CALIBRATED).ladder] == [1]
+
+
+def test_a_step_tells_what_smaller_trees_would_have_given():
+    pace = Adaptive(TREE, CALIBRATED)
+    before = [rung.tokens for rung in pace.ladder]
+    node = max(range(len(TREE)), key=lambda node: len(TREE.paths[node]))
+    pace.observe([node], 0.01)
+    for rung, was in zip(pace.ladder, before, strict=True):
+        path = TREE.paths[node]
+        given = 1 + max(
+            depth for depth in range(len(path) + 1) if path[:depth] in set(rung.tree.paths)
+        )
+        assert rung.tokens == pytest.approx(was + (given - was) / WINDOW)
+    assert pace.ladder[-1].tokens == 1
+
+
+def test_heads_that_are_never_right_cost_at_most_five_percent():
+    sizes = play(Adaptive(TREE, CALIBRATED, StepTimes()), 1000, never)
+    assert sum(CURVE[size] for size in sizes) < 1.05 * 1000 * CURVE[1]
+    assert sizes[0] > 1
+    assert sizes.count(1) > 900
+
+
+def test_it_comes_back_when_the_tree_pays_again():
+    pace = Adaptive(TREE, CALIBRATED)
+    assert set(play(pace, 200, never)[-20:]) == {1}
+    sizes = play(pace, WAITS[1], always)
+    assert set(sizes[-20:]) == {16}
+
+
+def test_probes_in_vain_become_rarer():
+    sizes = play(Adaptive(TREE, CALIBRATED), 1200, never)
+    probes = [step for step in range(60, 1200) if sizes[step] == 16 and sizes[step - 1] == 1]
+    gaps = [after - before for before, after in itertools.pairwise(probes)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] < gaps[-1]
+    assert all(sizes[step : step + PROBE] == [16] * PROBE for step in probes if step + PROBE < 1200)
+
+
+def test_a_load_that_makes_the_tree_slow_is_noticed_and_only_where_times_count():
+    def loaded(nodes):
+        return 0.01 if nodes == 1 else 0.06
+
+    noticing = play(Adaptive(TREE, CALIBRATED, StepTimes()), 4 * RETIME, always, loaded)
+    assert set(noticing[-WAITS[0] + PROBE :]) - {16} == {1}
+    assert noticing[3 * RETIME :].count(1) > 0.8 * RETIME
+    blind = play(Adaptive(TREE, CALIBRATED), 4 * RETIME, always, loaded)
+    assert set(blind) == {16}
+
+
+def test_without_a_calibration_plain_steps_are_timed_early():
+    times = StepTimes()
+
+    def seconds(nodes):
+        return 0.01 * (1 + nodes / 50)
+
+    sizes = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
+    assert sizes.count(1) == 2
+    assert 1 in sizes[WINDOW - 1 : WINDOW + 2]
+    again = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
+    assert set(again) == {16}, "the next request knows"
+
+
+def test_a_curve_is_straight_between_its_points():
+    assert interpolated(CURVE, 6) == pytest.approx(10.6)
+    assert interpolated(CURVE, 16) == 11.6
+    assert interpolated(CURVE, 20) == pytest.approx(12)
+    assert interpolated({1: 3.0}, 9) == 3
+
+
+def test_greedy_text_is_the_models_own_while_the_pace_changes():
+    base, ids = tiny(), varied_prompt("llama")
+    model = MedusaModel.from_base(base, num_heads=3)
+    text = base.generate(ids, max_new_tokens=100, do_sample=False).tolist()
+    model.heads = ScriptedHeads(model, text, 0.0)
+    output = model.generate(ids, max_new_tokens=90, do_sample=False, return_dict_in_generate=True)
+    assert output.sequences.tolist()[0] == text[0][: ids.shape[1] + 90]
+    assert 1 in output.stats.step_nodes, "it switched"
+    assert max(output.stats.step_nodes) == len(model.tree)
+
+
+def test_sampling_with_a_seed_repeats_the_text_and_the_pace():
+    base, ids = tiny(), varied_prompt("llama")
+    model = MedusaModel.from_base(base, num_heads=3)
+    torch.manual_seed(0)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter, std=3.0)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        runs.append(
+            model.generate(ids, max_new_tokens=120, do_sample=True, return_dict_in_generate=True)
+        )
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+    assert runs[0].stats.step_nodes == runs[1].stats.step_nodes
+    assert len(set(runs[0].stats.step_nodes)) == 2, "it switched"
+
+
+def test_a_tree_that_is_asked_for_is_always_used():
+    base, ids = tiny(), varied_prompt("llama")
+    model = MedusaModel.from_base(base, num_heads=3)
+    tree = CandidateTree.chain(2)
+    output = model.generate(
+        ids, max_new_tokens=90, do_sample=False, tree=tree, return_dict_in_generate=True
+    )
+    assert set(output.stats.step_nodes) == {3}

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from models import ScriptedHeads, prompt, tiny
+
+from medusa import MedusaModel
+from medusa.evaluation import METHODS, Comparison, Prompt, Run, Totals, compare
+
+
+def comparison(category="sql", judge=lambda ids: True, ids=(1, 2, 3, 4, 5)):
+    def run(steps, seconds, step):
+        return Run(list(ids), steps, 0.5, seconds, (step,) * steps, 0.9 * seconds)
+
+    runs = {
+        "plain": [run(4, 4.0, 1.0)] * 3,
+        "medusa": [run(2, 2.0, 1.25), run(2, 1.0, 1.25), run(2, 9.0, 1.25)],
+        "generate": [run(4, 8.0, 0.0)] * 3,
+    }
+    return Comparison(Prompt(category, "", torch.zeros(1, 3, dtype=torch.long), judge), runs)
+
+
+def test_figures_are_those_of_appendix_b():
+    figures = Totals([comparison(), comparison("math", lambda ids: False)]).summary(greedy=True)
+    assert (figures["tokens"], figures["steps"]) == (8, 4)
+    assert figures["acceleration_rate"] == 2.0
+    assert figures["overhead"] == 1.25
+    assert figures["speedup_over_plain"] == pytest.approx(4.0 / 2.0)
+    assert figures["speedup_over_plain_spread"] == pytest.approx((4 / 9, 4.0))
+    assert figures["speedup_over_generate"] == pytest.approx(4.0)
+    assert figures["speedup_over_plain_with_prefill"] == pytest.approx(4.5 / 2.5)
+    assert figures["besides_model"] == pytest.approx(0.1)
+    assert figures["correct"] == 0.5
+    assert figures["identical"]
+
+
+def test_one_other_token_is_not_identical():
+    odd = comparison()
+    odd.runs["generate"][0] = Run([1, 2, 3, 4, 6], 4, 0.5, 8.0)
+    assert not Totals([comparison(), odd]).summary(greedy=True)["identical"]
+
+
+def test_every_method_runs_interleaved_and_greedy_texts_agree():
+    model = MedusaModel.from_base(tiny(dtype=torch.float32), num_heads=4)
+    text = model.base.generate(prompt(), max_new_tokens=30, do_sample=False)[0].tolist()
+    model.heads = ScriptedHeads(model, [text], 0.8)
+    prompts = [Prompt("any", "", prompt(), lambda ids: len(ids) == 30)]
+    (result,) = compare(model, prompts, {"max_new_tokens": 30, "do_sample": False}, repeats=2)
+    assert list(result.runs) == list(METHODS)
+    assert all(len(runs) == 2 for runs in result.runs.values())
+    assert all(run.ids == text[7:] for runs in result.runs.values() for run in runs)
+    assert result.runs["plain"][0].steps == result.runs["generate"][0].steps == 29
+    assert result.runs["medusa"][0].steps < 29
+    assert 0 < result.runs["medusa"][0].model_seconds < result.runs["medusa"][0].seconds
+    assert result.correct
+    assert not model.base._forward_hooks
+    assert not model.heads._forward_hooks
+
+
+def test_sampling_is_seeded_per_prompt():
+    model = MedusaModel.from_base(tiny(dtype=torch.float32), num_heads=2)
+    prompts = [Prompt("any", "", prompt(), lambda ids: None)]
+    arguments = {"max_new_tokens": 10, "do_sample": True, "temperature": 0.7}
+    (result,) = compare(model, prompts, arguments, methods=("medusa", "plain"), repeats=2)
+    assert result.runs["medusa"][0].ids == result.runs["medusa"][1].ids

@@ -1,0 +1,1 @@
+"""The trainer of the embedded model, and the texts it learns from."""
