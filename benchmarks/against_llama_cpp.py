@@ -30,7 +30,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import CandidateTree, MedusaModel
-from medusa.core.model import Prepack
+from medusa.core.checks import Prepack
 from medusa.evaluation.report import write_json
 from medusa.hardware.provenance import provenance
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from medusa.calibration.latency import measure_latency
-from medusa.core.model import Prepack
+from medusa.core.checks import Prepack
 from medusa.core.tree import CandidateTree
 from medusa.evaluation.report import results_folder, write_json
 from medusa.hardware.provenance import provenance

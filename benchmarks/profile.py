@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa import demo
 from medusa.core.acceptance import Greedy
-from medusa.core.engine import PLAIN, DecodingStats, Row, decode
-from medusa.core.schedule import Steady
+from medusa.core.engine import PLAIN, decode
+from medusa.core.request import DecodingStats, Row
+from medusa.core.schedule import FixedTree
 from medusa.core.tree import CandidateTree
 from medusa.evaluation.report import results_folder, write_json
 from medusa.hardware.provenance import provenance
@@ -98,7 +99,7 @@ def phases(
     row = Row(prompt, len(prompt) + (steps + 1) * (1 + tree.max_depth), lambda _: False)
     clocked: Any = Clocked(model, seconds)
     parts: list[dict[str, float]] = []
-    for _ in decode(clocked, [row], Clocked(Greedy(), seconds), Steady(tree), stats):  # type: ignore[arg-type]
+    for _ in decode(clocked, [row], Clocked(Greedy(), seconds), FixedTree(tree), stats):  # type: ignore[arg-type]
         parts.append({name: 1000 * seconds.get(name, 0.0) for name in PHASES})
         seconds.clear()
         if stats.steps == steps:
@@ -118,7 +119,7 @@ def inside(
     """
     stats = DecodingStats()
     row = Row(prompt, len(prompt) + (steps + 4) * (1 + tree.max_depth), lambda _: False)
-    run = iter(decode(model, [row], Greedy(), Steady(tree), stats))
+    run = iter(decode(model, [row], Greedy(), FixedTree(tree), stats))
     for _ in range(4):
         next(run)
     before = stats.decoding_seconds

@@ -26,9 +26,10 @@ from medusa import demo
 from medusa.calibration.recording import Recording, record
 from medusa.calibration.search import joint_tree
 from medusa.core.acceptance import Acceptance, Draft, Generators, Greedy, longest
-from medusa.core.engine import PLAIN, DecodingStats, Row, decode
+from medusa.core.engine import PLAIN, decode
 from medusa.core.model import TreeModel
-from medusa.core.schedule import Steady
+from medusa.core.request import DecodingStats, Row
+from medusa.core.schedule import FixedTree
 from medusa.core.tree import CandidateTree
 from medusa.evaluation.prompts import calibration_prompts
 from medusa.evaluation.report import results_folder, write_json
@@ -87,7 +88,7 @@ def replay(
         last = context + length + 1
         row = Row(ids, last, partial(_reached, last))
         policy, stats = Replayed(recording, begin - 1), DecodingStats()
-        for _ in decode(model, [row], policy, Steady(tree), stats):
+        for _ in decode(model, [row], policy, FixedTree(tree), stats):
             pass
         found.append(stats)
         begin += length

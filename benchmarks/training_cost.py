@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import demo
+from medusa.core.checks import new_heads
 from medusa.core.heads import MedusaConfig, MedusaHeads
-from medusa.core.model import new_heads
 from medusa.core.tree import CandidateTree
 from medusa.data.examples import collate_rows, numbered_rows
 from medusa.evaluation.report import results_folder, write_json

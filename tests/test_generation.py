@@ -4,8 +4,8 @@ from types import FunctionType
 
 import pytest
 import torch
+from fit import chi_square
 from models import VOCAB, ScriptedHeads, prompt, tiny, varied_prompt
-from test_acceptance import chi_square
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -631,7 +631,8 @@ def test_typical_acceptance_without_sampling_is_greedy(
         ids, acceptance=acceptance, temperature=temperature, do_sample=False, max_new_tokens=NEW
     )
     assert given[0, ids.shape[1] :].tolist() == text[:NEW]
-    assert isinstance(model.steps(ids, acceptance=acceptance, max_new_tokens=3).policy, Greedy)
+    session = model.steps(ids, acceptance=acceptance, max_new_tokens=3)
+    assert isinstance(session.requests[0].policy, Greedy)
 
 
 def test_a_temperature_for_typical_acceptance_needs_sampling(model, ids):
@@ -756,7 +757,7 @@ def test_a_tree_may_be_given_for_one_call(model, ids, text):
 
 def test_steps_yield_the_same_tokens_in_order(model, ids, text):
     session = model.steps(ids, max_new_tokens=10, do_sample=False)
-    steps = [row for (row,) in session]
+    steps = [event.tokens for (event,) in session]
     assert list(map(len, steps)) == [1, 4, 4, 1]
     assert list(itertools.chain(*steps)) == text[:10]
     assert (session.stats.tokens, session.stats.steps) == (9, 3)
@@ -771,10 +772,10 @@ def test_steps_of_a_batch_end_row_by_row(base, ids, text):
         :, ids.shape[1] :
     ].tolist()
     rows = [[], []]
-    for delivered in model.steps(batch, attention_mask=torch.ones_like(batch), **options):
-        for row, tokens in zip(rows, delivered, strict=True):
-            assert end not in row or not tokens
-            row += tokens
+    for events in model.steps(batch, attention_mask=torch.ones_like(batch), **options):
+        for event in events:
+            assert end not in rows[event.request]
+            rows[event.request] += event.tokens
     for row, expected in zip(rows, sequences, strict=True):
         assert row == expected[: len(row)]
         assert not any(expected[len(row) :])
@@ -782,8 +783,8 @@ def test_steps_of_a_batch_end_row_by_row(base, ids, text):
 
 def test_a_session_may_be_left_half_way(model, ids, text):
     steps = iter(model.steps(ids, max_new_tokens=20, do_sample=False))
-    assert next(steps) == [text[:1]]
-    assert next(steps) == [text[1:5]]
+    assert [event.tokens for event in next(steps)] == [text[:1]]
+    assert [event.tokens for event in next(steps)] == [text[1:5]]
     steps.close()
     assert (
         model.generate(ids, max_new_tokens=5, do_sample=False)[0].tolist()

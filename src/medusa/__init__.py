@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.acceptance import AcceptancePolicy, Greedy, Rejection, Typical
-    from .core.engine import DecodingStats
     from .core.heads import MedusaConfig, MedusaHeads
+    from .core.request import DecodingStats
     from .core.tree import CandidateTree
     from .generation import MedusaGenerateOutput, Session
     from .loading import MedusaModel
@@ -27,7 +27,7 @@ __version__ = version("medusa-decoding")
 _MODULES = {
     "AcceptancePolicy": "core.acceptance",
     "CandidateTree": "core.tree",
-    "DecodingStats": "core.engine",
+    "DecodingStats": "core.request",
     "Greedy": "core.acceptance",
     "MedusaConfig": "core.heads",
     "MedusaGenerateOutput": "generation",

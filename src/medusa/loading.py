@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from . import generation
+from .core.checks import Prepack, check_heads, new_heads, running_device
 from .core.heads import MedusaHeads
-from .core.model import Prepack, TreeModel, check_heads, new_heads, running_device
+from .core.model import TreeModel
 from .core.schedule import UNCALIBRATED, Calibration
 from .core.tree import CandidateTree
 from .formats import adapters, bases, names

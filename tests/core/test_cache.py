@@ -4,6 +4,7 @@ from models import ARCHITECTURES, prompt, tiny
 
 from medusa import CandidateTree, MedusaModel
 from medusa.core.cache import BLOCK, TreeCache
+from medusa.core.masks import TreeBatch, additive_mask
 
 TREE = CandidateTree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)])
 NAMES = ["llama", "mistral", "gemma3_text", "gpt2", "opt", "falcon", "mixtral"]
@@ -15,16 +16,20 @@ def model_of(name):
     )
 
 
-def left_padded(texts):
-    width = max(map(len, texts))
-    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
-    return ids, torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+def prefilled(model, texts, expected=40):
+    """A cache for steps that holds the texts, each prefilled by itself."""
+    cache = model.new_cache(expected)
+    for text in texts:
+        ids = torch.tensor([text])
+        alone = model.new_cache(expected)
+        model.prefill(ids, torch.ones_like(ids), alone)
+        cache.admit(alone, 0)
+    return cache
 
 
 def states(cache, row):
     """Keys and values of a row's kept columns, all layers."""
-    columns = slice(cache.start[row], cache.length[row])
-    return [part[row, :, columns] for layer in cache.layers for part in (layer.keys, layer.values)]
+    return [part[row, :, : cache.length[row]] for part in cache.states]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,8 +47,7 @@ def states(cache, row):
 def test_keeping_nodes_equals_a_fresh_cache_of_the_accepted_tokens(name, lengths, paths):
     model = model_of(name)
     texts = [prompt(length, seed=length)[0].tolist() for length in lengths]
-    cache = model.new_cache(40)
-    model.prefill(*left_padded(texts), cache)
+    cache = prefilled(model, texts)
     for step in range(3):
         tokens = torch.cat([prompt(len(TREE), seed=50 + step + row) for row in range(len(texts))])
         model.verify(tokens, TREE, cache)
@@ -56,8 +60,7 @@ def test_keeping_nodes_equals_a_fresh_cache_of_the_accepted_tokens(name, lengths
     probe = torch.cat([prompt(len(TREE), seed=90 + row) for row in range(len(texts))])
     logits, hidden = model.verify(probe, TREE, cache)
     for row, text in enumerate(texts):
-        fresh = model.new_cache(40)
-        model.prefill(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.long), fresh)
+        fresh = prefilled(model, [text])
         for kept, expected in zip(states(cache, row), states(fresh, 0), strict=True):
             torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-5)
         expected_logits, expected_hidden = model.verify(probe[row : row + 1], TREE, fresh)
@@ -71,8 +74,7 @@ def test_every_node_is_scored_as_its_own_path_would_be(name):
     """Beyond the sliding window too."""
     model = model_of(name)
     context, tokens = prompt(13), prompt(len(TREE), seed=8)
-    cache = model.new_cache(40)
-    model.prefill(context, torch.ones_like(context), cache)
+    cache = prefilled(model, context.tolist())
     logits, hidden = model.verify(tokens, TREE, cache)
     for node in range(len(TREE)):
         path = torch.nonzero(TREE.mask[node]).flatten()
@@ -89,9 +91,8 @@ def test_every_node_is_scored_as_its_own_path_would_be(name):
 def test_a_cache_that_grows_keeps_what_it_held():
     model = model_of("llama")
     text = prompt(200, seed=1)
-    short, ample = model.new_cache(1), model.new_cache(500)
+    short, ample = (prefilled(model, text.tolist(), expected) for expected in (1, 500))
     for cache in (short, ample):
-        model.prefill(text, torch.ones_like(text), cache)
         for step in range(12):
             model.verify(prompt(len(TREE), seed=step), TREE, cache)
             cache.keep([[0, 1, 3, 4]])
@@ -107,25 +108,25 @@ def test_a_cache_that_grows_keeps_what_it_held():
 @torch.inference_mode()
 def test_memory_is_bounded_by_what_the_request_needs(expected, columns):
     model = MedusaModel.from_base(tiny(max_position_embeddings=100_000), num_heads=2)
-    cache = model.new_cache(expected)
-    model.prefill(prompt(10), torch.ones(1, 10, dtype=torch.long), cache)
+    cache = prefilled(model, prompt(10).tolist(), expected)
     assert {layer.keys.shape[2] for layer in cache.layers} == {columns}
 
 
 @torch.inference_mode()
 def test_a_cache_grows_by_at_most_half():
     model = model_of("llama")
-    cache = model.new_cache(1)
-    model.prefill(prompt(240), torch.ones(1, 240, dtype=torch.long), cache)
+    cache = prefilled(model, prompt(240).tolist(), 1)
     for _ in range(2 * BLOCK):
         model.verify(torch.ones(1, 1, dtype=torch.long), CandidateTree(), cache)
         cache.keep([[0]])
     assert cache.layers[0].keys.shape[2] <= 1.5 * cache.slots.end + BLOCK
 
 
-def drawn(cache, tree, window=None):
+def drawn(lengths, trees, columns, window=None):
     """The mask as a matrix of 1 (sees) and 0, a row of the batch each."""
-    mask = cache.tree_mask(tree, torch.float32, torch.device("cpu"), window)
+    mask = additive_mask(
+        lengths, TreeBatch.of(trees), columns, torch.float32, torch.device("cpu"), window
+    )
     assert set(mask.unique().tolist()) <= {0.0, torch.finfo(torch.float32).min}
     return [
         "".join("1" if seen == 0 else "0" for seen in line)
@@ -137,23 +138,16 @@ def drawn(cache, tree, window=None):
 SMALL = CandidateTree([(0,), (1,), (0, 0)])
 
 
-def standing(starts, lengths):
-    cache = TreeCache(1)
-    cache.start, cache.length = list(starts), list(lengths)
-    cache.begin_tree(len(SMALL), torch.device("cpu"))
-    return cache
-
-
 def test_the_mask_of_one_row():
-    assert drawn(standing([0], [3]), SMALL) == ["1111000", "1111100", "1111110", "1111001"]
+    assert drawn([3], SMALL, 7) == ["1111000", "1111100", "1111110", "1111001"]
 
 
-def test_the_mask_with_padding_and_rows_of_different_lengths():
-    assert drawn(standing([2, 0], [4, 3]), SMALL) == [
-        "00111000",
-        "00111100",
-        "00111110",
-        "00111001",
+def test_the_mask_of_rows_of_different_lengths():
+    assert drawn([4, 3], SMALL, 8) == [
+        "11111000",
+        "11111100",
+        "11111110",
+        "11111001",
         "11110000",
         "11111000",
         "11111100",
@@ -161,17 +155,26 @@ def test_the_mask_with_padding_and_rows_of_different_lengths():
     ]
 
 
-def test_the_mask_within_a_window_counts_positions_not_columns():
-    assert drawn(standing([0], [3]), SMALL, window=3) == [
-        "0111000",
-        "0011100",
-        "0001110",
-        "0011001",
+def test_the_mask_of_rows_with_different_trees():
+    """Padding sees the context and itself."""
+    assert drawn([2, 3], [SMALL, CandidateTree([(0,)])], 7) == [
+        "1110000",
+        "1111000",
+        "1111100",
+        "1110010",
+        "1111000",
+        "1111100",
+        "1110010",
+        "1110001",
     ]
 
 
-def test_the_mask_with_padding_and_a_window():
-    assert drawn(standing([2, 0], [4, 3]), SMALL, window=3) == [
+def test_the_mask_within_a_window_counts_positions_not_columns():
+    assert drawn([3], SMALL, 7, window=3) == ["0111000", "0011100", "0001110", "0011001"]
+
+
+def test_the_mask_of_different_lengths_and_trees_within_a_window():
+    assert drawn([4, 3], [SMALL, CandidateTree.chain(2)], 8, window=3) == [
         "00111000",
         "00011100",
         "00001110",
@@ -179,23 +182,75 @@ def test_the_mask_with_padding_and_a_window():
         "01110000",
         "00111000",
         "00011100",
-        "00110010",
+        "01100010",
     ]
 
 
+def standing(lengths, longest=()):
+    cache = TreeCache(1)
+    cache.length, cache.longest = list(lengths), list(longest) or [None] * len(lengths)
+    return cache
+
+
 def test_positions_are_a_rows_own_length_plus_the_depth():
-    cache = standing([2, 0], [4, 3])
-    assert cache.positions(SMALL, torch.device("cpu")).tolist() == [[2, 3, 4, 3], [3, 4, 5, 4]]
+    cache, trees = standing([2, 3]), TreeBatch.of(SMALL)
+    assert cache.positions(trees, torch.device("cpu")).tolist() == [[2, 3, 4, 3], [3, 4, 5, 4]]
+
+
+def test_positions_do_not_pass_a_rows_end():
+    cache, trees = standing([2, 3], [5, None]), TreeBatch.of([SMALL, CandidateTree.chain(2)])
+    assert cache.positions(trees, torch.device("cpu")).tolist() == [[2, 3, 3, 3], [3, 4, 5, 3]]
 
 
 @torch.inference_mode()
 def test_keeping_nothing_leaves_a_row_as_it_was():
     model = model_of("llama")
-    cache = model.new_cache(40)
-    text = prompt(6)
-    model.prefill(text.expand(2, -1), torch.ones(2, 6, dtype=torch.long), cache)
+    cache = prefilled(model, prompt(6).expand(2, -1).tolist())
     before = [each.clone() for each in states(cache, 0)]
     model.verify(prompt(len(TREE)).expand(2, -1), TREE, cache)
     cache.keep([[], [0, 1, 2]])
     assert cache.length == [6, 9]
     assert all(torch.equal(a, b) for a, b in zip(before, states(cache, 0), strict=True))
+
+
+@pytest.mark.parametrize("static", [False, True])
+@torch.inference_mode()
+def test_rows_are_admitted_and_evicted(static):
+    """Rows of a padded prefill, into a cache in which others stand, whichever leaves."""
+    model = model_of("llama")
+    texts = {length: prompt(length, seed=length)[0].tolist() for length in (5, 12, 9, 300, 3)}
+    together = model.new_cache()
+    ids = torch.tensor([[0] * (12 - len(texts[x])) + texts[x] for x in (5, 12, 9)])
+    mask = torch.tensor([[0] * (12 - x) + [1] * x for x in (5, 12, 9)])
+    model.prefill(ids, mask, together)
+    cache, standing = model.new_cache(static=static), []
+    for row, length in enumerate((5, 12, 9)):
+        cache.admit(together, row)
+        standing.append(length)
+    for leaves, joins in ((0, 300), (1, 3), (2, None)):
+        cache.evict(leaves)
+        standing[leaves] = standing[-1]
+        standing.pop()
+        if joins:
+            cache.admit(prefilled(model, [texts[joins]]), 0)
+            standing.append(joins)
+        assert cache.length == standing
+        for row, length in enumerate(standing):
+            for kept, expected in zip(
+                states(cache, row), states(prefilled(model, [texts[length]]), 0), strict=True
+            ):
+                torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
+@torch.inference_mode()
+def test_a_prompt_in_chunks_gives_the_states_of_the_whole(name):
+    model, ids = model_of(name), prompt(40)
+    whole, chunks = model.new_cache(), model.new_cache()
+    expected = model.prefill(ids, torch.ones_like(ids), whole)
+    for begin, end in ((0, 13), (13, 14), (14, 40)):
+        found = model.prefill(ids[:, begin:end], torch.ones_like(ids[:, :end]), chunks)
+    for ours, theirs in zip(
+        (*found, *states(chunks, 0)), (*expected, *states(whole, 0)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

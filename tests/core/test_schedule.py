@@ -11,7 +11,7 @@ from medusa.core.schedule import (
     UNCALIBRATED,
     WAITS,
     WINDOW,
-    Adaptive,
+    AdaptiveTree,
     Calibration,
     StepTimes,
     interpolated,
@@ -45,18 +45,20 @@ def always(tree, step):
 
 
 def test_every_tree_of_the_ladder_lies_within_the_one_before():
-    pace = Adaptive(TREE, CALIBRATED)
+    pace = AdaptiveTree(TREE, CALIBRATED)
     trees = [rung.tree for rung in pace.ladder]
     assert [len(tree) for tree in trees] == [16, 8, 4, 2, 1]
     for larger, smaller in itertools.pairwise(trees):
         assert set(smaller.paths) < set(larger.paths)
 
-    assert [len(rung.tree) for rung in Adaptive(TREE).ladder] == [16, 1], "no node's cost is known"
-    assert [len(rung.tree) for rung in Adaptive(CandidateTree(), CALIBRATED).ladder] == [1]
+    assert [len(rung.tree) for rung in AdaptiveTree(TREE).ladder] == [16, 1], (
+        "no node's cost is known"
+    )
+    assert [len(rung.tree) for rung in AdaptiveTree(CandidateTree(), CALIBRATED).ladder] == [1]
 
 
 def test_a_step_tells_what_smaller_trees_would_have_given():
-    pace = Adaptive(TREE, CALIBRATED)
+    pace = AdaptiveTree(TREE, CALIBRATED)
     before = [rung.tokens for rung in pace.ladder]
     node = max(range(len(TREE)), key=lambda node: len(TREE.paths[node]))
     pace.observe([node], 0.01)
@@ -70,21 +72,21 @@ def test_a_step_tells_what_smaller_trees_would_have_given():
 
 
 def test_heads_that_are_never_right_cost_at_most_five_percent():
-    sizes = play(Adaptive(TREE, CALIBRATED, StepTimes()), 1000, never)
+    sizes = play(AdaptiveTree(TREE, CALIBRATED, StepTimes()), 1000, never)
     assert sum(CURVE[size] for size in sizes) < 1.05 * 1000 * CURVE[1]
     assert sizes[0] > 1
     assert sizes.count(1) > 900
 
 
 def test_it_comes_back_when_the_tree_pays_again():
-    pace = Adaptive(TREE, CALIBRATED)
+    pace = AdaptiveTree(TREE, CALIBRATED)
     assert set(play(pace, 200, never)[-20:]) == {1}
     sizes = play(pace, WAITS[1], always)
     assert set(sizes[-20:]) == {16}
 
 
 def test_probes_in_vain_become_rarer():
-    sizes = play(Adaptive(TREE, CALIBRATED), 1200, never)
+    sizes = play(AdaptiveTree(TREE, CALIBRATED), 1200, never)
     probes = [step for step in range(60, 1200) if sizes[step] == 16 and sizes[step - 1] == 1]
     gaps = [after - before for before, after in itertools.pairwise(probes)]
     assert gaps == sorted(gaps)
@@ -96,10 +98,10 @@ def test_a_load_that_makes_the_tree_slow_is_noticed_and_only_where_times_count()
     def loaded(nodes):
         return 0.01 if nodes == 1 else 0.06
 
-    noticing = play(Adaptive(TREE, CALIBRATED, StepTimes()), 4 * RETIME, always, loaded)
+    noticing = play(AdaptiveTree(TREE, CALIBRATED, StepTimes()), 4 * RETIME, always, loaded)
     assert set(noticing[-WAITS[0] + PROBE :]) - {16} == {1}
     assert noticing[3 * RETIME :].count(1) > 0.8 * RETIME
-    blind = play(Adaptive(TREE, CALIBRATED), 4 * RETIME, always, loaded)
+    blind = play(AdaptiveTree(TREE, CALIBRATED), 4 * RETIME, always, loaded)
     assert set(blind) == {16}
 
 
@@ -109,10 +111,10 @@ def test_without_a_calibration_plain_steps_are_timed_early():
     def seconds(nodes):
         return 0.01 * (1 + nodes / 50)
 
-    sizes = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
+    sizes = play(AdaptiveTree(TREE, times=times), 3 * WINDOW, always, seconds)
     assert sizes.count(1) == 2
     assert 1 in sizes[WINDOW - 1 : WINDOW + 2]
-    again = play(Adaptive(TREE, times=times), 3 * WINDOW, always, seconds)
+    again = play(AdaptiveTree(TREE, times=times), 3 * WINDOW, always, seconds)
     assert set(again) == {16}, "the next request knows"
 
 

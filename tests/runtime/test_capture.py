@@ -118,7 +118,7 @@ def test_inputs_are_copied_and_shapes_known():
     ("columns", "power"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 4), (1025, 8)]
 )
 def test_powers_of_two(columns, power):
-    assert power_of_two(columns) == power * BLOCK
+    assert power_of_two(columns, BLOCK) == power * BLOCK
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures graphs on a GPU only")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import tiny
 
-from medusa.core.model import new_heads
+from medusa.core.checks import new_heads
 from medusa.data.chats import Example
 from medusa.files import locked
 from medusa.training import hidden

@@ -5,7 +5,7 @@ import torch
 from models import tiny
 from torch.nn import functional as F
 
-from medusa.core.model import new_heads
+from medusa.core.checks import new_heads
 from medusa.data.chats import Example
 from medusa.training.student import Student
 from medusa.training.vocabulary import occurring

@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from ..core.engine import PLAIN, left_padded
 from ..core.model import TreeModel
+from ..core.request import StopRule
 from ..core.tree import CandidateTree
 from ..generation import prepare
 
@@ -45,8 +46,9 @@ class Rounds:
             self.seconds.append({})
         return self._waiting[-1]
 
-    def observe(self, reached: Sequence[int], seconds: float) -> None:
-        self.seconds[-1][len(self._waiting.pop())] = seconds
+    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+        if seconds is not None:
+            self.seconds[-1][len(self._waiting.pop())] = seconds
 
     @property
     def between(self) -> bool:
@@ -136,9 +138,9 @@ def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> 
     return tuple(sorted({lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]}))
 
 
-def _asked(stop: Callable[[list[int]], bool], ids: list[int]) -> bool:
-    """Takes the time that it takes to know whether to stop, and never stops."""
-    return stop(ids) and False
+def _never(stop: StopRule, ids: list[int]) -> None:
+    """Take the time of a stop rule, and never stop."""
+    stop(ids)
 
 
 def _filled(text: Sequence[int], length: int) -> list[int]:
@@ -160,12 +162,11 @@ def _rounds(
     ids, mask = left_padded([prompt] * batch_size, model.device)
     arguments = {**arguments, "max_new_tokens": most, "max_length": None, "eos_token_id": None}
     while len(pace.finished) < rounds:
-        session, begun = (
-            prepare(model, ids, attention_mask=mask, tree=pace, **arguments),
-            len(pace.seconds),
-        )
-        for row in session.rows:
-            row.stop = partial(_asked, row.stop)
+        begun = len(pace.seconds)
+        session = prepare(model, ids, attention_mask=mask, tree=pace, **arguments)
+        session.requests = [
+            replace(request, stop=partial(_never, request.stop)) for request in session.requests
+        ]
         for _ in session:
             if len(pace.seconds) > begun and pace.between:
                 break

@@ -29,8 +29,9 @@ from torch.nn import functional as F
 
 from .. import files
 from ..core.acceptance import Rejection, draws, normalised
-from ..core.engine import Row, left_padded
+from ..core.engine import left_padded
 from ..core.model import TreeModel
+from ..core.request import Row
 from ..generation import prepare
 
 CHUNK_BYTES = 2**28
@@ -227,7 +228,7 @@ def _record_batch(
     session = prepare(model, ids, attention_mask=mask, acceptance=acceptance, **arguments)
     for _ in session:
         pass
-    sampled = isinstance(session.policy, Rejection)
+    sampled = isinstance(session.requests[0].policy, Rejection)
     parts = [
         _record_row(model, row, len(prompt), sampled, ranks)
         for row, prompt in zip(session.rows, prompts, strict=True)

@@ -16,7 +16,8 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..core.engine import PLAIN, DecodingStats
+from ..core.engine import PLAIN
+from ..core.request import DecodingStats
 from ..generation import Session
 from ..loading import MedusaModel
 
@@ -141,10 +142,10 @@ def pieces(session: Session, tokenizer: PreTrainedTokenizerBase) -> Iterator[tup
     token.
     """
     detokenizer = Detokenizer(tokenizer)
-    for (delivered,) in session:
-        if len(delivered) > 1:
-            yield detokenizer.push(delivered[:-1]), True
-        yield detokenizer.push(delivered[-1:]), False
+    for (event,) in session:
+        if len(event.tokens) > 1:
+            yield detokenizer.push(event.tokens[:-1]), True
+        yield detokenizer.push(event.tokens[-1:]), False
     yield detokenizer.flush(), False
 
 

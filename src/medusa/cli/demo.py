@@ -113,9 +113,9 @@ class Pane:
         counted.
         """
         session = model.steps(ids, tree=tree, **arguments)
-        for delivered in session:
-            for place, token in enumerate(delivered[0]):
-                own = place == len(delivered[0]) - 1
+        for (event,) in session:
+            for place, token in enumerate(event.tokens):
+                own = place == len(event.tokens) - 1
                 word = tokenizer.decode([token], skip_special_tokens=True)
                 self.text.append(word, style="" if own else "bold green")
             stats = session.stats

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import demo
+from ..core.checks import Prepack
 from ..core.engine import PLAIN
-from ..core.model import Prepack
 from ..formats import adapters, bases, names
 from ..formats import native as storage
 from ..formats.bases import Origin

@@ -1,32 +1,73 @@
-"""The key-value cache of tree decoding: written at given columns, kept in place, never copied as it
-ages.
+"""The key-value cache of tree decoding: rows are admitted and evicted, states are kept in place.
 
-This is the only room that knows cache internals. Shapes: B rows, N tree nodes, D tree depth, C
-    columns.
-Row b occupies columns `start[b]` (its left padding before) up to `length[b]`; the nodes under
-verification stand in the N columns after that, and `keep` moves the accepted ones down to the front
-of them.
+This is the only module that knows cache internals. A row's states stand in columns 0 to its length;
+the nodes under verification stand in the N columns behind that, and `keep` moves the accepted ones
+to the front of them.
+Shapes: B rows, N tree nodes, C columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .tree import CandidateTree
+from .masks import TreeBatch
 
 BLOCK = 256
 """Columns are allocated in multiples of this."""
 
 
+class Slots:
+    """Where a forward writes its states; shared by all layers, so that a step decides it once.
+
+    Attributes:
+        rows: rows of the forward.
+        begin: first column written, where all rows write the same ones.
+        end: one past the last column that any row uses.
+        columns: [B, n] columns that each row writes, where rows differ; else None.
+
+    Args:
+        expected: columns that the requests are expected to need.
+        static: keep shapes as they are for as long as possible: rows and columns in use are powers
+            of two, and columns are always named.
+        named: name the columns of a tree even where all rows write the same, and allocate more
+            than are in use.
+    """
+
+    def __init__(self, expected: int, static: bool = False, named: bool = False):
+        self.expected = expected
+        self.static = static
+        self.named = named or static
+        self.spare = int(named and not static)
+        self.rows, self.begin, self.end = 0, 0, 0
+        self.columns: Tensor | None = None
+
+    def capacity(self) -> int:
+        """Return the columns to allocate: half as many again as are in use, but not more than the
+        requests are expected to need.
+        """
+        if self.static:
+            return power_of_two(self.end, BLOCK)
+        ample = self.end + max(BLOCK, self.end // 2)
+        needed = min(ample, self.expected) if self.end <= self.expected else ample
+        return -(-(needed + self.spare) // BLOCK) * BLOCK
+
+    def write(self, store: Tensor, states: Tensor) -> None:
+        """Write states [B, heads, n, width] into a store [rows, heads, C, width]."""
+        if self.columns is None:
+            store.narrow(0, 0, len(states)).narrow(2, self.begin, states.shape[2]).copy_(states)
+        else:
+            rows = torch.arange(len(states), device=states.device)[:, None]
+            store[rows, :, self.columns.to(states.device)] = states.transpose(1, 2)
+
+
 class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, heads, C, width] each."""
+    """Keys and values of one layer, each [rows, heads, C, width]; a forward uses the first rows."""
 
     is_sliding = False
 
@@ -35,9 +76,9 @@ class TreeLayer(CacheLayerMixin):
         self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        capacity = self.slots.capacity()
+        rows, columns = self.slots.rows, self.slots.capacity()
         self.keys, self.values = (
-            states.new_zeros((*states.shape[:2], capacity, states.shape[-1]))
+            states.new_zeros((rows, states.shape[1], columns, states.shape[-1]))
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -45,22 +86,30 @@ class TreeLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write new states at the slots' columns; returns all columns in use."""
+        """Write new states where the slots say; return those of all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
-        self.slots.write(self.keys, key_states)
-        self.slots.write(self.values, value_states)
-        return self.keys.narrow(2, 0, self.slots.end), self.values.narrow(2, 0, self.slots.end)
+        used = []
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            self.slots.write(store, states)
+            used.append(store.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
+        return used[0], used[1]
 
     def make_room(self) -> None:
-        """Allocate columns up to the last one in use."""
-        if self.keys.shape[2] < self.slots.end + self.slots.spare:
-            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        """Allocate rows and columns up to the last in use."""
+        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
 
-    def _grown(self, states: Tensor) -> Tensor:
-        larger = states.new_zeros((*states.shape[:2], self.slots.capacity(), states.shape[-1]))
-        larger.narrow(2, 0, states.shape[2]).copy_(states)
+    def _grown(self, store: Tensor) -> Tensor:
+        rows, heads, columns, width = store.shape
+        if rows >= self.slots.rows and columns >= self.slots.end + self.slots.spare:
+            return store
+        if rows < self.slots.rows:
+            rows = max(self.slots.rows, min(2 * rows, self.slots.rows + 8))
+        if columns < self.slots.end + self.slots.spare:
+            columns = self.slots.capacity()
+        larger = store.new_zeros((rows, heads, columns, width))
+        larger[: store.shape[0], :, : store.shape[2]] = store
         return larger
 
     def get_seq_length(self) -> int:
@@ -76,129 +125,139 @@ class TreeLayer(CacheLayerMixin):
         return -1
 
 
-class Slots:
-    """Where the next states go; shared by all layers, so that a step decides it once.
+class TreeCache(Cache):
+    """A transformers cache in which rows come and go and accepted nodes are kept in place.
+
+    Args:
+        num_layers: attention layers of the model.
+        expected: columns the requests are expected to need (prompt + new tokens + nodes). Memory is
+            bounded by what is really used: the cache starts not much larger than the prompt and
+            grows as the text does.
+        static: keep the shapes and addresses of a step as they are for as long as possible, so that
+            the step can be captured.
+        named: name the columns that a tree is written to, so that a program can be given them.
 
     Attributes:
-        begin: first column written, where all rows write the same ones.
-        end: one past the last column in use by any row.
-        columns: [B, n] columns of each row, where rows differ; else None.
-
-    Args:
-        expected: columns the request is expected to need.
-        static: keep shapes as they are for as long as possible: columns in use are powers of two,
-            and always named.
-        named: name the columns of a tree even where all rows write the same, and allocate more than
-            are in use.
-    """
-
-    def __init__(self, expected: int, static: bool = False, named: bool = False):
-        self.expected = expected
-        self.static = static
-        self.named = named or static
-        self.spare = int(named and not static)
-        self.begin = 0
-        self.end = 0
-        self.columns: Tensor | None = None
-
-    def capacity(self) -> int:
-        """Columns to allocate: half as many again as are in use, but not more than the request is
-        expected to need.
-        """
-        if self.static:
-            return power_of_two(self.end)
-        ample = self.end + max(BLOCK, self.end // 2)
-        needed = min(ample, self.expected) if self.end <= self.expected else ample
-        return -(-(needed + self.spare) // BLOCK) * BLOCK
-
-    def write(self, store: Tensor, states: Tensor) -> None:
-        if self.columns is None:
-            store.narrow(2, self.begin, states.shape[2]).copy_(states)
-        else:
-            rows = torch.arange(len(states), device=states.device)[:, None]
-            store[rows, :, self.columns.to(states.device)] = states.transpose(1, 2)
-
-
-class TreeCache(Cache):
-    """A transformers cache for prefill, tree verification and in-place keeping.
-
-    Args:
-        num_layers: how many attention layers the model has.
-        expected: columns the request is expected to need (prompt + new tokens + nodes). Memory is
-            bounded by what is really used: the cache starts not much larger than the prompt and
-                grows as the text does.
-        longest: [B] tokens each row may have in the end. The last of them is never run, and nodes
-            past it are never delivered: they share the position before it, so that no position is
-                asked for that the model may not have.
-        static: keep the shapes and addresses of a step as they are for as long as possible, so that
-            it can be captured.
-        named: name the columns a tree is written to, so that a program can be told of them.
+        length: columns kept of each row.
+        padding: of each row, how many of those columns are left padding. Only a prefill has any.
+        longest: tokens that each row's text may have in the end. The last of them is never run, and
+            nodes past it are never delivered: they share the position before it, so that no
+            position is asked for that the model may not have.
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        expected: int = BLOCK,
-        longest: list[int] | None = None,
-        static: bool = False,
-        named: bool = False,
+        self, num_layers: int, expected: int = BLOCK, static: bool = False, named: bool = False
     ):
-        self.longest = longest
         self.slots = Slots(expected, static, named)
         super().__init__(layers=[TreeLayer(self.slots) for _ in range(num_layers)])
-        self.start: list[int] = []
         self.length: list[int] = []
+        self.padding: list[int] = []
+        self.longest: list[int | None] = []
 
-    def begin_prefill(self, padding: list[int], width: int) -> None:
-        """The next forward writes prompts of `width` columns, the first `padding[b]` of which are
-        padding.
+    def begin_prefill(self, padding: Sequence[int], begin: int, end: int) -> None:
+        """Let the next forward write columns `begin` to `end` of prompts.
+
+        Args:
+            padding: of each row, how many of its first columns are left padding.
         """
-        self.start, self.length = list(padding), [width] * len(padding)
-        self.slots.begin, self.slots.end, self.slots.columns = 0, width, None
+        self.padding, self.longest = list(padding), [None] * len(padding)
+        self.length = [end] * len(padding)
+        self.slots.rows, self.slots.begin, self.slots.end = len(padding), begin, end
+        self.slots.columns = None
+
+    def admit(self, prefilled: TreeCache, row: int, longest: int | None = None) -> None:
+        """Take over one row of a prefilled cache as this cache's last row.
+
+        Args:
+            prefilled: holds the prompt's states; not used any more where it has no other row.
+            row: which of its rows.
+            longest: tokens the row's text may have in the end.
+        """
+        begin, end = prefilled.padding[row], prefilled.length[row]
+        slots = self.slots
+        if not (self.length or slots.static or begin) and len(prefilled.length) == 1:
+            slots.rows, slots.end = 1, end
+            self._hold(prefilled.states)
+        else:
+            self._reserve(len(self.length) + 1, end - begin)
+            for mine, theirs in zip(self.layers, prefilled.layers, strict=True):
+                if not mine.is_initialized:
+                    mine.lazy_initialization(theirs.keys, theirs.values)
+                mine.make_room()
+                for store, states in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                    store[len(self.length), :, : end - begin] = states[row, :, begin:end]
+        self.length = [*self.length, end - begin]
+        self.padding = [0] * len(self.length)
+        self.longest = [*self.longest, longest]
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        slots = self.slots
+        slots.rows = power_of_two(rows) if slots.static else rows
+        slots.end = max(columns, *self.length, 1)
+
+    def evict(self, row: int) -> None:
+        """Remove a row; the last row moves to its place."""
+        last = len(self.length) - 1
+        if row != last:
+            kept = self.length[last]
+            for store in self.states:
+                store[row, :, :kept] = store[last, :, :kept]
+        for name in ("length", "padding", "longest"):
+            left = list(getattr(self, name))
+            left[row] = left[last]
+            setattr(self, name, left[:last])
+
+    def clear(self) -> None:
+        """Remove all rows; what was allocated stays, and so do captured steps."""
+        self.length, self.padding, self.longest = [], [], []
+
+    def saved(self) -> tuple[Any, ...]:
+        """Return which columns are kept, for `restore`."""
+        return self.length, self.padding, self.longest
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Undo what was kept, admitted or evicted since `saved`. Rows evicted since are lost."""
+        self.length, self.padding, self.longest = saved
 
     def begin_tree(self, nodes: int, device: torch.device) -> None:
-        """The next forward writes `nodes` nodes behind each row's last kept column."""
-        self.slots.end = max(self.length) + nodes
-        if self.slots.static:
-            self.slots.end = power_of_two(self.slots.end)
-        if min(self.length) == max(self.length) and not self.slots.named:
-            self.slots.begin, self.slots.columns = self.length[0], None
+        """Let the next forward write `nodes` nodes behind the last kept column of each row."""
+        slots, lengths = self.slots, self.lengths
+        slots.rows, slots.end = len(lengths), max(lengths) + nodes
+        if slots.static:
+            slots.end = power_of_two(slots.end, BLOCK)
+        if min(lengths) == max(lengths) and not slots.named:
+            slots.begin, slots.columns = lengths[0], None
         else:
-            first = torch.tensor(self.length, device=device)[:, None]
-            self.slots.columns = first + torch.arange(nodes, device=device)
+            first = torch.tensor(lengths, device=device)[:, None]
+            slots.columns = first + torch.arange(nodes, device=device)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The kept columns of each row that a step runs; under static shapes idle rows run too."""
+        idle = power_of_two(len(self.length)) - len(self.length) if self.slots.static else 0
+        return [*self.length, *[0] * idle]
 
     def make_room(self) -> None:
         """Grow now, where the next forward would have to."""
         for layer in self.layers:
             layer.make_room()
 
-    def fits(self, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether a request of so many rows could write where this cache does."""
-        return len(self.start) == rows and all(
+    def fits(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Return whether a model of this type on this device could write into this cache."""
+        return all(
             each.keys.dtype == dtype and each.keys.device == device
             for each in self.layers
             if each.is_initialized
         )
 
-    def reuse(self, other: TreeCache) -> None:
-        """Write where another cache did, which is no longer used: what was captured with it stays
-        valid.
-        """
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            mine.keys, mine.values, mine.is_initialized = (
-                theirs.keys,
-                theirs.values,
-                theirs.is_initialized,
-            )
-
     @property
     def states(self) -> list[Tensor]:
-        """The keys and values of all layers, [B, heads, C, width] each."""
+        """The keys and values of all layers, each [rows, heads, C, width]."""
         return [states for layer in self.layers for states in (layer.keys, layer.values)]
 
     @contextmanager
     def lent(self, columns: Tensor, end: int, states: Sequence[Tensor]) -> Iterator[None]:
-        """While the context lasts, the next forward writes to other tensors than the cache's own.
+        """While the context lasts, let the next forward write to tensors other than the cache's.
 
         Args:
             columns: [B, N] where to write.
@@ -216,22 +275,19 @@ class TreeCache(Cache):
 
     def _hold(self, states: Sequence[Tensor]) -> None:
         for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
-            layer.keys, layer.values = keys, values
+            layer.keys, layer.values, layer.is_initialized = keys, values, True
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Where the layers' states lie; other addresses make what was captured with these
-        invalid.
-        """
+        """Where the layers' states lie; a step captured with other addresses is not valid."""
         return tuple(layer.keys.data_ptr() for layer in self.layers if layer.is_initialized)
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep the accepted nodes of the tree just written: their states move to the front, in
-        place.
+        """Keep the accepted nodes of the tree just written: their states move to the front.
 
         Args:
-            paths: of each row, the accepted nodes from the root down; none leaves the row as it
-                was.
+            paths: of each row, the accepted nodes from the root down; an empty path leaves the row
+                as it was.
         """
         width = max(map(len, paths))
         padded = [[*path, *range(len(path), width)] for path in paths]
@@ -244,80 +300,28 @@ class TreeCache(Cache):
                     _move(layer.values, source, target)
         self.length = [length + len(path) for length, path in zip(self.length, paths, strict=True)]
 
-    def positions(self, tree: CandidateTree, device: torch.device) -> Tensor:
-        """[B, N] position ids of the nodes: a row's own length plus each node's depth."""
-        lengths = [length - start for length, start in zip(self.length, self.start, strict=True)]
-        positions = torch.tensor(lengths, device=device)[:, None] + tree.depth.to(device)
-        if self.longest is None or max(lengths) + tree.max_depth < min(self.longest) - 1:
+    def positions(self, trees: TreeBatch, device: torch.device) -> Tensor:
+        """Return [B, N] position ids of the nodes: a row's own length plus each node's depth."""
+        positions = torch.tensor(self.lengths, device=device)[:, None] + trees.depth.to(device)
+        limits = [longest for longest in self.longest if longest is not None]
+        if not limits or max(self.length) + trees.max_depth < min(limits) - 1:
             return positions
-        return positions.minimum(torch.tensor(self.longest, device=device)[:, None] - 2)
-
-    def visible(
-        self, tree: CandidateTree, device: torch.device, window: int | None = None
-    ) -> Tensor:
-        """[B, N, C] what each node sees: its row's context, its ancestors and itself.
-
-        Args:
-            window: how many positions back a node sees, itself counted, in sliding-window layers.
-        """
-        columns = torch.arange(self.slots.end, device=device)
-        start, length = (torch.tensor(x, device=device)[:, None] for x in (self.start, self.length))
-        offset = columns - length
-        in_tree = (offset >= 0) & (offset < len(tree))
-        node = offset.clamp(0, len(tree) - 1)
-        context = (columns >= start) & (offset < 0)
-        seen = torch.where(
-            in_tree[:, None], tree.mask.to(device)[:, node].transpose(0, 1), context[:, None]
-        )
-        if window is not None:
-            depth = tree.depth.to(device)
-            position = torch.where(in_tree, length + depth[node], columns)
-            seen &= (length + depth)[:, :, None] - position[:, None] < window
-        return seen
-
-    def tree_mask(
-        self,
-        tree: CandidateTree,
-        dtype: torch.dtype,
-        device: torch.device,
-        window: int | None = None,
-    ) -> Tensor:
-        """[B, 1, N, C] additive mask: 0 where a node sees, the lowest number where it does not."""
-        # eager attention computes its softmax in float32, where a float64's lowest number overflows
-        lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
-        if window is None and min(self.length) == max(self.length) and not any(self.start):
-            begin, end = self.length[0], self.length[0] + len(tree)
-            mask = torch.zeros(1, 1, len(tree), self.slots.end, dtype=dtype, device=device)
-            mask[..., begin:end] = _own_mask(tree, lowest, dtype, device)
-            if end < self.slots.end:
-                mask[..., end:] = lowest
-            return mask.expand(len(self.start), -1, -1, -1)
-        seen = self.visible(tree, device, window)
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, lowest)[
-            :, None
-        ]
+        unlimited = torch.iinfo(torch.long).max
+        most = [unlimited if longest is None else longest - 2 for longest in self.longest]
+        most += [unlimited] * (len(positions) - len(most))
+        return positions.minimum(torch.tensor(most, device=device)[:, None])
 
 
-@lru_cache
-def _own_mask(
-    tree: CandidateTree, lowest: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """[N, N] additive mask among the nodes themselves."""
-    return (
-        torch.zeros(len(tree), len(tree), dtype=dtype).masked_fill_(~tree.mask, lowest).to(device)
-    )
-
-
-def power_of_two(columns: int) -> int:
-    """The next of `BLOCK`, 2 `BLOCK`, 4 `BLOCK`, ..."""
-    return BLOCK << max(0, (columns - 1) // BLOCK).bit_length()
+def power_of_two(count: int, unit: int = 1) -> int:
+    """Return the smallest of `unit`, 2 `unit`, 4 `unit`, ... that holds `count`."""
+    return unit << max(0, -(-count // unit) - 1).bit_length()
 
 
 def _move(store: Tensor, source: Tensor, target: Tensor) -> None:
-    """Copy columns source [B, n] of store [B, heads, C, width] to columns target [B, n]."""
+    """Copy columns source [B, n] of store [rows, heads, C, width] to columns target [B, n]."""
     source, target = source.to(store.device), target.to(store.device)
     if len(store) == 1:
         store.index_copy_(2, target[0], store.index_select(2, source[0]))
     else:
-        rows = torch.arange(len(store), device=store.device)[:, None]
+        rows = torch.arange(len(source), device=store.device)[:, None]
         store[rows, :, target] = store[rows, :, source]

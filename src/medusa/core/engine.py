@@ -1,23 +1,29 @@
-"""The decoding loop: prefill, then draft, verify, accept, keep (paper, section 2.1 and figure 1).
+"""The decoding loop: draft, verify, accept, keep (paper, section 2.1 and figure 1), for requests
+that join and leave between steps.
 
-Token ids in, token ids out, one step at a time; text, stopping rules and configuration live in
-`generation`. Plain decoding is the same loop with a tree that is only its root.
+Token ids in, token ids out; text and configuration live in other layers. Plain decoding is the same
+loop with a tree that is only its root.
+Shapes: B rows, N tree nodes, D tree depth, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .acceptance import Acceptance, AcceptancePolicy, Draft, Generators
+from .cache import TreeCache
 from .model import TreeModel
-from .processing import TreeProcessors
-from .schedule import Pace
+from .request import Event, Request, Row, StepTiming
+from .schedule import AdaptiveTree
+from .step import Clock, Group, accept, advance, grouped, joined, logprobs, observe
 from .tree import CandidateTree
 
 PLAIN = CandidateTree()
@@ -25,198 +31,297 @@ PLAIN = CandidateTree()
 
 
 @dataclass
-class DecodingStats:
-    """What a run gave and what it cost, in the terms of the paper's appendix B.1.
+class Prefill:
+    """Prompts on their way into the cache.
 
     Attributes:
-        steps: decoding steps after the prefill.
-        tokens: tokens delivered after the prefill, over all rows.
-        accepted: accepted[n] counts the times a row got n tokens from a step.
-        prefill_seconds: time to the first token.
-        step_seconds: duration of each step.
-        step_nodes: nodes verified in each step; 1 where it decoded plainly.
+        rows: requests that are prefilled together.
+        ids: [B, P] their prompts, left-padded.
+        mask: [B, P] 0 for padding, 1 for tokens.
+        cache: holds the columns that have been run.
+        done: how many columns those are.
+        seconds: time spent so far.
     """
 
-    steps: int = 0
-    tokens: int = 0
-    accepted: Counter[int] = field(default_factory=Counter)
-    prefill_seconds: float = 0.0
-    step_seconds: list[float] = field(default_factory=list)
-    step_nodes: list[int] = field(default_factory=list)
-
-    def count(self, delivered: Sequence[Sequence[int]], nodes: int, seconds: float) -> None:
-        """Take one step into account."""
-        self.steps += 1
-        self.tokens += sum(map(len, delivered))
-        self.accepted.update(len(tokens) for tokens in delivered if tokens)
-        self.step_nodes.append(nodes)
-        self.step_seconds.append(seconds)
-
-    @property
-    def acceleration_rate(self) -> float:
-        """Tokens delivered after the prefill per decoding step of a row; 1 for plain decoding."""
-        return self.tokens / max(1, self.accepted.total())
-
-    @property
-    def decoding_seconds(self) -> float:
-        """Time of all steps, the prefill excluded."""
-        return sum(self.step_seconds)
+    rows: list[Row]
+    ids: Tensor
+    mask: Tensor
+    cache: TreeCache
+    done: int = 0
+    seconds: float = 0.0
 
 
-@dataclass
-class Row:
-    """One sequence under way.
+class Engine:
+    """Decodes requests together. They join and leave at step boundaries.
+
+    `submit` and `cancel` may be called from any thread at any time. `step` advances all requests;
+    threads that call it take turns. A row's result does not depend on its neighbours. An exception
+    in a request's processors or stop rule ends that request alone. After any other exception in a
+    step, KeyboardInterrupt included, every request stands where it stood before, and the next step
+    goes on from there.
+
+    Args:
+        model: the base model with its heads.
+        max_rows: requests that decode at the same time; others wait.
+        prefill_tokens: prompt tokens that one step runs at most. Longer prompts are run in chunks,
+            so that other requests do not wait for them.
 
     Attributes:
-        ids: the prompt and what has been delivered.
-        max_length: no more ids than this will be asked for.
-        stop: told the ids after every token, says whether the row ends there.
-        processors: the row's logits processors.
-        generator: the row's source of randomness; None draws from torch's global one.
+        rows: requests that decode, in the order of the cache's rows.
+        waiting: requests that wait for a row, in the order they came.
     """
 
-    ids: list[int]
-    max_length: int
-    stop: Callable[[list[int]], bool]
-    processors: TreeProcessors = field(default_factory=TreeProcessors)
-    generator: torch.Generator | None = None
-    finished: bool = False
+    def __init__(self, model: TreeModel, max_rows: int = 64, prefill_tokens: int = 2048):
+        for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
+        self.rows: list[Row] = []
+        self.waiting: deque[Row] = deque()
+        self._schedule = AdaptiveTree(model.tree, model.calibration, model.step_times)
+        self._prefill: Prefill | None = None
+        self._cache: TreeCache | None = None
+        self._events: list[Event] = []
+        self._cancelled: set[int] = set()
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
 
-    def deliver(self, tokens: Sequence[int]) -> list[int]:
-        """Take tokens one by one up to where the row ends; returns those taken.
+    def submit(self, request: Request) -> Row:
+        """Add a request, which begins at the next step that has a free row; return its row.
 
         Raises:
-            RuntimeError: a token is -1: there was no distribution to sample it from.
+            ValueError: a token id lies outside the vocabulary, the tree does not fit the heads, or
+                the text's length does not fit the model's positions.
         """
-        taken = 0
-        while taken < len(tokens) and not self.finished:
-            if tokens[taken] < 0:
-                raise RuntimeError(
-                    "no token can be sampled: the logits hold NaN or infinity, or a processor "
-                    "excluded every token"
-                )
-            self.ids.append(tokens[taken])
-            taken += 1
-            self.finished = self.stop(self.ids)
-        return list(tokens[:taken])
+        model, schedule = self.model, request.schedule or self._schedule
+        schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
+        model.positions.check(len(request.ids), request.max_length)
+        words = model.base.get_input_embeddings().num_embeddings
+        if min(request.ids) < 0 or max(request.ids) >= words:
+            raise ValueError(f"ids must lie in 0 to {words - 1}, the model's vocabulary")
+        row = Row(next(self._numbers), request, schedule)
+        self.waiting.append(row)
+        return row
 
+    def cancel(self, number: int) -> None:
+        """End a request at the next step, which returns its last event; one that ended is left."""
+        self._cancelled.add(number)
 
-@torch.inference_mode()
-def decode(
-    model: TreeModel,
-    rows: Sequence[Row],
-    policy: AcceptancePolicy,
-    pace: Pace,
-    stats: DecodingStats,
-) -> Iterator[list[list[int]]]:
-    """Decode until every row has ended; yields each step's new tokens of every row, the prefill's
-    first.
+    @property
+    def idle(self) -> bool:
+        """Whether no request decodes or waits."""
+        return not (self.waiting or self._events or any(not row.finished for row in self.rows))
 
-    A step delivers the accepted candidates and the base model's own next token, which is the root
-    of the next step's tree. When a row ends is its own business.
-    """
-    started = time.perf_counter()
-    generators = [row.generator for row in rows]
-    input_ids, attention_mask = left_padded([row.ids for row in rows], model.device)
-    needed = max(row.max_length - len(row.ids) for row in rows) + len(pace.largest)
-    with model.request_cache(
-        input_ids.shape[1] + needed, [row.max_length for row in rows]
-    ) as cache:
-        logits, hidden = model.prefill(input_ids, attention_mask, cache)
-        last = input_ids[:, -1:]
-        verdict = policy.accept(
-            PLAIN, Draft(last), _process(rows, PLAIN, last, logits[:, None]), generators
-        )
-        delivered, _ = _deliver(rows, last, verdict)
-        stats.prefill_seconds += time.perf_counter() - started
-        yield delivered
+    def step(self) -> list[Event]:
+        """Advance every request that decodes by one step, then admit waiting ones.
 
-        while not all(row.finished for row in rows):
-            started, tree = time.perf_counter(), pace.tree()
-            head_logits = model.draft_logits(hidden, tree.max_depth) if tree.max_depth else None
-            draft = _draft(rows, policy, tree, verdict.root, head_logits, generators)
-            logits, hiddens = model.verify(draft.tokens, tree, cache)
-            verdict = policy.accept(
-                tree, draft, _process(rows, tree, draft.tokens, logits), generators
+        Returns:
+            What each request got. Its prefill gives a request its first token.
+        """
+        with self._lock, self.model.lock, torch.inference_mode():
+            for phase in (self._cancel, self._leave, self._decode, self._leave, self._admit):
+                phase()
+            events, self._events = self._events, []
+            for event in events:
+                event.row.stats.count([event])
+            return events
+
+    def close(self) -> None:
+        """Drop requests that have not ended, and give the cache back to the model."""
+        with self._lock, self.model.lock:
+            self.waiting.clear()
+            self.rows, self._prefill = [], None
+            self._leave()
+
+    # --- the loop
+
+    def _decode(self) -> None:
+        """Draft, verify, accept and keep once for all rows."""
+        rows, cache, clock = self.rows, self._cache, Clock()
+        if not rows or cache is None:
+            return
+        with self._undone_on_failure(rows):
+            groups, trees = self._draft(rows, clock)
+            tokens = joined(groups, trees)
+            clock.lap("draft")
+            logits, hidden = self.model.verify(tokens, trees, cache)
+            clock.lap("verify")
+            paths, delivered = accept(groups, rows, logits)
+            clock.lap("accept")
+            cache.keep(paths)
+            advance(rows, paths, hidden)
+            clock.lap("keep")
+            observe(rows, paths, clock.total)
+            timing = StepTiming(tokens.shape[1], clock.total, clock.phases)
+            self._deliver(rows, paths, delivered, logits, timing)
+
+    def _draft(self, rows: Sequence[Row], clock: Clock) -> tuple[list[Group], list[CandidateTree]]:
+        """Fill each row's tree with the heads' candidates; return groups, and each row's tree."""
+        schedules = {id(row.schedule): row.schedule for row in rows}
+        chosen = {key: schedule.tree() for key, schedule in schedules.items()}
+        trees = [chosen[id(row.schedule)] for row in rows]
+        head_logits = None
+        if depth := max(tree.max_depth for tree in trees):
+            hidden = torch.stack([row.hidden for row in rows if row.hidden is not None])
+            head_logits = self.model.draft_logits(hidden, depth)
+        clock.lap("heads")
+        roots = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
+        return grouped(rows, trees, roots, head_logits), trees
+
+    def _deliver(
+        self,
+        rows: Sequence[Row],
+        paths: Sequence[Sequence[int]],
+        delivered: Sequence[list[int]],
+        logits: Tensor,
+        timing: StepTiming,
+    ) -> None:
+        """Tell what each row got; one that was cancelled before has had its last event."""
+        self._events = self._events + [
+            Event(row, new, row.finish_reason, logprobs(row, logits[place], path, new), timing)
+            for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True))
+            if row.finish_reason != "cancelled"
+        ]
+
+    # --- joining and leaving
+
+    def _cancel(self) -> None:
+        """End the requests that were cancelled."""
+        ended = [
+            row
+            for row in (*self.rows, *self.waiting)
+            if row.number in self._cancelled and not row.finished
+        ]
+        self._cancelled.clear()
+        for row in ended:
+            row.finish_reason = "cancelled"
+            self._events = [*self._events, Event(row, [], "cancelled")]
+
+    def _leave(self) -> None:
+        """Evict the rows that have ended; an engine without requests gives its cache back."""
+        for row in [row for row in self.waiting if row.finished]:
+            self.waiting.remove(row)
+        if self._cache is None:
+            return
+        for place in reversed(range(len(self.rows))):
+            if self.rows[place].finished:
+                with self._undone_on_failure():
+                    self._cache.evict(place)
+                    left = list(self.rows)
+                    left[place] = left[-1]
+                    self.rows = left[:-1]
+        if not self.rows and not self.waiting:
+            cache, self._cache = self._cache, None
+            self.model.give_back(cache)
+
+    def _admit(self) -> None:
+        """Run the prompts of waiting requests, or the next chunk of a long prompt."""
+        clock = Clock()
+        if self._prefill is not None and all(row.finished for row in self._prefill.rows):
+            self._prefill = None
+        rows = self._prefill.rows if self._prefill is not None else self._next_rows()
+        if not rows:
+            return
+        try:
+            prefill = self._prefill = self._prefill or self._new_prefill(rows)
+            width, begin = prefill.ids.shape[1], prefill.done
+            end = min(width, begin + self.prefill_tokens)
+            if self.model.positions.has_long_factors(width):
+                end = width  # a chunk's rotary factors would be those of a short text
+            logits, hidden = self.model.prefill(
+                prefill.ids[:, begin:end], prefill.mask[:, :end], prefill.cache
             )
-            delivered, accepted = _deliver(rows, draft.tokens, verdict)
-            cache.keep(accepted)
-            hidden = hiddens[
-                torch.arange(len(rows), device=hiddens.device),
-                verdict.path[:, -1].to(hiddens.device),
-            ]
-            pace.observe([path[-1] for path in accepted if path], time.perf_counter() - started)
-            stats.count(delivered, len(tree), time.perf_counter() - started)
-            yield delivered
+            prefill.seconds += clock.total
+            if end < width:
+                prefill.done = end
+            else:
+                self._join(prefill, logits[:, None], hidden[:, None])
+        except Exception as error:  # no memory, say: these requests end, others go on
+            self._fail(rows, error)
+
+    def _next_rows(self) -> list[Row]:
+        """Return waiting requests that fit into the free rows and into one forward."""
+        long, chosen = self.model.positions.has_long_factors, list[Row]()
+        for row in list(self.waiting)[: self.max_rows - len(self.rows)]:
+            others = [*self.rows, *chosen]
+            width = max(len(each.ids) for each in (*chosen, row))
+            if others and long(len(others[0].request.ids)) != long(len(row.ids)):
+                break  # one forward has the same rotary factors for all rows
+            if chosen and width * (len(chosen) + 1) > self.prefill_tokens:
+                break
+            chosen.append(row)
+        return chosen
+
+    def _new_prefill(self, rows: list[Row]) -> Prefill:
+        self.model.refresh()
+        for row in rows:
+            row.waited = time.perf_counter() - row.submitted
+        ids, mask = left_padded([row.ids for row in rows], self.model.device)
+        expected = needed(rows[0]) if len(rows) == 1 else ids.shape[1]
+        return Prefill(rows, ids, mask, self.model.new_cache(expected))
+
+    def _join(self, prefill: Prefill, logits: Tensor, hidden: Tensor) -> None:
+        """Give each prefilled request its first token, and a row of the cache.
+
+        Args:
+            logits: [B, 1, V] after the prompts.
+            hidden: [B, 1, H] likewise.
+        """
+        rows, clock = prefill.rows, Clock()
+        with self._undone_on_failure(rows):
+            groups = grouped(rows, [PLAIN] * len(rows), prefill.ids[:, -1], None)
+            paths, delivered = accept(groups, rows, logits)
+            advance(rows, paths, hidden)
+            if self._cache is None:
+                self._cache = self.model.take_cache()
+            for place, row in enumerate(rows):
+                if not row.finished:
+                    self._cache.slots.expected = max(self._cache.slots.expected, needed(row))
+                    self._cache.admit(prefill.cache, place, row.request.max_length)
+                    self.rows = [*self.rows, row]
+            if self.rows:
+                self.model.compile_steps(self._cache)
+            timing = StepTiming(0, prefill.seconds + clock.total)
+            self._deliver(rows, paths, delivered, logits, timing)
+        self._prefill = None
+        for row in rows:
+            if row in self.waiting:
+                self.waiting.remove(row)
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        self._prefill = None
+        for row in rows:
+            row.fail(error)
+        self._events = self._events + [Event(row, [], row.finish_reason) for row in rows]
+
+    @contextmanager
+    def _undone_on_failure(self, rows: Sequence[Row] = ()) -> Iterator[None]:
+        """Restore the engine and the rows if the block is left by an exception or an interrupt.
+
+        States that a step wrote stand behind the columns that are kept, so the cache needs no copy.
+        """
+        saved = [row.saved() for row in rows]
+        batch, cache, events = self.rows, self._cache, self._events
+        kept = cache.saved() if cache is not None else None
+        try:
+            yield
+        except BaseException:
+            self.rows, self._cache, self._events = batch, cache, events
+            if cache is not None and kept is not None:
+                cache.restore(kept)
+            for row, state in zip(rows, saved, strict=True):
+                row.restore(state)
+            raise
+
+
+def needed(row: Row) -> int:
+    """Return the columns that a row needs in the end, with the nodes of its last tree."""
+    return row.request.max_length + len(row.schedule.largest)
 
 
 def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [B, P] with zeros before shorter prompts, and the mask [B, P] of what is real."""
+    """Return token ids [B, P] with zeros before shorter prompts, and the mask [B, P] of tokens."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
-    return ids, mask
-
-
-def _draft(
-    rows: Sequence[Row],
-    policy: AcceptancePolicy,
-    tree: CandidateTree,
-    root: Tensor,
-    head_logits: Tensor | None,
-    generators: Generators,
-) -> Draft:
-    """The tree's tokens; a tree that is only its root asks nothing of the heads."""
-    root = root.clamp_min(0)  # -1 only where a row has ended
-    if head_logits is None:
-        return Draft(root[:, None])
-    if any(row.processors for row in rows):
-        scores = head_logits.float()
-        head_logits = torch.stack(
-            [row.processors.draft(each) for row, each in zip(rows, scores, strict=True)]
-        )
-    return policy.draft(root, head_logits.to(root.device), tree, generators)
-
-
-def _process(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: Tensor) -> Tensor:
-    """Base logits [B, N, V] after each row's processors, in float32 as transformers has them."""
-    scores = logits.float()
-    if not any(row.processors for row in rows):
-        return scores
-    return torch.stack(
-        [
-            each if row.finished else row.processors(row.ids, tree, node_tokens, each)
-            for row, node_tokens, each in zip(rows, tokens, scores, strict=True)
-        ]
-    )
-
-
-def _deliver(
-    rows: Sequence[Row], tokens: Tensor, verdict: Acceptance
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Hand each row its accepted candidates and its next root.
-
-    Returns what each row took, and its accepted nodes from the root down; none of a row that had
-    ended before.
-
-    The one place a step waits for the device.
-    """
-    text = torch.cat(
-        [
-            tokens.gather(1, verdict.path),
-            verdict.path,
-            verdict.root[:, None],
-            verdict.count[:, None],
-        ],
-        1,
-    )
-    delivered, accepted = [], []
-    for row, (*numbers, root, count) in zip(rows, text.tolist(), strict=True):
-        width = len(numbers) // 2
-        accepted.append([] if row.finished else numbers[width : width + count])
-        if not row.finished:
-            row.processors.advance(accepted[-1][-1])
-        delivered.append(row.deliver([*numbers[1:count], root]))
-    return delivered, accepted
+    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

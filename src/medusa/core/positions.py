@@ -4,7 +4,7 @@ frequencies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,33 +60,31 @@ class Positions:
         """Return whether frequencies would change while a text grows from `prompt` tokens."""
         return self.change is not None and (prompt <= self.change or not self.settles)
 
-    def check(self, prompts: Sequence[int], longest: Sequence[int]) -> None:
-        """Check the lengths of a batch: `prompts` tokens each, which may grow to `longest`.
+    def has_long_factors(self, prompt: int) -> bool:
+        """Return whether a text that begins with `prompt` tokens has the frequencies of long texts.
+
+        One forward computes them for all its rows, so texts with others cannot share it.
+        """
+        return self.change is not None and prompt > self.change
+
+    def check(self, prompt: int, longest: int) -> None:
+        """Check the length of a text of `prompt` tokens which may grow to `longest`.
 
         Raises:
-            ValueError: a prompt has more tokens than the model has positions, or a text may outgrow
-                the rotary frequencies that its cached keys were made with, or rows of the batch
-                would need different frequencies.
+            ValueError: the prompt has more tokens than the model has positions, or the text may
+                outgrow the rotary frequencies that its cached keys were made with.
         """
-        for prompt, most in zip(prompts, longest, strict=True):
-            if self.table is not None and prompt > self.table:
-                raise ValueError(
-                    f"a prompt has {prompt} tokens and the model has {self.table} positions: "
-                    "shorten it"
-                )
-            if self.change is not None and self.changes_after(prompt) and most > self.change + 1:
-                room = self.change + 1 - prompt
-                remedy = f"pass max_new_tokens <= {room}, or " if room > 0 else ""
-                raise ValueError(
-                    f"a prompt of {prompt} tokens may grow to {most}, past the {self.change} "
-                    "positions after which "
-                    f"this model's rotary frequencies change: {remedy}call model.base.generate"
-                )
-        if self.change is not None and len({prompt <= self.change for prompt in prompts}) > 1:
+        if self.table is not None and prompt > self.table:
             raise ValueError(
-                f"prompts of up to {self.change} tokens and longer ones need different rotary "
-                "frequencies with this "
-                "model: decode them in batches of their own"
+                f"a prompt has {prompt} tokens and the model has {self.table} positions: shorten it"
+            )
+        if self.change is not None and self.changes_after(prompt) and longest > self.change + 1:
+            room = self.change + 1 - prompt
+            remedy = f"pass max_new_tokens <= {room}, or " if room > 0 else ""
+            raise ValueError(
+                f"a prompt of {prompt} tokens may grow to {longest}, past the {self.change} "
+                f"positions after which this model's rotary frequencies change: {remedy}call "
+                "model.base.generate"
             )
 
 

@@ -134,6 +134,14 @@ class TreeProcessors:
         if self._branches:
             self.processors = self._branches[node]
 
+    def saved(self) -> tuple[Any, ...]:
+        """Return what calls change, for `restore`."""
+        return self.processors, self._branches
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Undo the calls since `saved`, as far as they made copies of processors."""
+        self.processors, self._branches = saved
+
     def _by_depth(
         self, context: Tensor, tree: CandidateTree, tokens: Tensor, scores: Tensor
     ) -> Tensor:

@@ -1,12 +1,13 @@
 """Which tree each step verifies: always the same, or the one that pays best on the text at hand.
 
 Every tree of a ladder lies within the one before it, down to the root alone, which is plain
-decoding. A step with one tree therefore tells what all smaller ones would have accepted; what
-larger ones would, a probe finds out now and then.
+decoding. So a step with one tree also tells what all smaller trees would have accepted. Larger
+trees are probed now and then.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 from bisect import bisect_left
@@ -18,31 +19,30 @@ from typing import Any, Protocol
 from .tree import PUBLISHED_ACCURACIES, CandidateTree
 
 WINDOW = 16
-"""Steps that the averages of accepted tokens look back over."""
+"""Steps over which accepted tokens are averaged."""
 PROBE = 4
 """Steps of a probe of the largest tree."""
 WAITS = (32, 512)
-"""Steps before the first probe, and the most there are between two; every probe in vain doubles the
-wait.
-"""
+"""Steps before the first probe, and at most between two; each probe in vain doubles the wait."""
 RETIME = 128
-"""Steps after which one of plain decoding is timed; without a calibration the first two come after
-`WINDOW` steps.
+"""Steps after which a step of plain decoding is timed again.
+
+Without a calibration the first two come after `WINDOW` steps.
 """
 MARGIN = 1.03
-"""How much better a smaller tree must look to be taken."""
+"""How many times faster a smaller tree must look before it is taken."""
 UNMEASURED_COST = 0.02
-"""What a node is taken to cost in plain steps, where no latency was measured."""
+"""Assumed cost of a node, in plain steps, where no latency was measured."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of heads on a machine.
+    """Measurements of heads on a machine.
 
     Attributes:
         accuracies: [K][R] share of positions whose token is in head k's top 1, 2, ... (cumulative).
         latency: milliseconds of a step that verifies n nodes, by n; 1 is plain decoding.
-        made: where, with what and on which prompts, and what was predicted.
+        made: device, versions and prompts of the measurement, and the predicted figures.
     """
 
     accuracies: Sequence[Sequence[float]]
@@ -50,25 +50,21 @@ class Calibration:
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def cost(self, nodes: int) -> float:
-        """The overhead of a step of `nodes` nodes: its time in plain steps, a straight line between
-        measured sizes.
-        """
+        """Return the overhead of a step of `nodes` nodes, interpolated between measured sizes."""
         return overhead(self.latency, nodes)
 
 
 UNCALIBRATED = Calibration(PUBLISHED_ACCURACIES, {1: 1.0, 1001: 1.0 + 1000 * UNMEASURED_COST})
-"""What is assumed of heads that nobody has calibrated."""
+"""The calibration that is assumed for heads without one."""
 
 
 def overhead(latency: Mapping[int, float], nodes: int) -> float:
-    """The time of a step of `nodes` nodes in plain steps, from a latency curve."""
+    """Return the time of a step of `nodes` nodes in plain steps, from a latency curve."""
     return interpolated(latency, nodes) / latency[1]
 
 
 def interpolated(curve: Mapping[int, float], at: int) -> float:
-    """The value of a curve between its points, on a straight line; the last line goes on beyond the
-    last point.
-    """
+    """Return a curve's value on the straight line between its points, or beyond the last two."""
     points = sorted(curve)
     if len(points) == 1:
         return curve[points[0]]
@@ -77,30 +73,33 @@ def interpolated(curve: Mapping[int, float], at: int) -> float:
     return curve[low] + (curve[high] - curve[low]) * (at - low) / (high - low)
 
 
-class Pace(Protocol):
-    """Chooses each step's tree, and is told what came of it."""
+class TreeSchedule(Protocol):
+    """Chooses the tree of each step. Requests that share a schedule verify the same trees."""
 
     largest: CandidateTree
 
     def tree(self) -> CandidateTree:
-        """The tree of the next step."""
+        """Return the tree of the next step."""
 
-    def observe(self, reached: Sequence[int], seconds: float) -> None:
-        """Take a step into account: the last accepted node of every row that took part, and the
-        step's duration.
+    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+        """Take a step into account.
+
+        Args:
+            reached: the last accepted node of each row that verified the schedule's tree.
+            seconds: duration of the step; None where other rows verified other trees in it.
         """
 
 
 @dataclass
-class Steady:
-    """Always the same tree."""
+class FixedTree:
+    """The schedule that always chooses the same tree."""
 
     largest: CandidateTree
 
     def tree(self) -> CandidateTree:
         return self.largest
 
-    def observe(self, reached: Sequence[int], seconds: float) -> None:
+    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
         pass
 
 
@@ -119,39 +118,39 @@ class Rung:
 
 
 class StepTimes:
-    """How long a model's last steps took, by nodes. A model keeps them from one request to the
-    next.
+    """Durations of a model's last steps, by rows and nodes; kept from one request to the next.
+
+    Attributes:
+        since_plain: steps since plain decoding was last timed.
     """
 
     def __init__(self) -> None:
-        self._recent: dict[int, deque[float]] = {}
-        self._medians: dict[int, float] = {}
+        self._recent: dict[tuple[int, int], deque[float]] = {}
+        self._medians: dict[tuple[int, int], float] = {}
         self.since_plain = 0
-        """Steps since plain decoding was last timed."""
 
-    def note(self, nodes: int, seconds: float) -> None:
+    def note(self, nodes: int, seconds: float, rows: int = 1) -> None:
         """Take a step into account."""
-        recent = self._recent.setdefault(nodes, deque(maxlen=2 * PROBE))
+        recent = self._recent.setdefault((rows, nodes), deque(maxlen=2 * PROBE))
         recent.append(seconds)
         if len(recent) > 1:
-            self._medians[nodes] = statistics.median(recent)
+            self._medians[rows, nodes] = statistics.median(recent)
         self.since_plain = 0 if nodes == 1 else self.since_plain + 1
 
-    def overhead(self, nodes: int) -> float | None:
-        """A step's time in plain steps; None where either has not been timed."""
-        step, plain = self._medians.get(nodes), self._medians.get(1)
+    def overhead(self, nodes: int, rows: int = 1) -> float | None:
+        """Return a step's time in plain steps; None where either has not been timed."""
+        step, plain = self._medians.get((rows, nodes)), self._medians.get((rows, 1))
         return step / plain if step and plain else None
 
 
-class Adaptive:
-    """The tree that gives most tokens a second, judged by moving averages; plain decoding where
-    none pays.
+class AdaptiveTree:
+    """The schedule that chooses the tree with most tokens a second, or plain decoding.
 
     Args:
-        tree: the largest to use.
-        calibration: where averages start, and what nodes cost.
-        times: the model's, which correct the calibrated costs. Without them the choice depends on
-            accepted tokens only, so that sampling with a seed can be repeated.
+        tree: the largest tree to use.
+        calibration: gives the first averages of accepted tokens, and the costs of nodes.
+        times: step times of the model, which correct the calibrated costs. Without them the choice
+            depends on accepted tokens only, so that sampling with a seed can be repeated.
     """
 
     def __init__(
@@ -171,6 +170,7 @@ class Adaptive:
             for number, run in enumerate(self.ladder)
         ]
         self.plain = len(self.ladder) - 1
+        self.rows = 1  # of the last step
         self.current = 0
         self.wait, self.since_probe, self.probing = WAITS[0], 0, 0
         self.timing = 0
@@ -178,6 +178,12 @@ class Adaptive:
             times is not None and times.overhead(len(tree)) is not None
         )
         self.due = RETIME if known else WINDOW
+
+    def fork(self) -> AdaptiveTree:
+        """Return a schedule that begins as this one stands, and learns from its own rows."""
+        other = copy.copy(self)
+        other.ladder = [copy.copy(rung) for rung in self.ladder]
+        return other
 
     def tree(self) -> CandidateTree:
         return self.ladder[self._next()].tree
@@ -187,10 +193,10 @@ class Adaptive:
             return self.plain
         return 0 if self.probing else self.current
 
-    def observe(self, reached: Sequence[int], seconds: float) -> None:
-        ran = self._next()
-        if self.times is not None:
-            self.times.note(len(self.ladder[ran].tree), seconds)
+    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+        ran, self.rows = self._next(), len(reached)
+        if self.times is not None and seconds is not None:
+            self.times.note(len(self.ladder[ran].tree), seconds, self.rows)
         rate = 1 / (PROBE if self.probing else WINDOW)
         for rung, gains in zip(self.ladder[ran:], self._gains[ran], strict=True):
             rung.tokens += rate * (statistics.fmean(gains[node] for node in reached) - rung.tokens)
@@ -202,18 +208,14 @@ class Adaptive:
             self._settle()
 
     def _probed(self) -> None:
-        """After a step of a probe; its last one decides, and makes the next wait longer if it was
-        in vain.
-        """
+        """End a probe after its last step: take the best tree; wait longer after one in vain."""
         self.probing -= 1
         if not self.probing:
             self.current, self.since_probe = self._best(), 0
             self.wait = WAITS[0] if self.current == 0 else min(2 * self.wait, WAITS[1])
 
     def _settle(self) -> None:
-        """After an ordinary step: go down if that looks better, and see whether a probe or a timing
-        is due.
-        """
+        """After an ordinary step take a smaller tree if it looks better, or begin what is due."""
         best = self._best()
         if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
             self.current, self.since_probe = best, 0
@@ -225,26 +227,27 @@ class Adaptive:
             and self.times.since_plain >= self.due
             and self.current != self.plain
         ):
-            self.timing, self.due = 2 if self.times.overhead(1) is None else 1, RETIME
+            # a median takes two steps
+            self.timing = 2 if self.times.overhead(1, self.rows) is None else 1
+            self.due = RETIME
 
     def _best(self) -> int:
         return max(range(len(self.ladder)), key=lambda number: (self._speed(number), -number))
 
     def _speed(self, number: int) -> float:
-        """Tokens in the time of a plain step."""
+        """Return the tokens that a rung gives in the time of a plain step."""
         return self.ladder[number].tokens / self._cost(number)
 
     def _cost(self, number: int) -> float:
-        """Measured where both this rung and plain decoding have been timed; else as calibrated."""
+        """Return a rung's cost: measured if it and plain decoding were timed, else calibrated."""
         rung = self.ladder[number]
-        return (self.times and self.times.overhead(len(rung.tree))) or rung.cost
+        return (self.times and self.times.overhead(len(rung.tree), self.rows)) or rung.cost
 
 
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:
-    """The tree, its most probable halves, quarters, ..., and the root alone.
+    """Return the tree, its most probable halves, quarters, ..., and the root alone.
 
-    Without a calibration there is nothing between the tree and the root: who knows what a node
-        costs here.
+    Without a calibration the cost of a node is not known, so nothing stands between tree and root.
     """
     if not tree.max_depth:
         return [tree]
@@ -260,11 +263,9 @@ def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]
 
 
 def _tokens_within(tree: CandidateTree, smaller: CandidateTree) -> list[int]:
-    """For each node of `tree`: tokens that `smaller` would have given, had it been the last
-    accepted one.
-    """
-    known = set(smaller.paths)
+    """Return for each node of `tree`, as the last accepted one, the tokens `smaller` would give."""
+    paths = set(smaller.paths)
     return [
-        1 + max(depth for depth in range(len(path) + 1) if path[:depth] in known)
+        1 + max(depth for depth in range(len(path) + 1) if path[:depth] in paths)
         for path in tree.paths
     ]

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..core.checks import check_base, check_heads
 from ..core.heads import LogitRule, MedusaConfig, MedusaHeads
-from ..core.model import check_base, check_heads
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..core.tree import CandidateTree
 from ..files import Schema, read_json, replacing_all, write_json

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..core.checks import new_heads
 from ..core.heads import MedusaHeads
-from ..core.model import new_heads
 from ..formats import adapters, bases, names
 from ..formats import native as storage
 from ..formats.bases import Origin

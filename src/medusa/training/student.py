@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..core.heads import LogitRule, MedusaHeads
-from ..core.model import Layout
+from ..core.masks import Layout
 from ..data.chats import IGNORED
 from .losses import (
     chunk_size,
