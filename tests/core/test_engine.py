@@ -1,201 +1,426 @@
-from functools import cache
+"""Requests join and leave between steps, and each gets the text it would get alone."""
+
+import copy
+import gc
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
-from models import ARCHITECTURES, ScriptedHeads, tiny, varied_prompt
+from models import VOCAB, tiny
+from transformers import LogitsProcessor
+from transformers.generation import logits_process as lp
 
-from medusa import CandidateTree, MedusaModel
+from medusa import CandidateTree, Greedy, MedusaModel, Rejection, Typical
+from medusa.core.engine import PLAIN, Engine
+from medusa.core.request import Request
+from medusa.core.schedule import AdaptiveTree, FixedTree
 
-HEADS = 3
-NEW = 40
-TREES = {
-    "chain": CandidateTree.chain(3),
-    "default": CandidateTree.default(HEADS, 4),
-    "dense": CandidateTree.dense([3, 2, 2]),
-}
-ACCURACIES = {"random": None, "perfect": 1.0, "sometimes": 0.6}
-BACKENDS = [
-    (name, attention)
-    for name in ARCHITECTURES
-    for attention in ("eager", "sdpa")
-    if (name, attention) != ("gemma2", "sdpa")  # transformers refuses it
+TREES = [
+    PLAIN,
+    CandidateTree.chain(3),
+    CandidateTree.default(3, 8),
+    CandidateTree.dense([2, 2, 1]),
 ]
 
 
-@cache
-def told(name, attention, dtype=torch.float64, length=12):
-    """A base model, a prompt [1, P] and the model's own greedy text, a little longer than the tests
-    ask for.
-    """
-    base = tiny(name, dtype, attention)
-    ids = varied_prompt(name, length)
-    return base, ids, base.generate(ids, max_new_tokens=NEW + HEADS + 1, do_sample=False)
+class NoRepeat(LogitsProcessor):
+    """A processor with a memory: a token it has been called behind is not said again."""
+
+    def __init__(self):
+        self.banned = []
+
+    def __call__(self, input_ids, scores):
+        self.banned.append(int(input_ids[0, -1]))
+        scores = scores.clone()
+        scores[:, self.banned[-4:]] = -torch.inf
+        return scores
 
 
-def with_heads(base, texts, accuracy, seed=0):
-    """The base with heads that are right as often as `accuracy` says; None gives heads of random
-    weights.
-    """
-    model = MedusaModel.from_base(base, num_heads=HEADS)
-    if accuracy is not None:
-        with torch.inference_mode():
-            model.heads = ScriptedHeads(model, texts, accuracy, seed)
-        return model
+def model_of(name="llama", seed=1, **options):
+    """A random model with heads that are sometimes right: their own lm_head, a little disturbed."""
+    model = MedusaModel.from_base(tiny(name), num_heads=3, **options)
     torch.manual_seed(seed)
-    for parameter in model.heads.parameters():
-        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        for weight in model.heads.parameters():
+            weight.add_(0.3 * weight.std() * torch.randn_like(weight))
     return model
 
 
-def run(model, ids, tree, **kwargs):
-    """Greedy text of every row and the statistics."""
-    output = model.generate(ids, tree=tree, do_sample=False, return_dict_in_generate=True, **kwargs)
-    return output.sequences, output.stats
+def drawn(rng):
+    """Arguments of a random request; processors and generators are made anew by `request`."""
+    kind = rng.choice(["greedy", "memory", "penalty", "rejection", "typical"])
+    return {
+        "kind": kind,
+        "ids": [rng.randrange(1, VOCAB) for _ in range(rng.choice([1, 3, 8, 25, 40]))],
+        "new": rng.choice([1, 6, 20, 45]),
+        "tree": rng.choice([*TREES, None]),
+        "seed": rng.randrange(1000),
+        "end": rng.choice([None, rng.randrange(VOCAB)]),
+    }
 
 
-@pytest.mark.parametrize("heads", ACCURACIES)
-@pytest.mark.parametrize(("name", "attention"), BACKENDS)
-def test_greedy_text_is_the_base_models_own(name, attention, heads):
-    base, ids, text = told(name, attention)
-    model = with_heads(base, text.tolist(), ACCURACIES[heads])
-    for tree in TREES.values():
-        sequences, stats = run(model, ids, tree, max_new_tokens=NEW)
-        assert sequences.tolist() == text[:, : ids.shape[1] + NEW].tolist()
-        assert stats.tokens == NEW - 1
-        most = tree.max_depth + 1
-        if heads == "perfect":
-            assert stats.accepted.total() - stats.accepted[most] <= 1, (
-                "only the last step may give less"
-            )
-        if heads == "sometimes":
-            assert stats.acceleration_rate > 1
-            assert min(stats.accepted) == 1 < most in stats.accepted
-
-
-@pytest.mark.slow
-def test_in_single_precision_only_near_ties_may_differ():
-    differing, runs = 0, 0
-    for name, attention in BACKENDS:
-        base, ids, text = told(name, attention, torch.float32)
-        expected = text[0, : ids.shape[1] + NEW].tolist()
-        for heads in ACCURACIES:
-            model = with_heads(base, text.tolist(), ACCURACIES[heads])
-            for tree in TREES.values():
-                given = run(model, ids, tree, max_new_tokens=NEW)[0][0].tolist()
-                runs += 1
-                if given == expected:
-                    continue
-                differing += 1
-                same = next(
-                    n for n, (a, b) in enumerate(zip(given, expected, strict=True)) if a != b
-                )
-                with torch.inference_mode():
-                    first, second = (
-                        base(torch.tensor([expected[:same]])).logits[0, -1].topk(2).values
-                    )
-                assert first - second <= 1e-4, f"{name} {attention} {heads} differs at {same}"
-    assert differing <= 0.02 * runs
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
-def test_flex_attention_verifies_trees():
-    """A few tokens only: every new length of the cache is compiled again."""
-    base, ids, text = told("llama", "sdpa", torch.float32)
-    flex = tiny("llama", torch.float32, "flex_attention")
-    model = with_heads(base, text.tolist(), 0.6)
-    model = MedusaModel(flex, model.heads, TREES["default"])
-    sequences, stats = run(model, ids, TREES["default"], max_new_tokens=10)
-    assert sequences.tolist() == text[:, : ids.shape[1] + 10].tolist()
-    assert stats.acceleration_rate > 1
-
-
-BATCHED = ["llama", "mistral", "gpt2", "opt"]
-LENGTHS = (5, 12, 9)
-
-
-def padded(prompts):
-    """Left-padded ids [B, P] and their mask."""
-    width = max(each.shape[1] for each in prompts)
-    ids = torch.cat([torch.nn.functional.pad(each, (width - each.shape[1], 0)) for each in prompts])
-    mask = torch.cat(
-        [
-            torch.nn.functional.pad(torch.ones_like(each), (width - each.shape[1], 0))
-            for each in prompts
-        ]
+def request(told):
+    processors = {
+        "memory": lambda: [NoRepeat()],
+        "penalty": lambda: [lp.RepetitionPenaltyLogitsProcessor(1.3)],
+        "rejection": lambda: [lp.TemperatureLogitsWarper(0.3), lp.TopKLogitsWarper(20)],
+        "typical": lambda: [lp.TemperatureLogitsWarper(0.5)],
+    }
+    policies = {"rejection": Rejection(), "typical": Typical(root="sample")}
+    tree = told["tree"]
+    return Request(
+        told["ids"],
+        len(told["ids"]) + told["new"],
+        lambda ids: "stop" if ids[-1] == told["end"] else None,
+        processors.get(told["kind"], list)(),
+        policies.get(told["kind"], Greedy()),
+        # one whose choice depends on accepted tokens alone, so that samples can be repeated
+        AdaptiveTree(TREES[2]) if tree is None else FixedTree(tree),
+        torch.Generator().manual_seed(told["seed"]),
     )
-    return ids, mask
 
 
-def last_new_word(text):
-    """The token whose first use comes last, so that ending at it leaves a long text."""
-    return max(set(text[: NEW - 4]), key=text.index)
+def run(engine, steps=10_000):
+    """Step until the engine is idle; returns the events."""
+    events = []
+    for _ in range(steps):
+        if engine.idle:
+            break
+        events += engine.step()
+    return events
 
 
-@pytest.mark.parametrize("heads", ACCURACIES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", BATCHED)
-def test_rows_of_a_batch_are_what_they_are_alone(name, attention, heads):
-    """Prompts of different lengths, different runs of accepted tokens, and ends at different steps."""  # noqa: E501
-    # in float64 transformers' own mask of padding overflows in eager's softmax
-    dtype = torch.float32 if attention == "eager" else torch.float64
-    stories = [told(name, attention, dtype, length) for length in LENGTHS]
-    base = stories[0][0]
-    texts = [text[0].tolist() for _, _, text in stories]
-    model = with_heads(base, texts, ACCURACIES[heads])
-    ends = [last_new_word(texts[1][LENGTHS[1] :]), last_new_word(texts[2][LENGTHS[2] :])]
-    options = {"max_new_tokens": NEW, "eos_token_id": ends, "pad_token_id": 0}
-    alone = [
-        base.generate(story[1], do_sample=False, **options)[0, length:]
-        for story, length in zip(stories, LENGTHS, strict=True)
+def alone(model, told):
+    row = (engine := Engine(model)).submit(request(told))
+    run(engine)
+    return row.ids, row.finish_reason
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text"])
+def test_requests_that_join_and_leave_get_the_text_they_get_alone(name, static):
+    rng = random.Random(f"{name} {static}")
+    model = model_of(name)
+    model.capture = static
+    wanted = [drawn(rng) for _ in range(30)]
+    expected = [alone(model, each) for each in wanted]
+    assert len({reason for _, reason in expected}) > 1
+    engine = Engine(model, max_rows=5, prefill_tokens=16)
+    rows, given, cancelled = [], {}, set()
+    while len(rows) < len(wanted) or not engine.idle:
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            if len(rows) < len(wanted):
+                rows.append(engine.submit(request(wanted[len(rows)])))
+        if (open_rows := [row for row in rows if not row.finished]) and rng.random() < 0.15:
+            engine.cancel(rng.choice(open_rows).number)
+        assert len(engine.rows) <= 5
+        for event in engine.step():
+            given.setdefault(event.request, []).extend(event.tokens)
+            if event.finish_reason == "cancelled":
+                cancelled.add(event.request)
+    assert 0 < len(cancelled) < len(wanted)
+    for row, told, (text, reason) in zip(rows, wanted, expected, strict=True):
+        assert row.ids == told["ids"] + given.get(row.number, [])
+        if row.number in cancelled:
+            assert row.finish_reason == "cancelled"
+            assert row.ids == text[: len(row.ids)]
+        else:
+            assert (row.ids, row.finish_reason) == (text, reason)
+        assert row.stats.tokens == max(0, len(row.ids) - len(told["ids"]) - 1)
+
+
+def test_rows_that_wait_begin_in_order_as_others_end():
+    model, engine = (model := model_of()), Engine(model, max_rows=2)
+    rows = [
+        engine.submit(Request([1, 2, 3], 5 + 4 * n, schedule=FixedTree(PLAIN))) for n in range(4)
     ]
-    assert len({len(row) for row in alone}) > 1
-    ids, mask = padded([ids for _, ids, _ in stories])
-    for tree in TREES.values():
-        together, stats = run(model, ids, tree, attention_mask=mask, **options)
-        assert together[:, : ids.shape[1]].tolist() == ids.tolist()
-        for row, expected in zip(together[:, ids.shape[1] :].tolist(), alone, strict=True):
-            assert row[: len(expected)] == expected.tolist()
-            assert set(row[len(expected) :]) <= {0}
-        assert stats.tokens == sum(map(len, alone)) - len(alone)
-        if heads == "sometimes":
-            assert min(stats.accepted) == 1 < stats.acceleration_rate
+    began = []
+    for _ in range(100):
+        for event in engine.step():
+            if event.request not in began:
+                began.append(event.request)
+    assert began == [0, 1, 2, 3]
+    assert engine.idle
+    assert all(row.waited is not None for row in rows)
 
 
-@pytest.mark.parametrize("name", BATCHED)
-def test_a_batch_through_many_ragged_steps(name):
-    """Rows drift apart by more than a tree's width."""
-    stories = [told(name, "sdpa", length=length) for length in LENGTHS]
-    model = with_heads(stories[0][0], [stories[0][2][0].tolist()], 1.0)
-    ids, mask = padded([ids for _, ids, _ in stories])
-    together, _ = run(model, ids, TREES["dense"], attention_mask=mask, max_new_tokens=NEW)
-    for row, (_, alone, text) in zip(together, stories, strict=True):
-        assert row[ids.shape[1] :].tolist() == text[0, alone.shape[1] :][:NEW].tolist()
+def test_a_long_prompt_does_not_stop_the_others():
+    model, engine = (model := model_of()), Engine(model, prefill_tokens=10)
+    short = engine.submit(Request([1, 2], 40, schedule=FixedTree(PLAIN)))
+    engine.step()
+    long = engine.submit(Request([1] * 95, 100))
+    for step in range(9):
+        assert [event.request for event in engine.step()] == [short.number], f"in step {step}"
+    assert [event.request for event in engine.step()] == [short.number, long.number]
+    run(engine)
+    assert long.ids == alone_greedy(model, [1] * 95, 100)
 
 
-def test_steps_are_counted_in_tokens_per_row():
-    base, ids, text = told("llama", "sdpa")
-    model = with_heads(base, text.tolist(), 1.0)
-    _, stats = run(model, ids, TREES["chain"], max_new_tokens=9)
-    assert (stats.steps, stats.tokens, dict(stats.accepted)) == (2, 8, {4: 2})
-    assert stats.acceleration_rate == 4
-    assert len(stats.step_seconds) == 2
-    assert stats.decoding_seconds == sum(stats.step_seconds) > 0 < stats.prefill_seconds
-
-
-def test_the_tree_of_the_root_alone_is_plain_decoding():
-    base, ids, text = told("llama", "sdpa")
-    model = with_heads(base, text.tolist(), 1.0)
-    sequences, stats = run(model, ids, CandidateTree(), max_new_tokens=NEW)
-    assert sequences.tolist() == text[:, : ids.shape[1] + NEW].tolist()
-    assert stats.acceleration_rate == 1
-
-
-def test_decoding_leaves_the_base_model_as_it_was():
-    base, ids, text = told("mistral", "sdpa")
-    hooks, modes = len(base.get_output_embeddings()._forward_pre_hooks), base.training
-    run(with_heads(base, text.tolist(), 0.6), ids, TREES["default"], max_new_tokens=NEW)
-    assert (len(base.get_output_embeddings()._forward_pre_hooks), base.training) == (hooks, modes)
-    assert torch.equal(
-        base.generate(ids, max_new_tokens=NEW, do_sample=False), text[:, : ids.shape[1] + NEW]
+def alone_greedy(model, ids, length):
+    text = model.base.generate(
+        torch.tensor([ids]), max_new_tokens=length - len(ids), do_sample=False
     )
+    return text[0].tolist()
+
+
+def test_a_request_cancelled_while_it_waits_or_is_prefilled_is_never_run():
+    model, engine = (model := model_of()), Engine(model, max_rows=1, prefill_tokens=10)
+    first, second = (engine.submit(Request([1] * 30, 35)) for _ in range(2))
+    engine.step()
+    engine.cancel(first.number)
+    engine.cancel(second.number)
+    engine.cancel(99)
+    events = engine.step()
+    assert [(each.request, each.tokens, each.finish_reason) for each in events] == [
+        (0, [], "cancelled"),
+        (1, [], "cancelled"),
+    ]
+    assert engine.step() == []
+    assert engine.idle
+    last = engine.submit(Request([1, 2], 6))
+    run(engine)
+    assert last.ids == alone_greedy(model, [1, 2], 6)
+
+
+class Failing(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        if input_ids.shape[1] > 9:
+            raise RuntimeError("a processor's own error")
+        return scores
+
+
+def failing_stop(ids):
+    if len(ids) > 9:
+        raise RuntimeError("a stop rule's own error")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"processors": [Failing()]}, {"stop": failing_stop}, {"policy": Rejection()}]
+)
+def test_an_error_of_one_request_ends_it_alone(broken):
+    model, engine = (model := model_of()), Engine(model)
+    if "policy" in broken:  # no distribution to sample from
+
+        def nan(input_ids, scores):
+            return scores * (torch.nan if input_ids.shape[1] > 9 else 1)
+
+        broken = {**broken, "processors": [nan]}
+    others = [engine.submit(Request([n, 2, 3], 30)) for n in (4, 5)]
+    failed = engine.submit(Request([1, 2, 3], 30, schedule=FixedTree(PLAIN), **broken))
+    events = run(engine)
+    assert failed.finish_reason == "error"
+    assert [type(event.error) for event in events if event.error] == [RuntimeError]
+    assert 8 <= len(failed.ids) <= 10
+    for row in others:
+        assert row.ids == alone_greedy(model, row.ids[:3], 30)
+
+
+def interrupted_at(line, count):
+    """A trace function that raises KeyboardInterrupt at the n-th line that the core runs."""
+
+    def trace(frame, event, _):
+        if f"{Path('medusa', 'core')}" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and frame.f_code.co_name not in ("_undone_on_failure", "restore"):
+            count[0] += 1
+            if count[0] == line:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_at_any_line_loses_nothing():
+    model = model_of()
+    told = [
+        {**drawn(random.Random(seed)), "kind": kind, "new": 12}
+        for seed, kind in enumerate(["greedy", "memory", "greedy", "penalty"])
+    ]
+    expected = [alone(model, each) for each in told]
+    engine, rows, line, before = Engine(model, max_rows=3, prefill_tokens=20), [], 1, sys.gettrace()
+    rows = [engine.submit(request(each)) for each in told]
+    interrupts = 0
+    for _ in range(600):
+        if engine.idle:
+            rows = [engine.submit(request(each)) for each in told]
+        count = [0]
+        sys.settrace(interrupted_at(line, count))
+        try:
+            engine.step()
+            line = 1
+        except KeyboardInterrupt:
+            interrupts += 1
+            line += 7 + line // 20
+        finally:
+            sys.settrace(before)
+        for row, (text, _) in zip(rows, expected, strict=True):
+            assert row.ids == text[: len(row.ids)]
+    run(engine)
+    assert interrupts > 100
+    for row, (text, reason) in zip(rows, expected, strict=True):
+        assert (row.ids, row.finish_reason) == (text, reason)
+
+
+@pytest.mark.slow
+def test_threads_may_submit_and_cancel_while_another_steps():
+    model = model_of()
+    told = [drawn(random.Random(seed)) for seed in range(24)]
+    expected = [alone(model, each) for each in told]
+    engine, rows = Engine(model, max_rows=6, prefill_tokens=32), {}
+
+    def submit(begin):
+        for number in range(begin, len(told), 4):
+            rows[number] = engine.submit(request(told[number]))
+            engine.cancel(engine.submit(Request([1, 2, 3], 60)).number)
+
+    threads = [threading.Thread(target=submit, args=(begin,)) for begin in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads) or not engine.idle:
+        engine.step()
+    for number, expect in enumerate(expected):
+        assert (rows[number].ids, rows[number].finish_reason) == expect
+
+
+@pytest.mark.slow
+def test_threads_may_step_one_engine():
+    model = model_of()
+    told = [drawn(random.Random(seed)) for seed in range(12)]
+    expected = [alone(model, each) for each in told]
+    engine = Engine(model, max_rows=4)
+    rows = [engine.submit(request(each)) for each in told]
+    threads = [threading.Thread(target=run, args=(engine,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(row.ids, row.finish_reason) for row in rows] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+@pytest.mark.parametrize("options", [{}, {"prepack": False}, {"capture": True}], ids=str)
+def test_memory_is_flat_over_a_thousand_requests(options):
+    base = tiny(dtype=torch.float32)
+    model = MedusaModel.from_base(base, num_heads=3, prepack=options.get("prepack"))
+    model.capture, rng = options.get("capture"), random.Random(0)
+    engine, sizes = Engine(model, max_rows=8, prefill_tokens=64), []
+    for number in range(1000):
+        ids = [rng.randrange(1, VOCAB) for _ in range(rng.randrange(1, 60))]
+        engine.submit(Request(ids, len(ids) + rng.randrange(1, 20)))
+        if number % 8 == 7:
+            run(engine)
+        if number % 100 == 99:
+            gc.collect()
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4 / 1024)
+    assert sizes[-1] - sizes[3] < 8, f"megabytes after each hundred: {sizes}"
+
+
+def test_a_step_captured_before_survives_joining_and_leaving():
+    model = model_of()
+    model.capture = True
+    engine, seen = Engine(model, max_rows=4), set()
+    for length in (4, 5, 9, 3, 7, 30, 6, 5):
+        engine.submit(Request([1] * length, length + 12, schedule=FixedTree(TREES[2])))
+        engine.step()
+        engine.step()
+        seen.add(model.captures.state)
+    run(engine)
+    assert len(model.captures) <= 3, "1, 2 and 4 rows"
+    again = Engine(model, max_rows=4)
+    again.submit(Request([1] * 5, 12, schedule=FixedTree(TREES[2])))
+    run(again)
+    assert model.captures.state in seen, "the next engine writes where the last one did"
+
+
+def test_an_event_tells_what_a_request_asked_for():
+    model = model_of()
+    engine = Engine(model)
+    row = engine.submit(Request([1, 2, 3], 20, logprobs=3, schedule=FixedTree(TREES[2])))
+    quiet = engine.submit(Request([4, 2, 3], 20, schedule=FixedTree(TREES[2])))
+    events = run(engine)
+    assert all(event.logprobs is None for event in events if event.request == quiet.number)
+    found = [each for event in events if event.logprobs for each in event.logprobs]
+    assert [each.token for each in found] == row.ids[3:]
+    with torch.no_grad():
+        expected = model.base(torch.tensor([row.ids])).logits[0, 2:-1].float().log_softmax(-1)
+    for each, log_p in zip(found, expected, strict=True):
+        assert each.logprob == pytest.approx(float(log_p[each.token]), abs=1e-5)
+        assert [token for token, _ in each.top] == log_p.topk(3).indices.tolist()
+    first, *later = (event.timing for event in events if event.request == row.number)
+    assert first.nodes == 0 < first.seconds
+    assert all(timing.nodes == 8 for timing in later)
+    for timing in later:
+        assert list(timing.phases) == ["heads", "draft", "verify", "accept", "keep"]
+        assert sum(timing.phases.values()) <= timing.seconds
+
+
+def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch):
+    model, calls, accept = model_of(), [], Greedy.accept
+    monkeypatch.setattr(
+        Greedy,
+        "accept",
+        lambda self, *args: calls.append(len(args[1].tokens)) or accept(self, *args),
+    )
+    engine, mine = Engine(model), Greedy()
+    for policy, tree in ((mine, 2), (Greedy(), 2), (Greedy(), 1), (Typical(), 2), (Typical(), 2)):
+        engine.submit(Request([1, 2], 30, policy=policy, schedule=FixedTree(TREES[tree])))
+    engine.step()
+    calls.clear()
+    engine.step()
+    assert sorted(calls) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": []}, "ids is empty"),
+        ({"ids": [1, VOCAB]}, "ids must lie in 0 to 60"),
+        ({"ids": [-1]}, "ids must lie in 0 to 60"),
+        ({"max_length": 3}, "leaves no room"),
+        ({"schedule": FixedTree(CandidateTree.chain(4))}, "4"),
+    ],
+)
+def test_a_request_that_cannot_be_decoded_is_refused_at_once(change, message):
+    engine = Engine(model_of())
+    with pytest.raises(ValueError, match=message):
+        engine.submit(Request(**{"ids": [1, 2, 3], "max_length": 9, **change}))
+    assert engine.idle
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 0}, {"prefill_tokens": 0}])
+def test_an_engine_without_room_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Engine(model_of(), **options)
+
+
+def test_a_prefill_that_fails_ends_its_requests_alone(monkeypatch):
+    model, engine = (model := model_of()), Engine(model)
+    first = engine.submit(Request([1, 2, 3], 30))
+    engine.step()
+    prefill = model.prefill
+    monkeypatch.setattr(model, "prefill", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    failed = engine.submit(Request([4, 5], 30))
+    errors = [event.error for event in engine.step() if event.request == failed.number]
+    assert [type(error) for error in errors] == [MemoryError]
+    monkeypatch.setattr(model, "prefill", prefill)
+    last = engine.submit(Request([4, 5], 30))
+    run(engine)
+    for row in (first, last):
+        assert row.ids == alone_greedy(model, row.ids[: len(row.request.ids)], 30)
+
+
+def test_copies_of_requests_and_signals_are_left_alone():
+    """An engine holds nothing that outlives it: a copied request decodes the same text."""
+    model, told = model_of(), drawn(random.Random(3))
+    one = request(told)
+    two = copy.copy(request(told))
+    engine = Engine(model)
+    rows = [engine.submit(one), engine.submit(two)]
+    run(engine)
+    assert rows[0].ids == rows[1].ids
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -12,6 +12,7 @@ import copy
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +88,11 @@ class TreeProcessors:
     def __bool__(self) -> bool:
         return bool(self.processors)
 
+    @cached_property
+    def copyable(self) -> bool:
+        """Whether all of the processors can be copied."""
+        return self.uncopied() is None
+
     def uncopied(self) -> str | None:
         """Say which processor holds state that cannot be copied for each branch, and why; None
         where there is none.
@@ -160,7 +166,8 @@ class TreeProcessors:
         rows = []
         for node, path in enumerate(tree.paths):
             parent = self._branches[int(tree.parent[node])] if node else self.processors
-            branch = copied_processors(parent) if node else parent
+            # the root's is a copy too, so that a step which fails has changed nothing
+            branch = copied_processors(parent) if node or self.copyable else parent
             self._branches.append(branch)
             one = torch.tensor([node], device=tokens.device)
             rows.append(
