@@ -48,6 +48,17 @@ def outcomes(made, seeds):
     }
 
 
+def answers(made, asks):
+    """The turns that the asks get, together."""
+
+    def single(ask):
+        return (yield ask)
+
+    outcomes = made.drive([(str(place), single(ask)) for place, ask in enumerate(asks)])
+    turns = {int(each.name): each.result for each in outcomes}
+    return [turns[place] for place in range(len(asks))]
+
+
 def asks(*lengths):
     """Asks whose questions have so many words."""
     return [
@@ -103,7 +114,7 @@ def test_a_rows_limit_is_its_own(own, name):
     made = engine(model(own, name, **positions), own, ends=False, max_new_tokens=ROOM)
     batch = asks(2, 55, 52, 30)
     lengths = [len(made.encoder.prompt(ask.chat)) for ask in batch]
-    turns = made.answer(batch)
+    turns = answers(made, batch)
     assert turns == [
         generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)
     ]
@@ -117,7 +128,7 @@ def test_a_rows_limit_is_its_own(own, name):
 def test_a_prompt_without_room_is_answered_with_nothing(own):
     made = engine(model(own), own, ends=False)
     short, long = asks(2, 100)
-    assert made.answer([long, short]) == [Turn("", 0, cut=True), *made.answer([short])]
+    assert answers(made, [long, short]) == [Turn("", 0, cut=True), *answers(made, [short])]
 
 
 def test_rows_end_where_the_rotary_factors_change(own):
@@ -136,13 +147,13 @@ def test_rows_end_where_the_rotary_factors_change(own):
     batch = asks(2, 22, 40)
     lengths = [len(made.encoder.prompt(ask.chat)) for ask in batch]
     assert lengths[0] < 64 - ROOM < lengths[1] < 64 < lengths[2]
-    turns = made.answer(batch)
+    turns = answers(made, batch)
     assert turns[0].tokens == turns[2].tokens == ROOM
     assert turns[1].tokens in (
         64 - lengths[1],
         65 - lengths[1],
     )  # a text's last token needs no position
-    assert turns == [made.answer([ask])[0] for ask in batch]
+    assert turns == [answers(made, [ask])[0] for ask in batch]
     assert turns == [
         generated(made, ask, turn.tokens) for ask, turn in zip(batch, turns, strict=True)
     ]
@@ -150,11 +161,11 @@ def test_rows_end_where_the_rotary_factors_change(own):
 
 def test_stop_strings_of_the_model_end_an_answer_and_are_no_part_of_it(own):
     made = engine(model(own), own, ends=False)
-    whole = made.answer(asks(2))[0].text
+    whole = answers(made, asks(2))[0].text
     stop = whole[len(whole) // 2 :][:2]
     made.model.base.generation_config.stop_strings = stop
     made = OwnEngine(made.model, own, made.settings, 3)
-    turn = made.answer(asks(2))[0]
+    turn = answers(made, asks(2))[0]
     assert turn == Turn(whole[: whole.index(stop)].strip(), turn.tokens)
     assert turn.tokens < ROOM
 

@@ -1,26 +1,45 @@
-"""A model on this machine answers conversations, a batch of them turn by turn."""
+"""A model on this machine answers conversations; as one ends, the next one takes its row."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Generator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..core.engine import Engine
+from ..core.request import Request, Row
 from ..data.chats import Encoder
+from ..generation import prepare
 from ..loading import MedusaModel
+from ..text import answer_text
 from .conversations import Ask, Conversation, Outcome, Settings, Turn
+
+AHEAD = 2
+"""Conversations begun, in batch sizes: those without a row wait for the next one that is free."""
+
+
+@dataclass
+class Talk:
+    """A conversation under way, and the tokens that the model has written for it."""
+
+    name: str
+    conversation: Conversation
+    tokens: int = 0
 
 
 class OwnEngine:
     """Lets a model on this machine answer.
 
     Args:
-        batch_size: conversations that are decoded at once.
+        model: the model that answers.
+        tokenizer: its tokenizer.
+        settings: decide the text of the answers.
+        batch_size: answers that are decoded at the same time.
 
     Raises:
         ValueError: the model is to ask itself, and its tokenizer has no chat template.
@@ -33,12 +52,8 @@ class OwnEngine:
         settings: Settings,
         batch_size: int,
     ):
-        self.model, self.tokenizer, self.settings, self.batch_size = (
-            model,
-            tokenizer,
-            settings,
-            batch_size,
-        )
+        self.model, self.tokenizer = model, tokenizer
+        self.settings, self.batch_size = settings, batch_size
         self.encoder = Encoder(tokenizer)
         if settings.self_talk and not self.encoder.template:
             raise ValueError(
@@ -52,101 +67,93 @@ class OwnEngine:
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
     ) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each conversation; one that cannot be asked costs no other."""
-        for begin in range(0, len(conversations), self.batch_size):
-            talking = [
-                (name, each, next(each), 0)
-                for name, each in conversations[begin : begin + self.batch_size]
-            ]
-            while talking:
-                turns = self.answer([ask for _, _, ask, _ in talking])
-                going = []
-                for (name, each, _, tokens), turn in zip(talking, turns, strict=True):
-                    if isinstance(turn, ValueError):
-                        yield Outcome(name, turn, tokens)
-                        continue
-                    tokens += turn.tokens
-                    try:
-                        going.append((name, each, each.send(turn), tokens))
-                    except StopIteration as ended:
-                        yield Outcome(name, ended.value, tokens)
-                talking = going
+        """Yield the outcome of each conversation as soon as there is one.
 
-    def answer(self, asks: Sequence[Ask]) -> list[Turn | ValueError]:
-        """Return a turn for each ask, or the error because of which it cannot be asked.
-
-        A row's limit depends on its own prompt alone. A prompt that leaves no room gets an empty
-        turn.
+        A conversation that cannot be asked ends alone.
         """
-        turns: dict[int, Turn | ValueError] = {}
-        # Rows of one limit at a time: where a model's rotary factors change with the length
-        # (longrope), they are chosen for a whole batch.
-        groups: dict[int | None, list[tuple[int, list[int], int]]] = defaultdict(list)
-        for place, ask in enumerate(asks):
-            try:
-                prompt = self._prompt(ask)
-            except Exception as error:  # chat templates and tokenizers raise what they like
-                turns[place] = ValueError(
-                    f"the conversation cannot be written as a prompt: {error}"
-                )
-                continue
-            limit = self.model.positions.longest(len(prompt))
-            room = (
-                min(self.settings.max_new_tokens, limit - len(prompt))
-                if limit
-                else self.settings.max_new_tokens
-            )
-            if room < 1:
-                turns[place] = Turn("", 0, cut=True)
-            else:
-                groups[limit].append((place, prompt, room))
-        for group in groups.values():
-            found = self._decode([(prompt, room, asks[place].key) for place, prompt, room in group])
-            turns.update(zip([place for place, _, _ in group], found, strict=True))
-        return [turns[place] for place in range(len(asks))]
+        waiting = deque(Talk(name, each) for name, each in conversations)
+        engine, talks = Engine(self.model, self.batch_size), dict[int, Talk]()
+        try:
+            while waiting or talks:
+                while waiting and len(talks) < AHEAD * self.batch_size:
+                    talk = waiting.popleft()
+                    yield from self._ask(engine, talks, talk, next(talk.conversation))
+                for event in engine.step():
+                    if event.finish_reason is not None:
+                        talk = talks.pop(event.request)
+                        yield from self._answered(engine, talks, talk, event.row)
+        finally:
+            engine.close()
 
-    def _decode(self, requests: Sequence[tuple[list[int], int, str]]) -> list[Turn]:
-        """Return the turns for prompts with their own limits of new tokens and their keys."""
-        sessions = []
-        for prompt, room, key in requests:
-            ids = torch.tensor([prompt], device=self.model.device)
-            sessions.append(
-                self.model.steps(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=room,
-                    **({"eos_token_id": sorted(self.ends)} if self.ends else {}),
-                    **({"tokenizer": self.tokenizer} if self.stop_strings else {}),
-                    **self._sampling(key),
-                )
-            )
-        rows = [row for session in sessions for row in session.rows]
-        for _ in replace(sessions[0], rows=rows):
-            pass
-        return [
-            self._turn(row.ids[len(prompt) :])
-            for row, (prompt, _, _) in zip(rows, requests, strict=True)
-        ]
+    def _ask(
+        self, engine: Engine, talks: dict[int, Talk], talk: Talk, ask: Ask
+    ) -> Iterator[Outcome]:
+        """Submit what a conversation asks; yield its outcome if it ends without an answer."""
+        try:
+            request = self._request(ask)
+        except ValueError as error:
+            yield Outcome(talk.name, error, talk.tokens)
+            return
+        if request is None:
+            yield from self._tell(engine, talks, talk, Turn("", 0, cut=True))
+        else:
+            talks[engine.submit(request).number] = talk
 
-    def _turn(self, ids: list[int]) -> Turn:
-        """The turn that a row's new tokens are; what ended it is no part of its text."""
-        ended = ids[-1] in self.ends
-        text = str(self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
-        if self.stop_strings and not ended:
-            whole = str(self.tokenizer.decode(ids))
-            ended = any(string in whole for string in self.stop_strings)
-        for string in self.stop_strings:
-            text = text.split(string)[0]
-        if not ended:
-            text = text.rstrip(
-                "\N{REPLACEMENT CHARACTER}"
-            )  # a character of which some bytes are missing
-        return Turn(text.strip(), len(ids), cut=not ended)
+    def _answered(
+        self, engine: Engine, talks: dict[int, Talk], talk: Talk, row: Row
+    ) -> Iterator[Outcome]:
+        if row.error is not None:
+            error = ValueError(f"the model could not answer: {row.error}")
+            yield Outcome(talk.name, error, talk.tokens)
+            return
+        ids = row.ids[len(row.request.ids) :]
+        text = answer_text(self.tokenizer, ids, row.finish_reason, self.stop_strings)
+        turn = Turn(text, len(ids), cut=row.finish_reason == "length")
+        talk.tokens += turn.tokens
+        yield from self._tell(engine, talks, talk, turn)
+
+    def _tell(
+        self, engine: Engine, talks: dict[int, Talk], talk: Talk, turn: Turn
+    ) -> Iterator[Outcome]:
+        """Tell a conversation what the model said, and ask what it wants said next."""
+        try:
+            ask = talk.conversation.send(turn)
+        except StopIteration as ended:
+            yield Outcome(talk.name, ended.value, talk.tokens)
+        else:
+            yield from self._ask(engine, talks, talk, ask)
+
+    def _request(self, ask: Ask) -> Request | None:
+        """Return the request for a turn; None where the prompt leaves no room for one.
+
+        Raises:
+            ValueError: the conversation cannot be written as a prompt.
+        """
+        try:
+            prompt = self._prompt(ask)
+        except Exception as error:  # chat templates and tokenizers may raise anything
+            raise ValueError(f"the conversation cannot be written as a prompt: {error}") from error
+        limit = self.model.positions.longest(len(prompt))
+        room = self.settings.max_new_tokens
+        if limit is not None:
+            room = min(room, limit - len(prompt))
+        if room < 1:
+            return None
+        ids = torch.tensor([prompt], device=self.model.device)
+        options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": room}
+        if self.ends:
+            options["eos_token_id"] = sorted(self.ends)
+        if self.stop_strings:
+            options["tokenizer"] = self.tokenizer
+        request = prepare(self.model, ids, **options, **self._sampling(ask.key)).requests[0]
+        # answers without sampling share what the engine learns about its trees
+        return request if self.settings.temperature else replace(request, schedule=None)
 
     def _sampling(self, key: str) -> dict[str, Any]:
         if not self.settings.temperature:
             return {"do_sample": False}
-        seed = int(hashlib.sha256(f"{self.settings.seed}/{key}".encode()).hexdigest()[:12], 16)
+        name = f"{self.settings.seed}/{key}".encode()
+        seed = int(hashlib.sha256(name).hexdigest()[:12], 16)
         generator = torch.Generator(self.model.device).manual_seed(seed)
         return {
             "do_sample": True,
@@ -155,24 +162,22 @@ class OwnEngine:
         }
 
     def _prompt(self, ask: Ask) -> list[int]:
-        """The token ids after which the model speaks in the role that is asked for."""
+        """Return the token ids after which the model speaks in the role that is asked for."""
         if ask.role == "assistant":
             ids = self.encoder.prompt(ask.chat)
         else:
-            here = "A user stands here"
-            text = self.tokenizer.apply_chat_template(
-                [*ask.chat, {"role": "user", "content": here}], tokenize=False
-            )
-            ids = self.tokenizer(str(text)[: str(text).rindex(here)], add_special_tokens=False)[
-                "input_ids"
-            ]
+            # the model speaks as a user behind what the template puts before a user's message
+            mark = "A user stands here"
+            chat = [*ask.chat, {"role": "user", "content": mark}]
+            text = str(self.tokenizer.apply_chat_template(chat, tokenize=False))
+            ids = self.tokenizer(text[: text.rindex(mark)], add_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError("it has no tokens")
         return list(ids)
 
 
 def _listed(value: Any) -> list[Any]:
-    """What a generation configuration names: one, several or none, as a list."""
+    """Return what a generation configuration names, one, several or none, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple, set)) else [value]

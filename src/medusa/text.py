@@ -1,0 +1,138 @@
+"""Text to token ids and back: chat prompts, text that streams, and the ends of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers decode bytes to that are no whole character."""
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    template: str | None = None,
+) -> Tensor:
+    """Return token ids [1, P] of a conversation, up to where the assistant's answer begins.
+
+    Args:
+        template: Jinja text of a chat template; by default the tokenizer's own.
+
+    Raises:
+        ValueError: the chat template refuses the conversation.
+    """
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )["input_ids"]
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+    return torch.as_tensor(ids)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, raw: bool = False) -> Tensor:
+    """Return token ids [1, P] of a text that a model is to answer.
+
+    Args:
+        raw: encode the text itself. Otherwise it becomes a user's message where the tokenizer has
+            a chat template.
+
+    Raises:
+        ValueError: the chat template refuses the message.
+    """
+    if tokenizer.chat_template is not None and not raw:
+        return encode_chat(tokenizer, [{"role": "user", "content": text}])
+    return torch.as_tensor(tokenizer(text, return_tensors="pt")["input_ids"])
+
+
+class Detokenizer:
+    """An incremental decoder: takes tokens as they come and returns the text that they complete.
+
+    Several tokens may share a character. Text is held back until its last character is whole, so
+    the pieces joined, with that of `flush`, are the text of all tokens decoded at once.
+
+    The cost of a piece does not grow with the text: only tokens since the piece before the last
+    one are decoded again. They are needed because the text of a token may depend on the token
+    before it, such as a space in front of a word.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._returned = 0  # how many of these tokens have been returned as text
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Add tokens; return the text that they complete."""
+        self._ids += tokens
+        text = self._decode(self._ids)
+        return "" if text.endswith(INCOMPLETE) else self._rest_of(text)
+
+    def flush(self) -> str:
+        """Return the text that is still held back."""
+        return self._rest_of(self._decode(self._ids))
+
+    def _rest_of(self, text: str) -> str:
+        rest = text[len(self._decode(self._ids[: self._returned])) :]
+        if rest:
+            self._ids = self._ids[self._returned :]
+            self._returned = len(self._ids)
+        return rest
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+def stream_text(
+    steps: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text of an answer as its tokens come.
+
+    Each piece comes with True where its tokens are accepted candidates. It comes with False where
+    they are the base model's own token, which ends each step.
+
+    Args:
+        steps: the new tokens of each decoding step.
+    """
+    detokenizer = Detokenizer(tokenizer)
+    for tokens in steps:
+        if len(tokens) > 1:
+            yield detokenizer.push(tokens[:-1]), True
+        yield detokenizer.push(tokens[-1:]), False
+    yield detokenizer.flush(), False
+
+
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    finish_reason: str | None,
+    stop_strings: Sequence[str] = (),
+) -> str:
+    """Return the text of an answer without what ended it.
+
+    An answer that reached a limit may end in the middle of a character, which is left out.
+
+    Args:
+        ids: the answer's token ids.
+        finish_reason: why it ended: "stop" (its last token is the end token), "stop_string",
+            "length" or "cancelled".
+        stop_strings: texts that end an answer.
+    """
+    ids = ids[:-1] if finish_reason == "stop" else ids
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    for string in stop_strings:
+        text = text.split(string)[0]
+    if finish_reason not in ("stop", "stop_string"):
+        text = text.rstrip(INCOMPLETE)
+    return text.strip()
