@@ -1,4 +1,4 @@
-"""Acceptance policies: which candidates of a verified tree become text.
+"""Acceptance policies: they decide which candidates of a verified tree become text.
 
 Shapes: B rows, K heads, N nodes, D tree depth, V vocabulary. Logits are those after the logits
 processors, so temperature, truncation and constraints are already in them.
@@ -18,16 +18,16 @@ from torch import Tensor
 from .tree import CandidateTree
 
 Generators = Sequence[torch.Generator | None]
-"""One random generator a row, on the device of the logits; None draws from torch's global one."""
+"""A random generator for each row, on the logits' device; None draws from torch's global one."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The tokens of a tree, and the distributions they were drawn from where the policy needs them.
+    """The tokens of a tree, and the distributions they were drawn from if the policy needs them.
 
     Attributes:
-        tokens: [B, N]; column 0 is the root, the base model's own token.
-        probs: [B, K, V] what each head's tokens were drawn from, or None for tokens picked by rank.
+        tokens: [B, N]; column 0 holds the root, which is the base model's own token.
+        probs: [B, K, V] distributions of the heads; None for tokens that were chosen by rank.
     """
 
     tokens: Tensor
@@ -36,14 +36,13 @@ class Draft:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What one step adds to each row.
+    """The verdict of one step on each row.
 
     Attributes:
         path: [B, D + 1] accepted nodes from the root down, padded with the last of them.
         count: [B] accepted nodes, the root included.
-        root: [B] the base model's own next token after the accepted path; -1 where sampling found
-            no distribution, because the logits hold NaN or infinity, or a processor excluded every
-            token.
+        root: [B] the base model's own next token after the accepted path; -1 if no token can be
+            sampled, because the logits hold NaN or infinity, or a processor excluded every token.
     """
 
     path: Tensor
@@ -67,8 +66,11 @@ class AcceptancePolicy(ABC):
     def draft(
         self, root: Tensor, head_logits: Tensor, tree: CandidateTree, generators: Generators
     ) -> Draft:
-        """Fill the tree: root [B] and head_logits [B, K, V] -> tokens [B, N]; node (.., r) gets its
-        head's top r.
+        """Fill the tree with tokens: node (.., r) gets the token of rank r of its depth's head.
+
+        Args:
+            root: [B] the base model's own tokens.
+            head_logits: [B, K, V].
         """
         return Draft(_fill(root, head_logits.topk(tree.max_rank, dim=-1).indices, tree, tree.rank))
 
@@ -76,13 +78,15 @@ class AcceptancePolicy(ABC):
     def accept(
         self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
     ) -> Acceptance:
-        """Accept nodes of each row: logits [B, N, V] are the base model's verdict after every
-        node.
+        """Accept nodes of each row.
+
+        Args:
+            logits: [B, N, V] of the base model after every node.
         """
 
 
 class Greedy(AcceptancePolicy):
-    """The longest candidate that greedy decoding would have written, token for token."""
+    """Greedy acceptance: the longest candidate that equals greedy decoding, token for token."""
 
     def accept(
         self, tree: CandidateTree, draft: Draft, logits: Tensor, generators: Generators
@@ -96,8 +100,7 @@ class Greedy(AcceptancePolicy):
 
 @dataclass(frozen=True)
 class Typical(AcceptancePolicy):
-    """Typical acceptance (section 2.3.1): plausible tokens pass, without following the distribution
-    exactly.
+    """Typical acceptance (section 2.3.1): plausible tokens pass; the distribution is not kept.
 
     A token is accepted if p(x) > min(epsilon, delta * exp(-H(p))), H the entropy of p in nats; the
     longest accepted candidate wins, ties by likelihood. The most probable token always passes for
@@ -151,7 +154,7 @@ class Typical(AcceptancePolicy):
 
 
 class Rejection(AcceptancePolicy):
-    """Lossless sampling: the text follows the base model's distribution whatever the heads propose.
+    """Rejection sampling: the text follows the base model's distribution, whatever heads propose.
 
     Recursive rejection sampling without replacement. The children of a node are drawn from the
     head's distribution q: its i-th child in order of rank is the i-th draw. With p_0 = p and q_0 =
@@ -214,8 +217,12 @@ class Rejection(AcceptancePolicy):
 
 
 def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> Tensor:
-    """Root [B] and each head's tokens [B, K, R] -> the tree's tokens [B, N], node n taking token
-    `choice[n]`.
+    """Return the tree's tokens [B, N]; node n takes its head's token `choice[n]`.
+
+    Args:
+        root: [B].
+        ranked: [B, K, R] tokens of each head.
+        choice: [N] column of `ranked` for each node.
     """
     depth, choice = tree.depth[1:].to(root.device), choice[1:].to(root.device)
     return torch.cat([root[:, None], ranked[:, depth - 1, choice]], dim=1)
@@ -224,8 +231,12 @@ def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> 
 def longest(
     tree: CandidateTree, passes: Tensor, target: Tensor, likelihood: Tensor | None = None
 ) -> Acceptance:
-    """The deepest node whose whole path passes [B, N]; among equals the likeliest path, else the
-    first.
+    """Accept the deepest node whose whole path passes; among equals the likeliest or first path.
+
+    Args:
+        passes: [B, N] bool, of each node by itself.
+        target: [B, N] the base model's own token after each node.
+        likelihood: [B, N] log-probabilities of the nodes' tokens.
     """
     ancestors, depth = tree.ancestors.to(passes.device), tree.depth.to(passes.device)
     score = torch.where(passes[:, ancestors].all(-1), depth, -1)
@@ -238,7 +249,7 @@ def longest(
 
 
 def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
-    """[B, count] numbers in [0, 1), each row from its own generator."""
+    """Return random numbers [B, count] in [0, 1), each row from its own generator."""
     return torch.stack(
         [
             torch.rand(count, generator=generator, device=like.device, dtype=like.dtype)
@@ -248,10 +259,9 @@ def _uniforms(generators: Generators, count: int, like: Tensor) -> Tensor:
 
 
 def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse transform: probs [..., V] and uniform [...] -> tokens [...]; never one of probability
-    0.
+    """Sample tokens [...] from probs [..., V] by inverse transform; never one of probability 0.
 
-    Where the probabilities hold NaN or are all 0, the token is -1.
+    The token is -1 if the probabilities hold NaN or are all 0.
     """
     cumulative = _precise(probs).cumsum(-1)
     total = cumulative[..., -1:]
@@ -263,14 +273,14 @@ def _sample(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _precise(numbers: Tensor) -> Tensor:
-    """In float64, where the device has it."""
+    """Return numbers in float64, or in float32 on devices without it."""
     return numbers.float() if numbers.device.type == "mps" else numbers.double()
 
 
 def draws(weights: Tensor, count: int, generators: Generators) -> Tensor:
-    """weights [B, ..., V] -> [B, ..., count] tokens drawn one after the other without replacement.
+    """Draw tokens [B, ..., count] without replacement from weights [B, ..., V], in order.
 
-    A race: token i comes in after a time drawn from Exp(1), divided by its weight.
+    The order is that of a race: token i arrives after a time drawn from Exp(1) over its weight.
     """
     times = torch.empty_like(weights)
     for row, generator in zip(times, generators, strict=True):
@@ -279,10 +289,10 @@ def draws(weights: Tensor, count: int, generators: Generators) -> Tensor:
 
 
 def _any(rows: Tensor) -> bool:
-    """Whether it holds for any row; assumed so where asking the device would cost a wait."""
+    """Return True if any row is True; also True on a GPU, where reading the value would wait."""
     return rows.device.type != "cpu" or bool(rows.any())
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
+    """Return weights [B, V] scaled to sum to 1; rows of zeros stay zeros."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Medusa heads: K small predictors of the tokens that follow the next one (paper, section 2.1.1).
+"""Medusa heads: K small predictors of the tokens after the next one (paper, section 2.1.1).
 
 Shapes: K heads, L residual layers a head, H hidden size, V vocabulary; `...` is any leading shape.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 Projection = Callable[[Tensor], Tensor]
 SHOWN = 5
-"""Problems of a set of tensors that an error message lists."""
+"""Number of problems that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class MedusaConfig:
     """The shape of a set of heads.
 
     Args:
-        num_heads: K. Head k (from 0) predicts the token k + 2 positions after the last one its
-            input saw.
-        num_layers: L, residual layers of each head; 0 leaves a bare projection.
+        num_heads: K. Head k (from 0) predicts the token k + 2 positions after the last token of
+            its input.
+        num_layers: L, residual layers of each head; with 0 a head is only a projection.
         hidden_size: H, the width of the hidden state that the base model's lm_head reads.
         vocab_size: V, the rows of the base model's lm_head.
         own_lm_head: every head has an output projection of its own (the paper's heads). False
@@ -63,7 +63,9 @@ class MedusaConfig:
                 yield f"{head}.{self.num_layers}.weight", (v, h)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check names and shapes of tensors; no work is done for heads that are not among them.
+        """Check names and shapes of tensors.
+
+        The time it takes does not grow with `num_heads`, which a broken file may set to any number.
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape; lists the first ones.
@@ -87,12 +89,11 @@ class MedusaConfig:
 
 @dataclass(frozen=True)
 class LogitRule:
-    """What a base model does to its logits after the lm_head; the heads' logits follow the same
-    rule.
+    """The function that a base model applies to the lm_head's output; heads apply it too.
 
-    `softcap * tanh(scale * logits / softcap)`: Cohere has a scale, Granite divides (a scale below
-    1), Gemma-2 has a soft-cap. A rule never changes which token ranks first, but it changes how
-    sure a head is, which training, sampling and rejection all read.
+    It is `softcap * tanh(scale * logits / softcap)`. Cohere has a scale, Granite divides (a scale
+    below 1), Gemma-2 has a soft-cap. The rule never changes which token ranks first. It changes the
+    probabilities, which training, sampling and rejection read.
     """
 
     scale: float = 1.0
@@ -100,7 +101,7 @@ class LogitRule:
 
     @classmethod
     def of(cls, config: Any) -> LogitRule:
-        """The rule a transformers model configuration stands for."""
+        """Return the rule of a transformers model configuration."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         return cls(
             scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
@@ -118,12 +119,10 @@ class LogitRule:
 class MedusaHeads(nn.Module):
     """K heads over one hidden state: `logits_k = W2_k (SiLU(W1_k h + b_k) + h)` (section 2.1.1).
 
-    All heads are computed together: parameters are stacked along a leading K, so that a step costs
-        two
-    products a layer, not 2 K. W1 and b start at zero and W2 at the base model's lm_head
-    (`from_lm_head`), so that a new head predicts exactly what the base model predicts. The base's
-    own lm_head bias, where it has one, is added to every head as a constant: it is not trained and
-        not saved with the heads.
+    All heads are computed together: parameters are stacked along a leading K, so that a layer of
+    all heads is one batched product. W1 and b start at zero and W2 at the base model's lm_head
+    (`from_lm_head`), so a new head predicts exactly what the base model predicts. If the base's
+    lm_head has a bias, every head adds it as a constant, which is neither trained nor saved.
     """
 
     output_bias: Tensor | None
@@ -147,21 +146,24 @@ class MedusaHeads(nn.Module):
     def from_lm_head(
         cls, lm_head: nn.Module, config: MedusaConfig, rule: LogitRule | None = None
     ) -> MedusaHeads:
-        """New heads that predict what the base model predicts; they take its lm_head's dtype and
-        device.
+        """Return new heads that predict what the base model predicts.
+
+        They have the dtype and the device of its lm_head.
+
+        Raises:
+            ValueError: the lm_head is quantised or offloaded.
         """
         weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise ValueError(
                 "the base model's lm_head is quantised and cannot start the heads; keep it in "
-                "floating point "
-                "(llm_int8_skip_modules=['lm_head'], or the like) or load trained heads"
+                "floating point (llm_int8_skip_modules=['lm_head'], or the like) or load trained "
+                "heads"
             )
         if weight.is_meta:
             raise ValueError(
                 "the base model's lm_head is offloaded and cannot start the heads; load the model "
-                "with a device_map "
-                "that keeps lm_head on a device"
+                "with a device_map that keeps lm_head on a device"
             )
         heads = cls(config, rule, None if bias is None else bias.detach().clone())
         if heads.w2 is not None:
@@ -170,7 +172,7 @@ class MedusaHeads(nn.Module):
         return heads.to(dtype=weight.dtype, device=weight.device)
 
     def residual(self, hidden: Tensor, first: int | None = None) -> Tensor:
-        """hidden [..., H] -> what each head (each of the `first`) projects, [K, ..., H]."""
+        """Return what each head, or each of the `first`, projects: [..., H] -> [K, ..., H]."""
         count, lead = first or self.config.num_heads, hidden.shape[:-1]
         states = hidden.reshape(1, -1, hidden.shape[-1]).expand(count, -1, -1)
         for layer, weight in enumerate(self.w1):
@@ -187,14 +189,14 @@ class MedusaHeads(nn.Module):
         first: int | None = None,
         products: Sequence[Projection] = (),
     ) -> Tensor:
-        """hidden [..., H] -> logits [K, ..., V].
+        """Return the logits [K, ..., V] of all heads for hidden states [..., H].
 
         Args:
-            hidden: what the base model's lm_head reads.
-            lm_head: the base model's projection; heads that share it run all K heads through one
-                product.
-            first: run only so many heads; None runs all.
-            products: the product with each head's own lm_head, where there is a faster one.
+            hidden: input of the base model's lm_head.
+            lm_head: the base model's projection, for heads that share it.
+            first: run only this many heads; None runs all.
+            products: functions that multiply by each head's own lm_head, where a faster product
+                than torch's exists.
 
         Raises:
             ValueError: the heads share the base's lm_head and none was given.
@@ -218,7 +220,7 @@ class MedusaHeads(nn.Module):
         return self.rule(logits)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters under the names of the original format, one tensor a head and layer."""
+        """Return the parameters by the original format's names: one for each head and layer."""
         named: dict[str, Tensor] = {}
         for head in range(self.config.num_heads):
             for layer, weight in enumerate(self.w1):
@@ -230,7 +232,7 @@ class MedusaHeads(nn.Module):
         return named
 
     def load_tensors(self, named: Mapping[str, Tensor]) -> None:
-        """Take the values of `tensors()` back; names and shapes must fit exactly.
+        """Copy values into the parameters; names and shapes must be those of `tensors()`.
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape.

@@ -1,6 +1,4 @@
-"""Limits of a text's length: the end of a model's positions, and a change of its rotary
-frequencies.
-"""
+"""Limits of a text's length: the end of a model's positions, and changes of its rotary factors."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ class Positions:
     A text may have one token more than there are positions, because its last token is never run.
 
     Attributes:
-        trained: positions the model was trained for (`max_position_embeddings`); None where it does
-            not say.
-        table: positions that have a learnt or precomputed embedding; None where any position can be
+        trained: positions the model was trained for (`max_position_embeddings`); None if the
+            configuration does not say.
+        table: positions that have a learnt or precomputed embedding; None if any position can be
             computed.
         change: positions after which rotary frequencies change, so that keys in the cache no longer
-            fit.
-        settles: whether the frequencies change only once (longrope), not with every further token
-            (dynamic NTK).
+            fit; None if they never change.
+        settles: True if the frequencies change only once (longrope), False if they change with
+            every further token (dynamic NTK).
     """
 
     trained: int | None = None
@@ -49,9 +47,7 @@ class Positions:
         )
 
     def longest(self, prompt: int) -> int | None:
-        """Return how many tokens a text that begins with `prompt` tokens may have; None where
-        nothing limits it.
-        """
+        """Return how long a text with a prompt of this length may become; None for no limit."""
         limits = [self.trained, self.table, self.change if self.changes_after(prompt) else None]
         known = [limit for limit in limits if limit is not None]
         return min(known) + 1 if known else None
@@ -89,18 +85,14 @@ class Positions:
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The rope parameters of a text configuration, which may have one set for each kind of
-    layer.
-    """
+    """Yield the rope parameters of a text configuration; there may be a set for each layer kind."""
     found = getattr(config, "rope_parameters", None) or {}
     kinds = [each for each in found.values() if isinstance(each, dict) and "rope_type" in each]
     yield from kinds or ([found] if "rope_type" in found else [])
 
 
 def _changes(rope: dict[str, Any]) -> bool:
-    """Return whether frequencies depend on the largest position of a forward (transformers'
-    `dynamic_rope_update`).
-    """
+    """Return whether frequencies depend on a forward's largest position (`dynamic_rope_update`)."""
     return rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
 
 
@@ -116,9 +108,7 @@ def _change(rope: dict[str, Any], config: Any) -> int:
 
 
 def _has_table(base: PreTrainedModel, positions: int) -> bool:
-    """Return whether the model has a table of this many positions, with up to two rows of padding
-    before them.
-    """
+    """Return whether the model has a table of so many positions, and up to two rows of padding."""
     rows = range(positions, positions + 3)
     words = base.get_input_embeddings()
     tables: Iterable[int] = (

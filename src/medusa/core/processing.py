@@ -1,9 +1,9 @@
 """Logits processors over a tree: every node is scored with the prefix that leads to it.
 
-transformers' processors expect one prefix a call. Those that ignore it score all nodes at once;
-those that read it get one call a depth, with each node's own prefix; those that may remember
-earlier calls (grammars, a user's own) are copied along every branch, so that each copy has seen
-exactly the calls plain decoding would have made.
+transformers' processors expect one prefix a call. Processors that ignore the prefix score all nodes
+in one call. Those that read it get one call for each depth, with each node's own prefix. Those that
+may remember earlier calls (grammars, a user's own) are copied along every branch, so that each copy
+has seen exactly the calls that plain decoding would have made.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ STATELESS = (
     lp.SuppressTokensAtBeginLogitsProcessor,
     lp.ExponentialDecayLengthPenalty,
 )
-"""Processors whose answer depends on their arguments alone; others may remember, and are copied per
-branch.
-"""
+"""Processors without memory: their result depends on their arguments alone."""
 
 SHARED = (
     nn.Module,
@@ -67,8 +65,8 @@ SHARED = (
     threading.Semaphore,
     threading.local,
 )
-"""What copies of a processor share: large and unchanging things, and locks, which hold no state
-between calls.
+"""Types of attributes that copies of a processor share: they are large and do not change, or are
+locks, which hold no state between calls.
 """
 
 
@@ -94,8 +92,7 @@ class TreeProcessors:
         return self.uncopied() is None
 
     def uncopied(self) -> str | None:
-        """Say which processor holds state that cannot be copied for each branch, and why; None
-        where there is none.
+        """Return which processor cannot be copied for each branch, and why; None if all can.
 
         Only plain decoding is right with such a processor.
         """
@@ -103,14 +100,14 @@ class TreeProcessors:
             if type(each) not in STATELESS:
                 try:
                     copy.deepcopy(each, _shared(each))
-                except Exception as error:  # whatever a class that cannot be copied raises
+                except Exception as error:  # copying a class may raise anything
                     return f"{type(each).__name__} cannot be copied ({error})"
         return None
 
     def __call__(
         self, ids: Sequence[int], tree: CandidateTree, tokens: Tensor, scores: Tensor
     ) -> Tensor:
-        """Scores of every node after the processors.
+        """Return the scores [N, V] of every node after the processors.
 
         Args:
             ids: the row's text so far, the root included and its last token.
@@ -127,8 +124,9 @@ class TreeProcessors:
         return self._by_branch(context, tree, tokens, scores)
 
     def draft(self, logits: Tensor) -> Tensor:
-        """Head logits [K, V] after those processors that need no prefix, so that drafts resemble
-        the target.
+        """Return head logits [K, V] after those processors that need no prefix.
+
+        So drafts come closer to the distribution that verifies them.
         """
         free = LogitsProcessorList(each for each in self.processors if type(each) in PREFIX_FREE)
         return (
@@ -136,7 +134,7 @@ class TreeProcessors:
         )
 
     def advance(self, node: int) -> None:
-        """Go on from an accepted node: its branch's memory becomes the row's."""
+        """Continue from an accepted node: the row takes over the processors of its branch."""
         if self._branches:
             self.processors = self._branches[node]
 
@@ -186,11 +184,11 @@ def copied_processors(processors: Iterable[LogitsProcessor]) -> LogitsProcessorL
 
 
 def _copied(processor: LogitsProcessor) -> LogitsProcessor:
-    """A copy; what cannot be copied of it, such as an open file, is shared."""
+    """Return a copy; attributes that cannot be copied, such as open files, are shared."""
     memo = _shared(processor)
     try:
         return copy.deepcopy(processor, memo)
-    except Exception:  # whatever a class that cannot be copied raises
+    except Exception:  # copying a class may raise anything
         try:
             twin = copy.copy(processor)
         except Exception:
@@ -202,14 +200,13 @@ def _copied(processor: LogitsProcessor) -> LogitsProcessor:
 
 
 def _shared(processor: LogitsProcessor) -> dict[int, Any]:
-    """What copies of a processor share, as `deepcopy` is told: models, tokenizers and locks."""
+    """Return a `deepcopy` memo of attributes to share: models, tokenizers and locks."""
     held = getattr(processor, "__dict__", {}).values()
     return {id(each): each for each in held if isinstance(each, SHARED)}
 
 
 def _widened(scores: Tensor, like: Tensor) -> Tensor:
-    """Scores [n, V] of a processor that left tokens out at the end of the vocabulary, which get no
-    probability.
+    """Return scores [n, V] of a processor that returned fewer tokens; the rest get -infinity.
 
     Raises:
         ValueError: there are more scores than tokens.
@@ -225,6 +222,6 @@ def _widened(scores: Tensor, like: Tensor) -> Tensor:
 def _prefixes(
     context: Tensor, tree: CandidateTree, tokens: Tensor, nodes: Tensor, depth: int
 ) -> Tensor:
-    """[n, S + depth] each node's prefix: the text up to the root, then the tokens on its path."""
+    """Return the prefix [n, S + depth] of each node: the text up to the root, then its path."""
     path = tree.ancestors.to(tokens.device)[nodes, 1 : depth + 1]
     return torch.cat([context.expand(len(nodes), -1), tokens[path]], dim=1)

@@ -1,5 +1,4 @@
-"""Candidate trees: which continuations one forward pass verifies (paper, section 2.1.2 and appendix
-C).
+"""Candidate trees: the continuations that one forward verifies (section 2.1.2 and appendix C).
 
 A tree is a set of rank paths. The path (2, 0) is head 0's third best token followed by head 1's
 best. Node 0, the root, is the base model's own token; it belongs to every candidate and is counted
@@ -32,9 +31,8 @@ PUBLISHED_ACCURACIES = (
 )
 """Top-1 to top-5 accuracies of the published Vicuna-7B heads (v1.3), a head a row.
 
-They are training accuracies: the last values that the authors logged while they trained the heads,
-    on the data that the
-heads were trained on. On other text heads are right less often.
+These are training accuracies: the last values that the authors logged during training. On text that
+the heads were not trained on, they are right less often.
 """
 
 
@@ -42,10 +40,9 @@ heads were trained on. On other text heads are right less often.
 class CandidateTree:
     """An immutable tree of N nodes, given by its rank paths (the root's empty path is implied).
 
-    Nodes stand depth first: a parent comes before its children, and those stand in order of rank.
-        So the candidate of
-    every head's best token, the one most often accepted, is nodes 0, 1, 2, ..., which a cache need
-    not move to keep.
+    Nodes are ordered depth first, siblings by rank. So nodes 0, 1, 2, ... are the candidate made of
+    every head's best token. It is the one most often accepted, and the cache keeps its states
+    without moving them.
 
     Raises:
         ValueError: a path is repeated, a rank is no whole number or negative, or a path's parent is
@@ -70,13 +67,14 @@ class CandidateTree:
 
     @classmethod
     def chain(cls, depth: int) -> CandidateTree:
-        """Only the best token of each head: one candidate of `depth` tokens after the root."""
+        """Return the tree of one candidate: the best token of each of `depth` heads."""
         return cls((0,) * (k + 1) for k in range(depth))
 
     @classmethod
     def dense(cls, widths: Sequence[int]) -> CandidateTree:
-        """The Cartesian product of the top s_k tokens of each head: 1 + sum_k prod_{i<=k} s_i
-        nodes.
+        """Return the Cartesian product of the top s_k tokens of each head (section 2.1.2).
+
+        It has 1 + sum_k prod_{i<=k} s_i nodes.
 
         Args:
             widths: s_1..s_K, all at least 1.
@@ -91,16 +89,15 @@ class CandidateTree:
 
     @classmethod
     def from_accuracies(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> CandidateTree:
-        """The sparse tree of `nodes` nodes with the largest expected accepted length (appendix C).
+        """Return the sparse tree with the largest expected accepted length (appendix C).
 
-        Grows the tree from the root by the node of largest probability, heads taken as independent:
-            a path's
-        probability is the product of its ranks' marginal accuracies.
+        The tree grows from the root, each time by the most probable node. Heads are taken to be
+        independent: the probability of a path is the product of its ranks' marginal accuracies.
 
         Args:
             accuracies: for each head, the share of positions where the target is within its top 1,
                 top 2, ... (cumulative, not decreasing).
-            nodes: how many nodes, root included.
+            nodes: N, the root included.
         """
         marginals = _marginals(accuracies)
 
@@ -118,16 +115,15 @@ class CandidateTree:
     def most_probable(
         cls, children: Callable[[Path], Sequence[float]], nodes: int
     ) -> CandidateTree:
-        """The tree of the `nodes` most probable paths, root included; paths of probability 0 stay
-        out.
+        """Return the tree of the most probable paths; paths of probability 0 are left out.
 
         A path is never more probable than its parent, so no other tree of as many nodes has a
-        larger sum.
+        larger sum of probabilities.
 
         Args:
-            children: for a path, the probabilities of its children by rank; asked once for each
+            children: returns the probabilities of a path's children by rank; called once for each
                 path in the tree.
-            nodes: how many nodes at most.
+            nodes: maximum N, the root included.
         """
         if nodes < 1:
             raise ValueError(f"a tree has at least its root: nodes must be >= 1, got {nodes}")
@@ -146,9 +142,7 @@ class CandidateTree:
 
     @classmethod
     def default(cls, num_heads: int, nodes: int = 16) -> CandidateTree:
-        """The tree for heads nobody has calibrated: from the training accuracies of the published
-        7B heads.
-        """
+        """Return the tree for uncalibrated heads, from the accuracies of the published 7B heads."""
         return cls.from_accuracies(PUBLISHED_ACCURACIES[:num_heads], nodes)
 
     def __len__(self) -> int:
@@ -156,17 +150,17 @@ class CandidateTree:
 
     @cached_property
     def max_depth(self) -> int:
-        """D: the longest candidate, root not counted; needs as many heads."""
+        """D: tokens of the longest candidate, the root not counted; as many heads are needed."""
         return max(map(len, self.paths))
 
     @cached_property
     def max_rank(self) -> int:
-        """How many tokens are drawn from each head at most."""
+        """R: the number of top tokens that the tree takes from a head."""
         return 1 + max((max(path) for path in self.paths[1:]), default=-1)
 
     @cached_property
     def parent(self) -> Tensor:
-        """[N] index of each node's parent; the root is its own."""
+        """[N] index of each node's parent; the root is its own parent."""
         index = {path: node for node, path in enumerate(self.paths)}
         return torch.tensor([index[path[:-1]] for path in self.paths])
 
@@ -182,7 +176,7 @@ class CandidateTree:
 
     @cached_property
     def order(self) -> Tensor:
-        """[N] each node's place among its siblings, by rank; its rank where no rank is skipped."""
+        """[N] place of each node among its siblings; equal to its rank if no rank is skipped."""
         order = torch.zeros(len(self), dtype=torch.long)
         for children in self.children:
             order[list(children)] = torch.arange(len(children))
@@ -190,7 +184,7 @@ class CandidateTree:
 
     @cached_property
     def mask(self) -> Tensor:
-        """[N, N] bool: row n attends to its ancestors and itself."""
+        """[N, N] bool: which nodes (columns) each node (row) attends to: ancestors and itself."""
         mask = torch.eye(len(self), dtype=torch.bool)
         for node in range(1, len(self)):
             mask[node] |= mask[self.parent[node]]
@@ -198,9 +192,7 @@ class CandidateTree:
 
     @cached_property
     def ancestors(self) -> Tensor:
-        """[N, D + 1] nodes from the root down to each node, padded on the right with the node
-        itself.
-        """
+        """[N, D + 1] nodes from the root down to each node, padded with the node itself."""
         index = {path: node for node, path in enumerate(self.paths)}
         return torch.tensor(
             [[index[path[:depth]] for depth in range(self.max_depth + 1)] for path in self.paths]
@@ -208,7 +200,7 @@ class CandidateTree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """For each node its children in order of rank."""
+        """The children of each node, in order of rank."""
         children: list[list[int]] = [[] for _ in self.paths]
         for child, parent in enumerate(self.parent.tolist()[1:], start=1):
             children[parent].append(child)
@@ -216,7 +208,7 @@ class CandidateTree:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """For each depth the most children a node of the depth above has."""
+        """For each depth, the largest number of siblings at that depth."""
         widths = [0] * self.max_depth
         for path, children in zip(self.paths, self.children, strict=True):
             if children:
@@ -225,17 +217,16 @@ class CandidateTree:
 
     @cached_property
     def child_table(self) -> Tensor:
-        """[N, R] each node's children in order of rank, padded with 0 (the root is nobody's
-        child).
-        """
+        """[N, R] children of each node in order of rank, padded with 0 (the root is no child)."""
         table = torch.zeros(len(self), max(map(len, self.children)), dtype=torch.long)
         for node, children in enumerate(self.children):
             table[node, : len(children)] = torch.tensor(children, dtype=torch.long)
         return table
 
     def probabilities(self, accuracies: Sequence[Sequence[float]]) -> list[float]:
-        """[N] how likely each node is to be accepted, heads taken as independent; 0 past the
-        accuracies given.
+        """Return the probability [N] that each node is accepted, if heads are independent.
+
+        It is 0 for ranks and heads without an accuracy.
         """
         marginals = _marginals(accuracies)
         shares = {
@@ -246,19 +237,17 @@ class CandidateTree:
         ]
 
     def expected(self, accuracies: Sequence[Sequence[float]]) -> float:
-        """Tokens a step is expected to give: the sum of the nodes' probabilities, the root's 1
-        included.
-        """
+        """Return the expected tokens of a step: the sum of all nodes' probabilities."""
         return sum(self.probabilities(accuracies))
 
     def most_likely(self, accuracies: Sequence[Sequence[float]], nodes: int) -> CandidateTree:
-        """The `nodes` most probable nodes of this tree, which are a tree again."""
+        """Return the tree of this tree's `nodes` most probable nodes."""
         likely = self.probabilities(accuracies)
         kept = sorted(range(len(self)), key=lambda node: -likely[node])[:nodes]
         return CandidateTree(self.paths[node] for node in kept)
 
     def check_heads(self, num_heads: int, vocab_size: int) -> None:
-        """Check that heads can fill the tree.
+        """Check that the heads can fill the tree.
 
         Raises:
             ValueError: the tree is deeper than there are heads, or has ranks beyond their
@@ -272,13 +261,12 @@ class CandidateTree:
         if self.max_rank > vocab_size:
             raise ValueError(
                 f"the tree has rank {self.max_rank - 1} but the vocabulary has {vocab_size} "
-                "tokens: "
-                f"use a tree with ranks from 0 to {vocab_size - 1}"
+                f"tokens: use a tree with ranks from 0 to {vocab_size - 1}"
             )
 
 
 def _rank(rank: Any) -> int:
-    """Return a rank as an int; fractions, texts and truth values are refused, not rounded."""
+    """Return a rank as an int; fractions, texts and booleans are refused, not rounded."""
     try:
         if isinstance(rank, bool):
             raise TypeError
@@ -288,10 +276,10 @@ def _rank(rank: Any) -> int:
 
 
 def _marginals(accuracies: Sequence[Sequence[float]]) -> list[list[float]]:
-    """The probability of each rank of each head, from cumulative accuracies.
+    """Return the probability of each rank of each head, from cumulative accuracies.
 
     Raises:
-        ValueError: accuracies fall, or pass 1.
+        ValueError: accuracies decrease, or are larger than 1.
     """
     marginals = []
     for head, row in enumerate(accuracies):

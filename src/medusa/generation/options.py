@@ -1,6 +1,4 @@
-"""Checks of a request: generation options that decoding with heads cannot honour are refused by
-name.
-"""
+"""Checks of a call of `generate`: options that decoding with heads cannot honour are refused."""
 
 from __future__ import annotations
 
@@ -40,23 +38,21 @@ UNSUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
         "heal the prompt first: model.base.heal_tokens(input_ids, tokenizer)",
     ),
 }
-"""Options that cannot be honoured: the values that ask for nothing, and what to do instead."""
+"""Options that are refused: the values that have no effect, and the remedy for others."""
 
 UNSUPPORTED_CACHES = ("paged", "quantized")
-"""Cache implementations that change the text or the loop; what the others are for, our own cache
-does.
-"""
+"""Cache implementations that change the text or the loop. Others are replaced by `TreeCache`."""
 
 OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 HARMLESS = ("logits_to_keep", "tokenizer", "trust_remote_code", "use_cache")
-"""Arguments that are read before, or that change no text."""
+"""Arguments that are read elsewhere, or that change no text."""
 
 
 def refuse_arguments(arguments: Mapping[str, Any], config: GenerationConfig | None) -> None:
-    """Check what a request says, before transformers prepares it.
+    """Check the arguments of a call, before transformers prepares it.
 
     Raises:
         ValueError: an argument or option is not supported; names it and the alternative.
@@ -81,8 +77,7 @@ def _refuse_values(options: Mapping[str, Any]) -> None:
     if options.get("cache_implementation") in UNSUPPORTED_CACHES:
         raise ValueError(
             f"cache_implementation={options['cache_implementation']!r} is not supported with "
-            "Medusa heads: leave it "
-            f"out, or {ELSEWHERE}"
+            f"Medusa heads: leave it out, or {ELSEWHERE}"
         )
 
 
@@ -120,14 +115,13 @@ _MODE_OPTIONS = (
 
 
 def refuse_inputs(base: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
-    """Check for inputs besides token ids, such as images, video or audio, which only the prefill
-    could use.
+    """Refuse inputs besides token ids, such as images, video or audio.
 
-    transformers renames or encodes some of them while it prepares a request, so the user's own
-    names are checked.
+    transformers renames or encodes some of them while it prepares a call, so the names are checked
+    as the user wrote them.
 
     Raises:
-        ValueError: there are such inputs; names them.
+        ValueError: there are such inputs; the message names them.
     """
     options = {
         *GenerationConfig().to_dict(),
@@ -147,15 +141,14 @@ def refuse_inputs(base: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
 def choose_policy(
     acceptance: str | AcceptancePolicy, config: GenerationConfig, temperature: float | None = None
 ) -> AcceptancePolicy:
-    """Return the acceptance policy of a request.
+    """Return the acceptance policy of a call.
 
-    Without sampling it is greedy: typical acceptance at temperature 0 is greedy decoding (section
-        2.3.1).
+    Without sampling typical acceptance is greedy decoding, as at temperature 0 (section 2.3.1).
 
     Args:
         acceptance: a policy, its name, or "auto".
-        config: the request's complete configuration.
-        temperature: as the request itself gives it; the configuration may hold the model's own.
+        config: the complete configuration.
+        temperature: the call's own; that of the configuration may be the model's default.
 
     Raises:
         ValueError: there is no such policy, or it does not go with `do_sample`.
