@@ -1,1 +1,1 @@
-"""Scripts that measure this project; run them as `python -m benchmarks.NAME`."""
+"""Benchmarks of this project, on one shared harness; run one with `python -m benchmarks.NAME`."""

@@ -1,10 +1,8 @@
-"""`python benchmarks/against_llama_cpp.py`: one Llama of 110M random parameters, here and in
-llama.cpp, in one run.
+"""`python -m benchmarks.against_llama_cpp`: one Llama of 110M parameters, here and in llama.cpp.
 
-The anchor of the CPU backend: what somebody would run instead. The same weights are written as GGUF
-    in several types,
-logits are compared first, then batches of n tokens at one context are timed by turns. Besides this
-library it needs
+llama.cpp is what people run on a CPU, and so the reference for this library's CPU backend. The same
+random weights are written as GGUF in several types, logits are compared first, then batches of n
+tokens at one context length are timed by turns. Besides this library the script needs
 
     pip install llama-cpp-python gguf
 """
@@ -15,7 +13,6 @@ import argparse
 import ctypes
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,14 +22,15 @@ import gguf
 import llama_cpp
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medusa import CandidateTree, MedusaModel
 from medusa.core.checks import Prepack
-from medusa.evaluation.report import write_json
-from medusa.hardware.provenance import provenance
+from medusa.hardware.timing import interleaved, timed
+
+from .harness import argument_parser, medians, new_report, parse_arguments, publish
+from .models import random_llama, round_weights
 
 CONFIG = LlamaConfig(
     vocab_size=16_384,
@@ -49,13 +47,37 @@ TYPES = {
 }
 SIZES = (1, 4, 8, 16, 32, 64)
 CHECKED = 8
-"""Tokens whose logits are compared."""
+"""Number of tokens whose logits are compared."""
+LARGEST_DIFFERENCE = 1e-3
+"""Largest difference of logits between implementations that compute in float32."""
+
+Milliseconds = dict[str, dict[str, float]]
+"""Milliseconds by number of tokens and method."""
 
 
 def write_gguf(base: LlamaForCausalLM, file: Path, kind: str) -> None:
-    """The model as llama.cpp reads it; matrices of the given type, norms in float32."""
-    config = base.config
+    """Write the model as GGUF: matrices in a type of `TYPES`, norms in float32."""
     writer = gguf.GGUFWriter(file, "llama")
+    _write_config(writer, base.config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.config.num_hidden_layers)
+    for name, tensor in base.state_dict().items():
+        weight = tensor.float()
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight = interleaved_pairs(weight, base.config.head_dim)
+        values = weight.numpy()
+        target = names.get_name(name, (".weight",))
+        if values.ndim == 1 or kind == "f32":
+            writer.add_tensor(target, values)
+        else:
+            quantized = gguf.quants.quantize(values, TYPES[kind])
+            writer.add_tensor(target, quantized, raw_dtype=TYPES[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_config(writer: Any, config: LlamaConfig) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -67,35 +89,28 @@ def write_gguf(base: LlamaForCausalLM, file: Path, kind: str) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in base.state_dict().items():
-        weight = tensor.float()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weight = interleaved(weight, config.head_dim)
-        values = weight.numpy()
-        target = names.get_name(name, (".weight",))
-        if values.ndim == 1 or kind == "f32":
-            writer.add_tensor(target, values)
-        else:
-            writer.add_tensor(
-                target, gguf.quants.quantize(values, TYPES[kind]), raw_dtype=TYPES[kind]
-            )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
-def interleaved(weight: torch.Tensor, width: int) -> torch.Tensor:
-    """Rotary pairs side by side, as llama.cpp has them, instead of half a head apart."""
+def interleaved_pairs(weight: torch.Tensor, width: int) -> torch.Tensor:
+    """Return a projection with rotary pairs side by side, as llama.cpp stores them.
+
+    transformers stores the two dimensions of a pair half a head apart.
+
+    Args:
+        weight: [heads x width, H].
+        width: dimensions of a head.
+    """
     return weight.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-class LlamaCpp:
-    """A GGUF model in llama.cpp that decodes batches behind a prompt and forgets them again.
+class LlamaCppModel:
+    """A GGUF model in llama.cpp that decodes batches behind a prompt and then forgets them.
 
     Args:
-        precise: attention in float32; otherwise as llama.cpp has it by default, in float16.
+        file: the GGUF file.
+        prompt: token ids of the prompt.
+        threads: CPU threads.
+        precise: attention in float32; the default is llama.cpp's own, float16.
     """
 
     def __init__(self, file: Path, prompt: list[int], threads: int, precise: bool = False):
@@ -114,7 +129,7 @@ class LlamaCpp:
         self.past = len(prompt)
 
     def decode(self, tokens: list[int]) -> np.ndarray:
-        """The logits [n, V] of tokens behind the prompt."""
+        """Return the logits [n, V] of tokens behind the prompt."""
         memory = llama_cpp.llama_get_memory(self.context)
         llama_cpp.llama_memory_seq_rm(memory, 0, self.past, -1)
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
@@ -130,9 +145,14 @@ class LlamaCpp:
         return np.ctypeslib.as_array(logits, shape=(len(tokens), CONFIG.vocab_size))
 
 
-class Medusa:
-    """The same model here: verification behind the same prompt, and a whole step with shared
-    lm_head.
+class PromptedMedusa:
+    """The same model in this library, behind the same prompt, with heads that share its lm_head.
+
+    Args:
+        base: the model.
+        prompt: token ids of the prompt.
+        compiled: compile the steps.
+        half: pack weights in 16 bits.
     """
 
     def __init__(
@@ -145,121 +165,153 @@ class Medusa:
         self.trees = {size: CandidateTree.default(5, size) for size in SIZES}
         self.chain = CandidateTree.chain(CHECKED - 1)
         ids = torch.tensor([prompt])
-        self.cache = self.model.new_cache(512, [512])
+        self.cache = self.model.new_cache(512)
         with torch.inference_mode():
             _, self.hidden = self.model.prefill(ids, torch.ones_like(ids), self.cache)
 
     @torch.inference_mode()
     def decode(self, tokens: list[int]) -> np.ndarray:
-        """The logits [CHECKED, V] of tokens behind the prompt, one after the other."""
+        """Return the logits [CHECKED, V] of tokens behind the prompt, one after the other."""
         logits, _ = self.model.verify(torch.tensor([tokens]), self.chain, self.cache)
         return logits[0].numpy()
 
     @torch.inference_mode()
     def verify(self, tokens: list[int]) -> None:
-        """A tree of as many nodes."""
+        """Verify a tree with as many nodes as there are tokens."""
         self.model.verify(torch.tensor([tokens]), self.trees[len(tokens)], self.cache)
 
     @torch.inference_mode()
     def draft(self, tokens: list[int]) -> None:
-        """What a step asks of the heads besides; nothing where it decodes plainly."""
+        """Run the heads for such a tree; plain decoding, which has one node, needs none."""
         if len(tokens) > 1:
             self.model.draft_logits(self.hidden, self.trees[len(tokens)].max_depth)
 
 
 def milliseconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median of some calls in a row, after one that wakes the threads up."""
-    took = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - started)
-    return 1000 * statistics.median(took[1:])
+    """Return the median time of some calls in a row, after one that wakes the threads up."""
+    runs = [timed(call) for _ in range(repeats + 1)]
+    return 1000 * statistics.median(run.seconds for run in runs[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeats", type=int, default=5, help="calls in a row each round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(CONFIG).eval()
-    base.load_state_dict(
-        {name: weight.half().float() for name, weight in base.state_dict().items()}
-    )
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+def logit_differences(
+    models: dict[str, Any], reference: str, precise: set[str], tokens: list[int]
+) -> dict[str, float]:
+    """Return the largest difference of each model's logits from the reference model's.
+
+    Args:
+        models: models with a method `decode`.
+        precise: names of the models that compute in float32.
+
+    Raises:
+        RuntimeError: the logits of a precise model differ by more than `LARGEST_DIFFERENCE`.
+    """
+    expected = models[reference].decode(tokens[:CHECKED])
+    differences = {
+        name: float(np.abs(model.decode(tokens[:CHECKED]) - expected).max())
+        for name, model in models.items()
+    }
+    if max(differences[name] for name in precise) > LARGEST_DIFFERENCE:
+        raise RuntimeError(f"not all compute the same: logits differ by {differences}")
+    return differences
+
+
+def time_rounds(
+    methods: dict[str, Callable[[list[int]], Any]], tokens: list[int], rounds: int, repeats: int
+) -> list[Milliseconds]:
+    """Return milliseconds in each round, in which methods and numbers of tokens take turns."""
+    calls = {
+        (str(nodes), name): partial(milliseconds, partial(method, tokens[:nodes]), repeats)
+        for nodes in SIZES
+        for name, method in methods.items()
+    }
+    measured: list[Milliseconds] = [{} for _ in range(rounds)]
+    for (size, name), series in interleaved(calls, rounds).items():
+        for number, value in enumerate(series):
+            measured[number].setdefault(size, {})[name] = value
+    return measured
+
+
+def summarise(rounds: list[Milliseconds], ours: list[str]) -> dict[str, Any]:
+    """Return medians of milliseconds, and of ratios to llama.cpp in the same round.
+
+    Args:
+        rounds: milliseconds in each round.
+        ours: names of this library's variants of the base model.
+    """
+    sizes = [str(nodes) for nodes in SIZES]
+    methods = list(rounds[0][sizes[0]])
+    ratios = {
+        f"{name} / llama.cpp {kind}": medians(
+            {
+                size: [each[size][name] / each[size][f"llama.cpp {kind}"] for each in rounds]
+                for size in sizes
+            }
+        )
+        for kind in TYPES
+        for name in ours
+    }
+    ms = {
+        name: medians({size: [each[size][name] for each in rounds] for size in sizes})
+        for name in methods
+    }
+    return {"ms": ms, "ratios": ratios, "rounds": rounds}
+
+
+def measure_models(base: LlamaForCausalLM, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the differences of logits and the step times, here and in llama.cpp."""
     prompt = torch.randint(CONFIG.vocab_size, (options.context,)).tolist()
     tokens = torch.randint(CONFIG.vocab_size, (max(SIZES),)).tolist()
     ours = {
-        name + (", 16 bits" if half else ""): Medusa(base, prompt, compiled, half)
+        name + (", 16 bits" if half else ""): PromptedMedusa(base, prompt, compiled, half)
         for half in (False, True)
         for name, compiled in {"base model": False, "base model, compiled": True}.items()
     }
-    eager = ours["base model"]
     with tempfile.TemporaryDirectory() as folder:
         theirs = {}
         for kind in TYPES:
             write_gguf(base, Path(folder) / kind, kind)
-            theirs[kind] = LlamaCpp(Path(folder) / kind, prompt, options.threads)
-        precise = LlamaCpp(Path(folder) / "f32", prompt, options.threads, precise=True)
-        decoding: dict[str, Any] = {**ours, "precise": precise, **theirs}
-        difference = {
-            kind: float(
-                np.abs(each.decode(tokens[:CHECKED]) - eager.decode(tokens[:CHECKED])).max()
-            )
-            for kind, each in decoding.items()
-        }
-        if max(difference[kind] for kind in (*ours, "precise")) > 1e-3:
-            raise RuntimeError(f"not all compute the same: logits differ by {difference}")
+            theirs[kind] = LlamaCppModel(Path(folder) / kind, prompt, options.threads)
+        precise = LlamaCppModel(Path(folder) / "f32", prompt, options.threads, precise=True)
+        models: dict[str, Any] = {**ours, "precise": precise, **theirs}
+        differences = logit_differences(models, "base model", {*ours, "precise"}, tokens)
         methods: dict[str, Callable[[list[int]], Any]] = {
-            **{name: each.verify for name, each in ours.items()},
-            "heads": eager.draft,
-            **{f"llama.cpp {kind}": each.decode for kind, each in theirs.items()},
+            **{name: model.verify for name, model in ours.items()},
+            "heads": ours["base model"].draft,
+            **{f"llama.cpp {kind}": model.decode for kind, model in theirs.items()},
         }
-        rounds: list[dict[str, dict[str, float]]] = []
-        for _ in range(options.rounds):
-            rounds.append({})
-            for nodes in SIZES:
-                rounds[-1][str(nodes)] = {
-                    name: milliseconds(partial(call, tokens[:nodes]), options.repeats)
-                    for name, call in methods.items()
-                }
-    medians = {
-        name: {str(n): statistics.median(each[str(n)][name] for each in rounds) for n in SIZES}
-        for name in methods
-    }
-    ratios = {
-        f"{name} / llama.cpp {kind}": {
-            str(n): statistics.median(
-                each[str(n)][name] / each[str(n)][f"llama.cpp {kind}"] for each in rounds
-            )
-            for n in SIZES
-        }
-        for kind in TYPES
-        for name in ours
-    }
-    made = provenance() | {"llama_cpp_python": llama_cpp.__version__}
-    shown = Table(
-        "ms",
-        *map(str, SIZES),
-        title=f"{base.num_parameters() / 1e6:.0f}M parameters, {made['device']}",
-    )
-    for name, row in medians.items():
-        shown.add_row(name, *(f"{value:.1f}" for value in row.values()))
-    for name, row in ratios.items():
-        shown.add_row(name, *(f"{value:.2f}x" for value in row.values()))
-    console = Console(width=120)
-    console.print(shown)
-    report = {"provenance": made, "context": options.context, "largest_difference": difference}
-    report |= {"ms": medians, "ratios": ratios, "rounds": rounds}
-    console.print(f"written to {write_json(options.output, report, 'llama-cpp')}")
+        rounds = time_rounds(methods, tokens, options.rounds, options.repeats)
+    return {"largest_difference": differences, **summarise(rounds, list(ours))}
+
+
+def times_table(report: dict[str, Any], parameters: int) -> Table:
+    """Return a table of milliseconds and ratios by number of tokens."""
+    title = f"{parameters / 1e6:.0f}M parameters, {report['provenance']['device']}"
+    table = Table("ms", *map(str, SIZES), title=title)
+    for name, row in report["ms"].items():
+        table.add_row(name, *(f"{value:.1f}" for value in row.values()))
+    for name, row in report["ratios"].items():
+        table.add_row(name, *(f"{value:.2f}x" for value in row.values()))
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__, rounds=7, rounds_help="turns of each method")
+    parser.add_argument("--context", type=int, default=256, help="tokens of the prompt")
+    parser.add_argument("--repeats", type=int, default=5, help="calls in a row each turn")
+    return parse_arguments(parser)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_options()
+    base = random_llama(CONFIG)
+    round_weights(base, torch.float16)
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    report = new_report(context=options.context, **measure_models(base, options))
+    report["provenance"]["llama_cpp_python"] = llama_cpp.__version__
+    publish(options, report, "llama-cpp", times_table(report, base.num_parameters()))
 
 
 if __name__ == "__main__":

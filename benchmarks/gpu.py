@@ -1,9 +1,9 @@
-"""`python -m benchmarks.gpu`: what a step costs on a GPU, against what moving its bytes costs.
+"""`python -m benchmarks.gpu`: the time of a step on a GPU, against the time to move its bytes.
 
-Llama-7B- and 13B-shaped models with random weights, bfloat16, batch 1: the bandwidth measured here
-and the floor it sets, plain steps, steps of 16 to 128 nodes with shared and with own lm_heads,
-transformers' `generate` eager and with static cache and compilation; and the embedded model
-inflated to the size of a 7B model, which accepts what real heads make it accept.
+Llama-7B- and 13B-shaped models with random weights, bfloat16, batch size 1. Measured are the
+memory bandwidth and the floor it sets, plain steps, steps of 16 to 128 nodes with shared and with
+own lm_heads, transformers' `generate` eager and with static cache and compilation, and the embedded
+model inflated to the size of a 7B model, which accepts what real heads make it accept.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medusa import demo, files
+from medusa import demo
 from medusa.calibration.latency import measure_latency
 from medusa.core.engine import PLAIN
 from medusa.core.tree import CandidateTree
-from medusa.evaluation.measure import Totals, compare
+from medusa.evaluation.measure import Prompt, Totals, compare
 from medusa.evaluation.prompts import held_out
-from medusa.evaluation.report import results_folder, slug
-from medusa.hardware.provenance import provenance
+from medusa.hardware.timing import timed
 from medusa.loading import MedusaModel
+
+from .harness import argument_parser, new_report, parse_arguments, publish_for_device
+from .models import random_llama
 
 SHAPES: dict[str, dict[str, int]] = {
     "7B": {
@@ -51,39 +53,29 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 NODES = (16, 32, 48, 64, 96, 128)
-INFLATED_WIDTH = 1_500_000
+INFLATED_WIDTH_7B = 1_500_000
 """MLP columns that give the embedded model's six layers as many parameters as a 7B model."""
+WIDTH = 140
 
 
-def bandwidth(device: torch.device, size: int = 2**31) -> float:
-    """Bytes a second that a large copy reads and writes; the best of ten."""
+def copy_bandwidth(device: torch.device, size: int = 2**31) -> float:
+    """Return the bytes a second that a large copy reads and writes; the best of ten."""
     source = torch.empty(size if device.type == "cuda" else 2**24, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(10):
-        _wait(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        best = max(best, 2 * source.numel() / (time.perf_counter() - started))
-    return best
+    copies = [timed(partial(target.copy_, source), device) for _ in range(10)]
+    return 2 * source.numel() / min(copy.seconds for copy in copies)
 
 
-def random_llama(shape: str, device: torch.device) -> LlamaForCausalLM:
-    """A Llama of the named shape with random weights."""
+def shaped_llama(shape: str, device: torch.device) -> LlamaForCausalLM:
+    """Return a Llama of a shape of `SHAPES` with random weights in bfloat16."""
     config = LlamaConfig(vocab_size=32_000, max_position_embeddings=4096, **SHAPES[shape])
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with device:
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    return random_llama(config, torch.bfloat16, device)
 
 
 def bytes_moved(base: LlamaForCausalLM, context: int) -> int:
-    """What one plain step has to read: every weight but the input embedding's, and the context's
-    keys and values.
+    """Return the bytes that one plain step has to read.
+
+    These are all weights but the input embedding, and the keys and values of the context.
     """
     weights = sum(each.numel() * each.element_size() for each in base.parameters())
     embedding = base.get_input_embeddings().weight
@@ -96,12 +88,12 @@ def bytes_moved(base: LlamaForCausalLM, context: int) -> int:
     )
 
 
-def steps(base: LlamaForCausalLM, own_lm_head: bool, context: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a plain step and of steps of many nodes."""
+def step_latency(
+    base: LlamaForCausalLM, own_lm_head: bool, context: int, rounds: int
+) -> dict[str, Any]:
+    """Return milliseconds and overhead of a step, by number of nodes."""
     model = MedusaModel.from_base(base, num_heads=5, own_lm_head=own_lm_head)
-    text = torch.randint(
-        base.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0)
-    ).tolist()
+    text = _random_ids(base, context)[0].tolist()
     trees = [PLAIN, *(CandidateTree.default(5, nodes) for nodes in NODES)]
     latency = measure_latency(
         model, text, trees, {"do_sample": False}, contexts=(context,), rounds=rounds
@@ -114,37 +106,49 @@ def steps(base: LlamaForCausalLM, own_lm_head: bool, context: int, rounds: int) 
     }
 
 
-def generate(base: LlamaForCausalLM, context: int, tokens: int, **options: Any) -> float:
-    """Milliseconds a token of transformers' `generate` after the prefill: median of three, after
-    one to warm up.
+def generate_milliseconds(
+    base: LlamaForCausalLM, context: int, tokens: int, **options: Any
+) -> float:
+    """Return the milliseconds a token of transformers' `generate` after the prefill.
+
+    The median of three runs, after one to warm up.
+
+    Args:
+        context: tokens of the prompt.
+        tokens: tokens decoded after the first.
+        options: further arguments of `generate`.
     """
-    ids = torch.randint(
-        base.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)
-    )
-    ids = ids.to(base.device)
-    took = []
-    for _ in range(4):
-        seconds = []
-        for count in (1, tokens + 1):
-            _wait(base.device)
-            started = time.perf_counter()
-            base.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                **options,
-            )
-            _wait(base.device)
-            seconds.append(time.perf_counter() - started)
-        took.append((seconds[1] - seconds[0]) / tokens)
-    return 1000 * statistics.median(took[1:])
+    ids = _random_ids(base, context).to(base.device)
+
+    def seconds(count: int) -> float:
+        call = partial(
+            base.generate,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            **options,
+        )
+        return timed(call, base.device).seconds
+
+    def decoding_seconds() -> float:
+        prefill = seconds(1)
+        return seconds(tokens + 1) - prefill
+
+    return 1000 * statistics.median([decoding_seconds() for _ in range(4)][1:]) / tokens
 
 
-def inflated(device: torch.device, per_category: int, width: int) -> dict[str, Any]:
-    """The embedded model at the cost of a larger one: Medusa against plain decoding and `generate`,
-    greedy.
+def _random_ids(base: LlamaForCausalLM, length: int) -> torch.Tensor:
+    """Return random token ids [1, length]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(base.config.vocab_size, (1, length), generator=generator)
+
+
+def compare_inflated(device: torch.device, per_category: int, width: int) -> dict[str, Any]:
+    """Compare Medusa with its baselines on the embedded model inflated to a large one, greedily.
+
+    `generate`, which does not depend on the tree, is measured with the largest tree only.
     """
     model, tokenizer = demo.load(inflate=width, dtype=torch.bfloat16, all_heads=True)
     model.to(device)
@@ -160,90 +164,92 @@ def inflated(device: torch.device, per_category: int, width: int) -> dict[str, A
     return {"parameters": model.base.num_parameters(), "by_nodes": results}
 
 
-def _moved(prompt: Any, device: torch.device) -> Any:
+def _moved(prompt: Prompt, device: torch.device) -> Prompt:
     return replace(prompt, ids=prompt.ids.to(device))
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def measure_shape(
+    shape: str, device: torch.device, bandwidth: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the floor, the step times and the time of `generate` for a shape of `SHAPES`."""
+    base = shaped_llama(shape, device)
+    bytes_read = bytes_moved(base, options.context)
+    result: dict[str, Any] = {"bytes": bytes_read, "floor_ms": 1000 * bytes_read / bandwidth}
+    for name, own_lm_head in {"shared": False, "own": True}.items():
+        result[name] = step_latency(base, own_lm_head, options.context, options.rounds)
+        _free_memory()
+    result["generate_ms"] = generate_milliseconds(base, options.context, options.tokens)
+    result["generate_static_ms"] = generate_milliseconds(
+        base, options.context, options.tokens, cache_implementation="static"
+    )
+    return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["7B", "13B"])
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=15)
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def shape_rows(shape: str, result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the table rows of a shape: shared lm_head, own lm_heads."""
+    for name in ("shared", "own"):
+        ms, overhead = result[name]["ms"], result[name]["overhead"]
+        yield (
+            shape,
+            name,
+            f"{result['floor_ms']:.2f}",
+            f"{ms['1']:.2f}",
+            *(f"{overhead[str(nodes)]:.3f}x" for nodes in NODES),
+            f"{result['generate_ms']:.2f}",
+            f"{result['generate_static_ms']:.2f}",
+        )
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__, rounds=15, rounds_help="timed steps of each tree size")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, default=["7B", "13B"], help="shapes (default: both)"
+    )
+    parser.add_argument("--context", type=int, default=1024, help="tokens before the timed steps")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of transformers' generate")
     parser.add_argument(
         "--per-category",
         type=int,
         default=2,
-        help="prompts for the inflated model; 0 leaves it out",
+        help="prompts of each category for the inflated model; 0 leaves it out",
     )
     parser.add_argument(
-        "--width", type=int, default=INFLATED_WIDTH, help="MLP columns of the inflated model"
+        "--width",
+        type=int,
+        default=INFLATED_WIDTH_7B,
+        help="MLP columns of the inflated model (default: those of a 7B model)",
     )
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    options = parser.parse_args()
+    return parse_arguments(parser)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made = provenance()
-    read = bandwidth(device)
-    report: dict[str, Any] = {
-        "provenance": made,
-        "bandwidth": read,
-        "context": options.context,
-        "shapes": {},
-    }
-    console = Console(width=140)
-    table = Table(
-        "shape",
-        "lm_heads",
-        "floor ms",
-        "plain ms",
-        *(f"{nodes} nodes" for nodes in NODES),
-        "generate",
-        "static",
-    )
+    bandwidth = copy_bandwidth(device)
+    report = new_report(bandwidth=bandwidth, context=options.context, shapes={})
+    nodes = (f"{nodes} nodes" for nodes in NODES)
+    table = Table("shape", "lm_heads", "floor ms", "plain ms", *nodes, "generate", "static")
     for shape in options.shapes:
-        base = random_llama(shape, device)
-        floor = 1000 * bytes_moved(base, options.context) / read
-        result: dict[str, Any] = {"bytes": bytes_moved(base, options.context), "floor_ms": floor}
-        for own in (False, True):
-            name = "own" if own else "shared"
-            result[name] = steps(base, own, options.context, options.rounds)
-            _free()
-        result["generate_ms"] = generate(base, options.context, options.tokens)
-        result["generate_static_ms"] = generate(
-            base, options.context, options.tokens, cache_implementation="static"
-        )
-        report["shapes"][shape] = result
-        for name in ("shared", "own"):
-            ms, overhead = result[name]["ms"], result[name]["overhead"]
-            table.add_row(
-                shape,
-                name,
-                f"{floor:.2f}",
-                f"{ms['1']:.2f}",
-                *(f"{overhead[str(nodes)]:.3f}x" for nodes in NODES),
-                f"{result['generate_ms']:.2f}",
-                f"{result['generate_static_ms']:.2f}",
-            )
-        del base
-        _free()
-    console.print(f"{made['device']}: {read / 1e9:.0f} GB/s copied", table)
+        report["shapes"][shape] = measure_shape(shape, device, bandwidth, options)
+        _free_memory()
+        for row in shape_rows(shape, report["shapes"][shape]):
+            table.add_row(*row)
+    shown: list[Any] = [
+        f"{report['provenance']['device']}: {bandwidth / 1e9:.0f} GB/s copied",
+        table,
+    ]
     if options.per_category:
-        report["inflated"] = inflated(device, options.per_category, options.width)
-        console.print(report["inflated"])
-    file = options.output / f"gpu-{slug(made['device'])}.json"
-    files.write_json(file, report, indent=1)
-    console.print(f"written to {file}")
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        report["inflated"] = compare_inflated(device, options.per_category, options.width)
+        shown.append(report["inflated"])
+    publish_for_device(options, report, "gpu", *shown, width=WIDTH)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""`python -m benchmarks.memory`: the peak memory of a model of a real size, loaded, generating and
-calibrating.
+"""`python -m benchmarks.memory`: peak memory of a model of a real size: load, generate, calibrate.
 
-A Llama of 1.2 billion random parameters in bfloat16 with a vocabulary of 128 thousand and five
-heads with lm_heads of their own is written to a temporary folder (about 5 GB), and used as it is,
-offloaded to disk in part, and quantised to 4 bits where bitsandbytes is installed; each in a
+A Llama of 1.2 billion random parameters in bfloat16, with a vocabulary of 128 thousand and five
+heads with lm_heads of their own, is written to a temporary folder (about 5 GB). It is used as it
+is, offloaded to disk in part, and quantised to 4 bits if bitsandbytes is installed, each in a
 process of its own.
 """
 
@@ -11,23 +10,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import resource
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig
 
-from medusa.calibration.report import Settings, calibrate
-from medusa.evaluation.report import results_folder, write_json
-from medusa.hardware.provenance import provenance
+from medusa.calibration.calibrate import calibrate
+from medusa.calibration.settings import CalibrationSettings
 from medusa.loading import MedusaModel
+
+from .harness import argument_parser, in_new_process, new_report, parse_arguments, publish
+from .models import random_llama
 
 SIZES: dict[str, dict[str, int]] = {
     "1B": {
@@ -43,13 +41,12 @@ SIZES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 2,
     },
 }
-SETTINGS = Settings(max_nodes=8, contexts=(100,), rounds=2, ranks=16)
-"""A short calibration: what is measured is its memory."""
+SETTINGS = CalibrationSettings(max_nodes=8, contexts=(100,), rounds=2, ranks=16)
+"""Settings of a short calibration; its memory is that of a long one."""
 
 
 def write_model(folder: Path, size: str) -> dict[str, int]:
-    """A base model and heads on it, random; returns their parameters and bytes on disk."""
-    torch.manual_seed(0)
+    """Write a random base model and heads; return their parameters and bytes on disk."""
     config = LlamaConfig(
         **SIZES[size],
         num_attention_heads=32,
@@ -57,10 +54,7 @@ def write_model(folder: Path, size: str) -> dict[str, int]:
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
     )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    base = LlamaForCausalLM(config)
-    torch.set_default_dtype(before)
+    base = random_llama(config, torch.bfloat16)
     base.save_pretrained(folder / "base")
     model = MedusaModel.from_base(base, num_heads=5)
     model.save_pretrained(folder / "heads", base="../base")
@@ -71,8 +65,8 @@ def write_model(folder: Path, size: str) -> dict[str, int]:
     }
 
 
-def loading(variant: str, folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` is given."""
+def loading_arguments(variant: str, folder: Path) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for a variant."""
     if variant == "offloaded":
         half = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors")) // 2
         offload = str(folder / "offload")
@@ -87,81 +81,98 @@ def loading(variant: str, folder: Path) -> dict[str, Any]:
     return {"dtype": "auto"}
 
 
-def use(variant: str, folder: Path, tokens: int, threads: int) -> dict[str, dict[str, float]]:
-    """Load, generate and calibrate; of each the seconds, and the process's peak memory in bytes up
-    to then.
+class StageMeter:
+    """Seconds and peak memory of the stages of this process.
+
+    Attributes:
+        stages: for each finished stage its seconds, and the process's peak memory in bytes up to
+            its end.
+    """
+
+    def __init__(self) -> None:
+        self.stages: dict[str, dict[str, float]] = {}
+        self._started = time.perf_counter()
+
+    def finish(self, stage: str) -> None:
+        """Record a stage, which ends now, and start the next."""
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = time.perf_counter() - self._started
+        self.stages[stage] = {"seconds": seconds, "peak_bytes": peak}
+        self._started = time.perf_counter()
+
+
+def use_model(variant: str, folder: Path, tokens: int, threads: int) -> dict[str, dict[str, float]]:
+    """Load the model, generate and calibrate; return the stages of a `StageMeter`.
+
+    Args:
+        tokens: tokens of an answer.
+        threads: CPU threads.
     """
     torch.set_num_threads(threads)
-    found: dict[str, dict[str, float]] = {}
-    started = time.perf_counter()
-
-    def note(stage: str) -> None:
-        nonlocal started
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found[stage] = {"seconds": time.perf_counter() - started, "peak_bytes": peak}
-        started = time.perf_counter()
-
-    note("libraries")
+    meter = StageMeter()
+    meter.finish("libraries")
     model = MedusaModel.from_pretrained(
-        folder / "heads", all_heads=True, **loading(variant, folder)
+        folder / "heads", all_heads=True, **loading_arguments(variant, folder)
     )
-    note("load")
+    meter.finish("load")
     prompts = torch.randint(
         model.base.config.vocab_size, (6, 32), generator=torch.Generator().manual_seed(0)
     )
-    model.generate(prompts[:1], max_new_tokens=tokens, do_sample=False, eos_token_id=None)
-    note("generate")
+    arguments: dict[str, Any] = {
+        "max_new_tokens": tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    model.generate(prompts[:1], **arguments)
+    meter.finish("generate")
     ids = prompts.tolist()
-    calibrate(
-        model,
-        ids[2:],
-        ids[:2],
-        {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None},
-        SETTINGS,
+    calibrate(model, ids[2:], ids[:2], arguments, SETTINGS)
+    meter.finish("calibrate")
+    return meter.stages
+
+
+def memory_table(variants: dict[str, Any]) -> Table:
+    """Return a table with a row for each variant and stage."""
+    table = Table("", "stage", "seconds", "peak GB so far")
+    for variant, stages in variants.items():
+        for stage, figures in stages.items():
+            peak = f"{figures['peak_bytes'] / 1e9:.2f}"
+            table.add_row(variant, stage, f"{figures['seconds']:.1f}", peak)
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="1B", help="shape of the model")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["as it is", "offloaded", "4 bits"],
+        help="how it is loaded (default: all)",
     )
-    note("calibrate")
-    return found
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer")
+    return parse_arguments(parser)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=SIZES, default="1B")
-    parser.add_argument("--variants", nargs="+", default=["as it is", "offloaded", "4 bits"])
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    options = parser.parse_args()
-    console = Console(width=120)
-    report: dict[str, Any] = {"provenance": provenance(), "variants": {}}
+    """Run the benchmark."""
+    options = parse_options()
+    report = new_report(variants={})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report |= _alone(write_model, folder, options.size)
+        report |= in_new_process(write_model, folder, options.size)
         for variant in options.variants:
             if variant == "4 bits" and importlib.util.find_spec("bitsandbytes") is None:
-                console.print("4 bits left out: bitsandbytes is not installed")
+                print("4 bits left out: bitsandbytes is not installed")
                 continue
-            report["variants"][variant] = _alone(
-                use, variant, folder, options.tokens, options.threads
+            report["variants"][variant] = in_new_process(
+                use_model, variant, folder, options.tokens, options.threads
             )
     size = (
         "{base_parameters:,} parameters and {head_parameters:,} in heads, {bytes:,} bytes on disk"
     ).format(**report)
-    shown = Table("", "stage", "seconds", "peak GB so far")
-    for variant, stages in report["variants"].items():
-        for stage, each in stages.items():
-            shown.add_row(
-                variant, stage, f"{each['seconds']:.1f}", f"{each['peak_bytes'] / 1e9:.2f}"
-            )
-    console.print(size, shown)
-    console.print(f"written to {write_json(options.output, report, 'memory')}")
-
-
-def _alone(call: Any, *arguments: Any) -> Any:
-    """The call's result, from a new process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(call, *arguments).result()
+    publish(options, report, "memory", size, memory_table(report["variants"]))
 
 
 if __name__ == "__main__":

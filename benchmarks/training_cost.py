@@ -1,41 +1,40 @@
-"""`python -m benchmarks.training_cost`: what training saves by computing less at a time, and less
-often.
+"""`python -m benchmarks.training_cost`: what training saves by computing less.
 
-Three comparisons. The loss in chunks and the loss of whole logits, memory and speed, for heads with
-own lm_heads and a vocabulary of 32 thousand. Heads that train on kept hidden states and heads that
-have the backbone run again every epoch, on the embedded model inflated to 100 million parameters.
-The heads' loss over the tokens that occur in the data and the loss over the whole vocabulary, with
-the shape of SmolLM2-135M and random weights.
+Three comparisons:
+
+- the loss in chunks and the loss of whole logits, in memory and speed, for heads with own lm_heads
+  and a vocabulary of 32 thousand;
+- heads that train on kept hidden states and heads that run the backbone again every epoch, on the
+  embedded model inflated to 100 million parameters;
+- the heads' loss over the tokens that occur in the data and over the whole vocabulary, with the
+  shape of SmolLM2-135M and random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import random
 import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from medusa import demo
 from medusa.core.checks import new_heads
 from medusa.core.heads import MedusaConfig, MedusaHeads
 from medusa.core.tree import CandidateTree
 from medusa.data.examples import collate_rows, numbered_rows
-from medusa.evaluation.report import results_folder, write_json
-from medusa.hardware.provenance import provenance
+from medusa.hardware.timing import Timed, interleaved, spread, timed
+from medusa.training import Example
 from medusa.training.hidden import collate_states, keep
 from medusa.training.losses import medusa1_loss
 from medusa.training.recipe import Recipe
@@ -43,32 +42,45 @@ from medusa.training.student import Student
 from medusa.training.trainer import StudentTrainer
 from tools.demo_model.recipe import EVEN
 from tools.demo_model.stream import varied_tasks
-from tools.demo_model.train import example
+from tools.demo_model.train import chat_example
 
-from .speed import INFLATED_WIDTH
+from .harness import (
+    argument_parser,
+    in_new_process,
+    medians,
+    new_report,
+    parse_arguments,
+    publish,
+    seconds_of,
+)
+from .models import INFLATED_WIDTH
 
-HIDDEN, VOCABULARY, HEADS, TOKENS = 512, 32_000, 5, 2048
+HIDDEN_SIZE, VOCABULARY, NUM_HEADS, TOKENS = 512, 32_000, 5, 2048
 DECAY = 0.8
 OCCURRING = 4_931
 """Tokens of a vocabulary of 49,152 that the answers of a small model used."""
-KINDS = ("whole", "in chunks")
+LOSSES = ("whole", "in chunks")
+FIRST_SEED = 60_000_000
+"""First seed of this benchmark's own tasks."""
 
 
-def losses(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
-    """Heads, and eq. 1 of the same states in both ways."""
+def loss_functions(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
+    """Return heads, and equation 1 of the same hidden states computed in both ways."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=HIDDEN,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=HIDDEN_SIZE,
         num_hidden_layers=1,
         num_attention_heads=8,
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
-    heads = MedusaHeads.from_lm_head(base.lm_head, MedusaConfig(HEADS, 1, HIDDEN, VOCABULARY))
+    shape = MedusaConfig(NUM_HEADS, 1, HIDDEN_SIZE, VOCABULARY)
+    heads = MedusaHeads.from_lm_head(base.lm_head, shape)
     student = Student(base, heads, DECAY)
-    hidden, targets = torch.randn(TOKENS, HIDDEN), torch.randint(VOCABULARY, (TOKENS, 1 + HEADS))
+    hidden = torch.randn(TOKENS, HIDDEN_SIZE)
+    targets = torch.randint(VOCABULARY, (TOKENS, 1 + NUM_HEADS))
 
     def whole() -> Tensor:
         return medusa1_loss(heads(hidden), targets[:, 1:], DECAY)
@@ -80,141 +92,140 @@ def losses(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
     return heads, {"whole": whole, "in chunks": in_chunks}
 
 
-def peak(kind: str, threads: int) -> dict[str, float]:
-    """Bytes of memory that a process has at most, before and while it computes loss and
-    gradients.
-    """
-    heads, computes = losses(threads)
+def peak_memory(name: str, threads: int) -> dict[str, float]:
+    """Return this process's peak memory in bytes, before and after one loss with its gradients."""
+    heads, functions = loss_functions(threads)
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before = _peak()
-    computes[kind]().backward()
-    return {"before": before, "peak": _peak()}
+    before = _peak_bytes()
+    functions[name]().backward()
+    return {"before": before, "peak": _peak_bytes()}
 
 
-def _peak() -> float:
+def _peak_bytes() -> float:
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def chunks(options: argparse.Namespace) -> dict[str, Any]:
-    """Memory, each in a process of its own, and speed, by turns in this one."""
-    found: dict[str, Any] = {}
-    for kind in KINDS:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found[kind] = pool.submit(peak, kind, options.threads).result()
-    heads, computes = losses(options.threads)
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    values, gradients = {}, {}
-    for kind in itertools.chain.from_iterable([KINDS] * (options.rounds + 1)):
+def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the loss in chunks with that of whole logits.
+
+    Memory is measured in a process for each, speed by turns in this one.
+    """
+    result: dict[str, Any] = {
+        name: in_new_process(peak_memory, name, options.threads) for name in LOSSES
+    }
+    heads, functions = loss_functions(options.threads)
+
+    def descend(name: str) -> float:
         heads.zero_grad()
-        begun = time.perf_counter()
-        loss = computes[kind]()
+        loss = functions[name]()
         loss.backward()
-        seconds[kind].append(time.perf_counter() - begun)
-        values[kind], gradients[kind] = float(loss.detach()), next(heads.parameters()).grad
-    for kind in KINDS:
-        found[kind] |= {
-            "loss": values[kind],
-            "tokens_per_second": TOKENS / statistics.median(seconds[kind][1:]),
-        }
-    whole, parts = found["whole"], found["in chunks"]
-    found["peak_share"] = parts["peak"] / whole["peak"]
-    found["peak_share_of_the_loss_alone"] = (parts["peak"] - parts["before"]) / (
+        return float(loss.detach())
+
+    calls = {name: partial(timed, partial(descend, name)) for name in LOSSES}
+    for name, runs in interleaved(calls, options.rounds, warm_up=1).items():
+        rate = TOKENS / statistics.median(run.seconds for run in runs)
+        result[name] |= {"loss": runs[-1].result, "tokens_per_second": rate}
+    whole, chunked = result["whole"], result["in chunks"]
+    result["peak_share"] = chunked["peak"] / whole["peak"]
+    result["peak_share_of_the_loss_alone"] = (chunked["peak"] - chunked["before"]) / (
         whole["peak"] - whole["before"]
     )
-    found["speed_ratio"] = parts["tokens_per_second"] / whole["tokens_per_second"]
-    return found
+    result["speed_ratio"] = chunked["tokens_per_second"] / whole["tokens_per_second"]
+    return result
 
 
-def states(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of an epoch of Medusa-1, with the backbone's states kept and computed again,
-    by turns.
-    """
+def compare_hidden_states(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare epochs of Medusa-1 on kept hidden states with epochs that compute them again."""
     torch.set_num_threads(options.threads)
     model, tokenizer = demo.load(inflate=INFLATED_WIDTH)
-    tasks = itertools.islice(
-        varied_tasks(EVEN, tokenizer, random.Random(4), 60_000_000), options.examples
-    )
-    examples = [example(tokenizer, task.prompt, task.answer) for task in tasks]
-    recipe = Recipe(batch_size=16, micro_batch_size=16, evaluate_every=0, save_every=0)
-    seconds: dict[str, list[float]] = {"kept": [], "computed again": []}
+    examples = _examples(tokenizer, options.examples)
+    student = Student(model.base, new_heads(model.base, NUM_HEADS, 3, False, bias=True))
+    student.base.requires_grad_(False)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        student = Student(model.base, new_heads(model.base, HEADS, 3, False, bias=True))
-        student.base.requires_grad_(False)
-        begun = time.perf_counter()
-        kept = keep(student, examples, folder / "states")
-        keeping = time.perf_counter() - begun
-        given: dict[str, tuple[Any, Any]] = {
-            "kept": (collate_states, kept),
+        keeping = timed(partial(keep, student, examples, folder / "states"))
+        sources: dict[str, tuple[Any, Any]] = {
+            "kept": (collate_states, keeping.result),
             "computed again": (collate_rows(0), numbered_rows(examples)),
         }
-        for turn, way in itertools.product(range(options.epochs), given):
-            collate, training = given[way]
-            place = folder / f"{way}-{turn}"
-            trainer = StudentTrainer(
-                student,
-                recipe,
-                "heads",
-                1.0,
-                place,
-                collate,
-                training,
-                [],
-                CandidateTree.chain(HEADS),
-            )
-            begun = time.perf_counter()
-            trainer.go()
-            seconds[way].append(time.perf_counter() - begun)
+        calls: dict[str, Callable[[], Timed[None]]] = {
+            way: partial(_time_epoch, student, *source, folder) for way, source in sources.items()
+        }
+        seconds = seconds_of(interleaved(calls, options.epochs))
     tokens = sum(len(each.ids) for each in examples)
-    rates = {way: tokens / statistics.median(each) for way, each in seconds.items()}
+    rates = {way: tokens / median for way, median in medians(seconds).items()}
     return {
         "examples": len(examples),
         "tokens": tokens,
-        "seconds_to_keep": keeping,
+        "seconds_to_keep": keeping.seconds,
         "tokens_per_second": rates,
         "speed_ratio": rates["kept"] / rates["computed again"],
     }
 
 
-def vocabularies(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of training steps on kept hidden states, over the whole vocabulary and over
-    what occurs of it.
-    """
+def _examples(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Example]:
+    tasks = varied_tasks(EVEN, tokenizer, random.Random(4), FIRST_SEED)
+    return [
+        chat_example(tokenizer, task.prompt, task.answer) for task in itertools.islice(tasks, count)
+    ]
+
+
+def _time_epoch(student: Student, collate: Any, training: Any, folder: Path) -> Timed[None]:
+    """Train for one epoch; the making of the trainer does not count."""
+    recipe = Recipe(batch_size=16, micro_batch_size=16, evaluate_every=0, save_every=0)
+    trainer = StudentTrainer(
+        student,
+        recipe,
+        "heads",
+        1.0,
+        Path(tempfile.mkdtemp(dir=folder)),
+        collate,
+        training,
+        [],
+        CandidateTree.chain(NUM_HEADS),
+    )
+    return timed(trainer.go)
+
+
+def compare_vocabularies(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare training steps over the whole vocabulary with steps over the tokens that occur."""
     torch.set_num_threads(options.threads)
     shape = {"hidden_size": 576, "vocab_size": 49_152}
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         **shape,
         "occurring": OCCURRING,
-        "heads": HEADS,
+        "heads": NUM_HEADS,
         "tokens": options.tokens,
     }
     for name, layers, own in (("own lm_heads", 1, True), ("shared lm_head", 3, False)):
-        steps = {
-            kind: _step(shape, layers, own, kind == "data", options) for kind in ("full", "data")
+        calls = {
+            kind: partial(timed, _training_step(shape, layers, own, kind == "data", options.tokens))
+            for kind in ("full", "data")
         }
-        seconds: dict[str, list[float]] = {kind: [] for kind in steps}
-        for kind in itertools.chain.from_iterable([tuple(steps)] * (options.rounds + 1)):
-            begun = time.perf_counter()
-            steps[kind]()
-            seconds[kind].append(time.perf_counter() - begun)
+        seconds = seconds_of(interleaved(calls, options.rounds, warm_up=1))
         rates = {
-            kind: [options.tokens / each for each in times[1:]] for kind, times in seconds.items()
+            kind: [options.tokens / each for each in series] for kind, series in seconds.items()
         }
-        medians = {kind: statistics.median(each) for kind, each in rates.items()}
-        found[name] = {
+        middle = medians(rates)
+        result[name] = {
             "layers": layers,
-            "tokens_per_second": medians,
-            "slowest_and_fastest": {kind: [min(each), max(each)] for kind, each in rates.items()},
-            "speed_ratio": medians["data"] / medians["full"],
+            "tokens_per_second": middle,
+            "slowest_and_fastest": {kind: list(spread(each)) for kind, each in rates.items()},
+            "speed_ratio": middle["data"] / middle["full"],
         }
-    return found
+    return result
 
 
-def _step(
-    shape: dict[str, int], layers: int, own: bool, restricted: bool, options: argparse.Namespace
+def _training_step(
+    shape: dict[str, int], layers: int, own_lm_head: bool, restricted: bool, tokens: int
 ) -> Callable[[], None]:
-    """A step of Medusa-1: loss, gradients and AdamW; over the tokens that occur, or over all."""
+    """Return a function that runs one step of Medusa-1: loss, gradients and AdamW.
+
+    Args:
+        restricted: compute the loss over the tokens that occur instead of the whole vocabulary.
+        tokens: tokens of a step.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape,
@@ -224,14 +235,13 @@ def _step(
         tie_word_embeddings=True,
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
-    student = Student(
-        base, new_heads(base, HEADS, layers, own, bias=True).requires_grad_(True), DECAY
-    )
-    tokens = torch.randperm(shape["vocab_size"])[:OCCURRING].sort().values
-    hidden = torch.randn(options.tokens, shape["hidden_size"])
-    targets = tokens[torch.randint(OCCURRING, (options.tokens, 1 + HEADS))]
+    heads = new_heads(base, NUM_HEADS, layers, own_lm_head, bias=True).requires_grad_(True)
+    student = Student(base, heads, DECAY)
+    occurring = torch.randperm(shape["vocab_size"])[:OCCURRING].sort().values
+    hidden = torch.randn(tokens, shape["hidden_size"])
+    targets = occurring[torch.randint(OCCURRING, (tokens, 1 + NUM_HEADS))]
     if restricted:
-        student.restrict(tokens)
+        student.restrict(occurring)
     optimizer = torch.optim.AdamW(student.heads.parameters(), lr=1e-4, weight_decay=0.0)
 
     def step() -> None:
@@ -242,84 +252,78 @@ def _step(
     return step
 
 
+def _loss_table(result: dict[str, Any]) -> Table:
+    title = f"{TOKENS} tokens, {NUM_HEADS} heads of {VOCABULARY}"
+    table = Table("loss", "peak GB", "before it", "tokens / s", title=title)
+    for name in LOSSES:
+        figures = result[name]
+        table.add_row(
+            name,
+            f"{figures['peak'] / 1e9:.2f}",
+            f"{figures['before'] / 1e9:.2f}",
+            f"{figures['tokens_per_second']:.0f}",
+        )
+    table.add_row("ratio", f"{result['peak_share']:.0%}", "", f"{result['speed_ratio']:.2f}")
+    return table
+
+
+def _hidden_states_table(result: dict[str, Any]) -> Table:
+    title = f"{result['tokens']} tokens, 100 million parameters"
+    table = Table("hidden states", "tokens / s", title=title)
+    for way, rate in result["tokens_per_second"].items():
+        table.add_row(way, f"{rate:.0f}")
+    table.add_row("ratio", f"{result['speed_ratio']:.2f}")
+    return table
+
+
+def _vocabulary_table(result: dict[str, Any]) -> Table:
+    title = f"{result['occurring']} of {result['vocab_size']} tokens occur, {NUM_HEADS} heads"
+    table = Table("heads", "full, tokens / s", "data, tokens / s", "ratio", title=title)
+    for name in ("own lm_heads", "shared lm_head"):
+        rates = result[name]["tokens_per_second"]
+        ratio = f"{result[name]['speed_ratio']:.2f}"
+        table.add_row(name, f"{rates['full']:.0f}", f"{rates['data']:.0f}", ratio)
+    return table
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "loss": chunks,
-    "hidden_states": states,
-    "vocabulary": vocabularies,
+    "loss": compare_losses,
+    "hidden_states": compare_hidden_states,
+    "vocabulary": compare_vocabularies,
 }
+TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
+    "loss": _loss_table,
+    "hidden_states": _hidden_states_table,
+    "vocabulary": _vocabulary_table,
+}
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(
+        __doc__, rounds=5, rounds_help="measured losses, or training steps, of each kind"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="comparisons (default: all)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=512, help="tokens of a step in the vocabulary comparison"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=96, help="examples of the hidden-state comparison"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="epochs of each kind in the hidden-state comparison"
+    )
+    return parse_arguments(parser)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="of loss and gradients, or of steps, in each way"
-    )
-    parser.add_argument("--tokens", type=int, default=512, help="of a step, with each vocabulary")
-    parser.add_argument("--examples", type=int, default=96, help="that heads train on")
-    parser.add_argument("--epochs", type=int, default=3, help="of them, in each way")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    options = parser.parse_args()
-    console = Console(width=120)
-    report: dict[str, Any] = {"provenance": provenance() | {"threads": options.threads}}
-    for part in options.parts:
-        report[part] = PARTS[part](options)
-        console.print(TABLES[part](report[part]))
-    console.print(f"written to {write_json(options.output, report, 'training-cost')}")
-
-
-def _loss_table(found: dict[str, Any]) -> Table:
-    shown = Table(
-        "loss",
-        "peak GB",
-        "before it",
-        "tokens / s",
-        title=f"{TOKENS} tokens, {HEADS} heads of {VOCABULARY}",
-    )
-    for kind in KINDS:
-        each = found[kind]
-        shown.add_row(
-            kind,
-            f"{each['peak'] / 1e9:.2f}",
-            f"{each['before'] / 1e9:.2f}",
-            f"{each['tokens_per_second']:.0f}",
-        )
-    shown.add_row("ratio", f"{found['peak_share']:.0%}", "", f"{found['speed_ratio']:.2f}")
-    return shown
-
-
-def _states_table(found: dict[str, Any]) -> Table:
-    shown = Table(
-        "hidden states", "tokens / s", title=f"{found['tokens']} tokens, 100 million parameters"
-    )
-    for way, rate in found["tokens_per_second"].items():
-        shown.add_row(way, f"{rate:.0f}")
-    shown.add_row("ratio", f"{found['speed_ratio']:.2f}")
-    return shown
-
-
-def _vocabulary_table(found: dict[str, Any]) -> Table:
-    title = f"{found['occurring']} of {found['vocab_size']} tokens occur, {HEADS} heads"
-    shown = Table("heads", "full, tokens / s", "data, tokens / s", "ratio", title=title)
-    for name in ("own lm_heads", "shared lm_head"):
-        each = found[name]
-        rates = each["tokens_per_second"]
-        shown.add_row(
-            name, f"{rates['full']:.0f}", f"{rates['data']:.0f}", f"{each['speed_ratio']:.2f}"
-        )
-    return shown
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
-    "loss": _loss_table,
-    "hidden_states": _states_table,
-    "vocabulary": _vocabulary_table,
-}
+    """Run the benchmark."""
+    options = parse_options()
+    parts = {part: PARTS[part](options) for part in options.parts}
+    tables = [TABLES[part](result) for part, result in parts.items()]
+    publish(options, new_report(**parts), "training-cost", *tables)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """`python -m benchmarks.trees`: figure 4 on the embedded model, dense against optimised trees.
 
-Every tree is replayed on recorded answers, and its speed predicted from measured latencies; some
-are decoded and timed. Predictions and outcomes stand side by side in the results.
+Every tree is replayed on recorded answers, and its speed predicted from measured step times. Some
+trees are decoded and timed. The results hold predictions and measurements side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -18,87 +19,144 @@ from medusa import demo
 from medusa.calibration.choice import choose, predictions
 from medusa.calibration.drawing import check_library, save
 from medusa.calibration.figures import Point, draw_trees, replayed, trees
-from medusa.calibration.latency import SIZES, measure_latency, usual_contexts
-from medusa.calibration.recording import record
-from medusa.calibration.report import measure
+from medusa.calibration.latency import SIZES, Latency, measure_latency, usual_contexts
+from medusa.calibration.recording import Recording, record
 from medusa.calibration.search import joint_tree
+from medusa.calibration.settings import PromptIds
+from medusa.calibration.trial import measure_tree
+from medusa.core.model import TreeModel
+from medusa.core.tree import CandidateTree
 from medusa.evaluation.prompts import calibration_prompts
-from medusa.evaluation.report import results_folder, write_json
-from medusa.hardware.provenance import provenance
 
-from .speed import INFLATED_WIDTH
+from .harness import ROOT, argument_parser, new_report, parse_arguments, publish, results_folder
+from .models import EMBEDDED_MODELS
 
 BUDGETS = {
     "embedded": (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64),
     "inflated": (2, 4, 6, 8, 12, 16, 24, 32),
 }
-"""Sizes of joint trees that are decoded."""
+"""Sizes of the joint trees that are decoded."""
+LARGEST_DECODED = 64
+"""Maximum size of the dense trees that are decoded."""
+LARGEST = 256
+"""Maximum size of the trees that are replayed."""
+FIGURES = ROOT / "docs" / "figures"
 ARGUMENTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": False}
+RATES = ("predicted_rate", "rate", "predicted_speedup", "speedup")
 
 
-def study(
-    name: str, options: argparse.Namespace, console: Console
-) -> tuple[dict[str, Any], list[Point]]:
-    """All points of one model, and what the claims come to."""
-    model, tokenizer = demo.load(
-        inflate=INFLATED_WIDTH if name == "inflated" else None, all_heads=True
-    )
+@dataclass(frozen=True)
+class TreeStudy:
+    """A model with what is needed to predict and to measure its trees.
+
+    Attributes:
+        model: the model.
+        recording: its heads, recorded along its own answers.
+        latency: its step times.
+        trial_prompts: token ids of other prompts, to decode with some of the trees.
+    """
+
+    model: TreeModel
+    recording: Recording
+    latency: Latency
+    trial_prompts: PromptIds
+
+    def decode(self, kind: str, tree: CandidateTree) -> tuple[Point, dict[str, Any]]:
+        """Decode with a tree; return its point and its predicted and measured figures."""
+        measured = measure_tree(self.model, self.trial_prompts, tree, ARGUMENTS)
+        (predicted,) = replayed(self.recording, self.latency, [(kind, tree)])
+        point = Point(kind, tree, measured.acceleration_rate, measured.speedup, decoded=True)
+        return point, {
+            "kind": kind,
+            "nodes": len(tree),
+            "predicted_rate": predicted.acceleration_rate,
+            "rate": measured.acceleration_rate,
+            "predicted_speedup": predicted.speedup,
+            "speedup": measured.speedup,
+        }
+
+    def claims(self, points: Sequence[Point], decoded: Sequence[Point]) -> dict[str, Any]:
+        """Return the figures behind the paper's claims about optimised and dense trees.
+
+        Args:
+            points: all trees, replayed.
+            decoded: the trees that were decoded.
+        """
+        best = choose(predictions(self.recording, self.latency, LARGEST_DECODED))
+        at_best = min(
+            (point for point in decoded if point.kind == "joint"),
+            key=lambda point: abs(len(point.tree) - len(best.tree)),
+        )
+        optimised = next(
+            point for point in points if point.kind == "joint" and len(point.tree) == 64
+        )
+        dense_rates = [point.acceleration_rate for point in points if point.kind == "dense"]
+        return {
+            "optimised_64_rate": optimised.acceleration_rate,
+            "dense_up_to_256_best_rate": max(dense_rates),
+            "dense_trees": len(dense_rates),
+            "chosen_nodes": len(at_best.tree),
+            "chosen_speedup": at_best.speedup,
+            "best_speedup_of_all_decoded": max(point.speedup for point in decoded),
+        }
+
+
+def prepare_study(name: str, options: argparse.Namespace) -> TreeStudy:
+    """Load a model of `EMBEDDED_MODELS`, record its heads and time its steps."""
+    model, tokenizer = demo.load(inflate=EMBEDDED_MODELS[name], all_heads=True)
     ids = calibration_prompts(tokenizer, options.prompts + options.decoded)
     recorded, others = ids[: options.prompts], ids[options.prompts :]
     recording = record(model, recorded, ARGUMENTS, ranks=32)
-    sizes = [*(size for size in SIZES if size <= 128), 192, 256]
+    sizes = [*(size for size in SIZES if size <= 128), 192, LARGEST]
     latency = measure_latency(
         model,
-        [token for each in recorded for token in each],
+        [token for prompt in recorded for token in prompt],
         [joint_tree(recording, size) for size in sizes],
         ARGUMENTS,
         contexts=usual_contexts(recorded, recording.lengths),
     )
-    every = list(trees(recording, 256, dense=10**6))
-    points = replayed(recording, latency, every)
+    return TreeStudy(model, recording, latency, others)
+
+
+def study_trees(
+    name: str, options: argparse.Namespace, console: Console
+) -> tuple[dict[str, Any], list[Point]]:
+    """Return a model's results and the points of its figure."""
+    study = prepare_study(name, options)
+    every = list(trees(study.recording, LARGEST, dense=10**6))
+    points = replayed(study.recording, study.latency, every)
     dense = [tree for kind, tree in every if kind == "dense"]
-    spread = [dense[place * len(dense) // options.dense] for place in range(options.dense)]
-    chosen = [("joint", joint_tree(recording, size)) for size in BUDGETS[name]]
-    chosen += [("dense", tree) for tree in spread if len(tree) <= 64]
+    sample = [dense[place * len(dense) // options.dense] for place in range(options.dense)]
+    chosen = [("joint", joint_tree(study.recording, size)) for size in BUDGETS[name]]
+    chosen += [("dense", tree) for tree in sample if len(tree) <= LARGEST_DECODED]
     decoded, outcomes = [], []
     for kind, tree in track(chosen, f"{name}: decoding", console=console):
-        found = measure(model, others, tree, ARGUMENTS)
-        decoded.append(Point(kind, tree, found.acceleration_rate, found.speedup, decoded=True))
-        (predicted,) = replayed(recording, latency, [(kind, tree)])
-        outcomes.append(
-            {
-                "kind": kind,
-                "nodes": len(tree),
-                "predicted_rate": predicted.acceleration_rate,
-                "rate": found.acceleration_rate,
-                "predicted_speedup": predicted.speedup,
-                "speedup": found.speedup,
-            }
-        )
-    best = choose(predictions(recording, latency, 64))
-    fastest = max(each.speedup for each in decoded)
-    at_best = min(
-        (each for each in decoded if each.kind == "joint"),
-        key=lambda each: abs(len(each.tree) - len(best.tree)),
-    )
-    optimised = next(each for each in points if each.kind == "joint" and len(each.tree) == 64)
-    claims = {
-        "optimised_64_rate": optimised.acceleration_rate,
-        "dense_up_to_256_best_rate": max(
-            each.acceleration_rate for each in points if each.kind == "dense"
-        ),
-        "dense_trees": len(dense),
-        "chosen_nodes": len(at_best.tree),
-        "chosen_speedup": at_best.speedup,
-        "best_speedup_of_all_decoded": fastest,
+        point, outcome = study.decode(kind, tree)
+        decoded.append(point)
+        outcomes.append(outcome)
+    result = {
+        "claims": study.claims(points, decoded),
+        "latency": study.latency.curve(),
+        "decoded": outcomes,
     }
-    result = {"claims": claims, "latency": latency.curve(), "decoded": outcomes}
     return result, [*points, *decoded]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+def outcome_table(name: str, outcomes: Sequence[dict[str, Any]]) -> Table:
+    """Return a table of predicted and measured figures, one row for each decoded tree."""
+    table = Table("kind", "nodes", *(rate.replace("_", " ") for rate in RATES), title=name)
+    for outcome in outcomes:
+        rates = (f"{outcome[rate]:.2f}" for rate in RATES)
+        table.add_row(outcome["kind"], str(outcome["nodes"]), *rates)
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=BUDGETS, default=list(BUDGETS), help="models (default: both)"
+    )
     parser.add_argument("--prompts", type=int, default=120, help="prompts to record")
     parser.add_argument(
         "--decoded", type=int, default=12, help="other prompts, to decode with some of the trees"
@@ -106,30 +164,29 @@ def main() -> None:
     parser.add_argument(
         "--dense", type=int, default=30, help="dense trees to choose from for decoding"
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    parser.add_argument("--figures", type=results_folder, default="docs/figures")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--figures",
+        type=results_folder,
+        default=str(FIGURES),
+        help="folder for the figures (default: docs/figures)",
+    )
+    return parse_arguments(parser)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parse_options()
     check_library()
-    torch.set_num_threads(options.threads)
-    console, errors = Console(width=120), Console(stderr=True)
-    made = provenance()
-    report: dict[str, Any] = {"provenance": made, "results": {}}
+    report = new_report(results={})
+    measured = report["provenance"]
+    shown: list[Any] = []
     for name in options.models:
-        report["results"][name], points = study(name, options, errors)
-        title = f"{name} model, {made['device']}, {options.threads} threads, {made['date']}"
+        result, points = study_trees(name, options, Console(stderr=True))
+        report["results"][name] = result
+        title = f"{name} model, {measured['device']}, {options.threads} threads, {measured['date']}"
         save(draw_trees(points, title), options.figures / f"trees-{name}.png")
-        shown = Table(
-            "kind", "nodes", "predicted rate", "rate", "predicted speedup", "speedup", title=name
-        )
-        for each in report["results"][name]["decoded"]:
-            rates = (
-                f"{each[key]:.2f}"
-                for key in ("predicted_rate", "rate", "predicted_speedup", "speedup")
-            )
-            shown.add_row(each["kind"], str(each["nodes"]), *rates)
-        console.print(shown, report["results"][name]["claims"])
-    console.print(f"written to {write_json(options.output, report, 'trees')}")
+        shown += [outcome_table(name, result["decoded"]), result["claims"]]
+    publish(options, report, "trees", *shown)
 
 
 if __name__ == "__main__":

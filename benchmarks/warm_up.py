@@ -1,95 +1,120 @@
-"""`python -m benchmarks.warm_up`: after how many tokens a compiled step has paid for its compiling.
+"""`python -m benchmarks.warm_up`: the tokens after which compiling the steps has paid for itself.
 
-Each run is a process of its own: without compiling, compiling with an empty cache (what a new
-    machine sees), and
-compiling with the cache that the run before left (what every later process sees).
+Every run is a process of its own: without compiling, compiling with an empty cache (the first
+process on a machine), and compiling with the cache of the run before (every later process).
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import statistics
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from medusa import demo
 from medusa.evaluation.prompts import calibration_prompts
-from medusa.evaluation.report import results_folder, write_json
-from medusa.hardware.provenance import provenance
+from medusa.hardware.timing import timed
 
-from .speed import MODELS
+from .harness import (
+    argument_parser,
+    in_new_process,
+    medians,
+    new_report,
+    parse_arguments,
+    publish,
+)
+from .models import EMBEDDED_MODELS
 
 RUNS = ("eager", "compiled, empty cache", "compiled, kept cache")
 
 
-def answer(width: int | None, run: str, cache: str, prompts: int, threads: int) -> dict[str, float]:
-    """Seconds of the first answer, and of each token of the answers after it."""
+def answer_prompts(
+    width: int | None, run: str, cache: str, prompts: int, threads: int
+) -> dict[str, float]:
+    """Return the seconds of the first answer, and of each token of the answers after it.
+
+    Args:
+        width: MLP columns of the embedded model; None leaves them as they are.
+        run: one of `RUNS`.
+        cache: folder of the compiler's cache.
+        prompts: number of answers after the first.
+        threads: CPU threads.
+    """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     torch.set_num_threads(threads)
     model, tokenizer = demo.load(inflate=width, compiled=run != "eager")
-    took, tokens = [], []
-    for ids in (torch.tensor([each]) for each in calibration_prompts(tokenizer, prompts + 1)):
-        begun = time.perf_counter()
-        tokens.append(
-            model.generate(ids, max_new_tokens=128, do_sample=False).shape[1] - ids.shape[1]
-        )
-        took.append(time.perf_counter() - begun)
-    return {"first": took[0], "token": sum(took[1:]) / sum(tokens[1:])}
+    seconds, tokens = [], []
+    for prompt in calibration_prompts(tokenizer, prompts + 1):
+        ids = torch.tensor([prompt])
+        answer = timed(partial(model.generate, ids, max_new_tokens=128, do_sample=False))
+        tokens.append(answer.result.shape[1] - ids.shape[1])
+        seconds.append(answer.seconds)
+    return {"first": seconds[0], "token": sum(seconds[1:]) / sum(tokens[1:])}
+
+
+def time_runs(width: int | None, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return for each of `RUNS` the medians of `answer_prompts`, and when compiling has paid.
+
+    The runs of a round share a cache folder and keep their order: the second one fills the cache
+    that the third one finds.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {run: {"first": [], "token": []} for run in RUNS}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for run in RUNS:
+                answered = in_new_process(
+                    answer_prompts, width, run, cache, options.prompts, options.threads
+                )
+                for name, value in answered.items():
+                    seconds[run][name].append(value)
+    figures = {run: medians(values) for run, values in seconds.items()}
+    eager = figures["eager"]
+    for values in figures.values():
+        saved = eager["token"] - values["token"]
+        if saved > 0:
+            values["pays_after_tokens"] = (values["first"] - eager["first"]) / saved
+    return figures
+
+
+def warm_up_table(models: dict[str, Any]) -> Table:
+    """Return a table with a row for each model and run."""
+    table = Table("model", "", "first answer, s", "ms a token after it", "tokens until it has paid")
+    for name, figures in models.items():
+        for run, values in figures.items():
+            paid = values.get("pays_after_tokens")
+            table.add_row(
+                name,
+                run,
+                f"{values['first']:.1f}",
+                f"{1000 * values['token']:.2f}",
+                "-" if paid is None else f"{paid:.0f}",
+            )
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__, rounds=2, rounds_help="processes of each kind")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=EMBEDDED_MODELS,
+        default=list(EMBEDDED_MODELS),
+        help="models to measure (default: both)",
+    )
+    parser.add_argument("--prompts", type=int, default=18, help="answers after the first")
+    return parse_arguments(parser)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--prompts", type=int, default=18, help="answers after the first")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    options = parser.parse_args()
-    report: dict[str, Any] = {
-        "provenance": provenance() | {"threads": options.threads},
-        "models": {},
-    }
-    shown = Table("model", "", "first answer, s", "ms a token after it", "tokens until it has paid")
-    for name in options.models:
-        found: dict[str, list[dict[str, float]]] = {run: [] for run in RUNS}
-        for _ in range(options.rounds):
-            with tempfile.TemporaryDirectory() as cache:
-                for run in RUNS:
-                    with ProcessPoolExecutor(
-                        1, mp_context=multiprocessing.get_context("spawn")
-                    ) as pool:
-                        told = pool.submit(
-                            answer, MODELS[name], run, cache, options.prompts, options.threads
-                        )
-                        found[run].append(told.result())
-        medians = {
-            run: {
-                key: statistics.median(each[key] for each in found[run])
-                for key in ("first", "token")
-            }
-            for run in RUNS
-        }
-        eager = medians["eager"]
-        for run, each in medians.items():
-            saved = eager["token"] - each["token"]
-            if saved > 0:
-                each["pays_after_tokens"] = (each["first"] - eager["first"]) / saved
-            paid = f"{each['pays_after_tokens']:.0f}" if saved > 0 else "-"
-            shown.add_row(name, run, f"{each['first']:.1f}", f"{1000 * each['token']:.2f}", paid)
-        report["models"][name] = medians
-    console = Console(width=120)
-    console.print(shown)
-    console.print(f"written to {write_json(options.output, report, 'warm-up')}")
+    """Run the benchmark."""
+    options = parse_options()
+    models = {name: time_runs(EMBEDDED_MODELS[name], options) for name in options.models}
+    publish(options, new_report(models=models), "warm-up", warm_up_table(models))
 
 
 if __name__ == "__main__":

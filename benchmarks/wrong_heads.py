@@ -1,33 +1,42 @@
-"""`python -m benchmarks.wrong_heads`: what decoding costs when the heads are never right.
+"""`python -m benchmarks.wrong_heads`: the cost of decoding with heads that are never right.
 
-The embedded model's heads are replaced by noise of the same size. Answers are long; methods take
-turns.
+The embedded model's heads are replaced by noise. Long answers are decoded plainly, with the
+adaptive choice of trees that is the library's default, and with the tree in every step.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from medusa import demo
 from medusa.core.engine import PLAIN
-from medusa.evaluation.report import results_folder, write_json
-from medusa.hardware.provenance import provenance
+from medusa.evaluation.methods import Run, medusa
+from medusa.hardware.timing import interleaved, paired_ratios, spread
 from medusa.loading import MedusaModel
 
-TRIES = ("plain", "adaptive", "always the tree")
+from .harness import argument_parser, medians, new_report, parse_arguments, publish
+
+WAYS = ("plain", "adaptive", "always the tree")
 
 
-def measure(
+def time_wrong_heads(
     model: MedusaModel, prompts: list[torch.Tensor], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Seconds and steps of decoding plainly, as the library does by default, and with the tree in
-    every step.
+    """Return seconds and steps of each way to decode, and the time lost against plain decoding.
+
+    Args:
+        prompts: token ids [1, P] of each prompt.
+        tokens: number of tokens decoded after the first.
+        repeats: runs of each prompt and way.
+
+    Raises:
+        RuntimeError: the ways give different tokens.
     """
     options: dict[str, Any] = {
         "max_new_tokens": tokens + 1,
@@ -35,44 +44,42 @@ def measure(
         "do_sample": False,
     }
     trees = {"plain": PLAIN, "adaptive": None, "always the tree": model.tree}
-    seconds: dict[str, list[float]] = {name: [] for name in TRIES}
-    steps: dict[str, int] = {}
-    texts: dict[str, list[int]] = {}
-    for repeat in range(repeats):
-        for number, prompt in enumerate(prompts):
-            for place in range(len(TRIES)):
-                name = TRIES[(place + repeat + number) % len(TRIES)]
-                session = model.steps(prompt, tree=trees[name], **options)
-                for _ in session:
-                    pass
-                seconds[name].append(session.stats.decoding_seconds)
-                steps[name] = session.stats.steps
-                texts[name] = session.rows[0].ids
-            if not texts["plain"] == texts["adaptive"] == texts["always the tree"]:
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    for number, prompt in enumerate(prompts):
+        calls = {
+            way: partial(medusa, model, prompt, {**options, "tree": trees[way]}) for way in WAYS
+        }
+        for way, made in interleaved(calls, repeats, first=number).items():
+            runs[way] += made
+            if any(run.ids != runs["plain"][-1].ids for run in made):
                 raise RuntimeError("texts differ")
+    seconds = {way: [run.seconds for run in made] for way, made in runs.items()}
     losses = {
-        name: [own / plain - 1 for own, plain in zip(each, seconds["plain"], strict=True)]
-        for name, each in seconds.items()
+        way: [ratio - 1 for ratio in paired_ratios(own, seconds["plain"])]
+        for way, own in seconds.items()
     }
     return {
         "tokens": tokens,
-        "steps": steps,
-        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "steps": {way: made[-1].steps for way, made in runs.items()},
+        "seconds": medians(seconds),
         "loss": statistics.median(losses["adaptive"]),
-        "loss_spread": [min(losses["adaptive"]), max(losses["adaptive"])],
+        "loss_spread": list(spread(losses["adaptive"])),
         "loss_without_adapting": statistics.median(losses["always the tree"]),
     }
 
 
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=1000, help="tokens of an answer")
+    parser.add_argument("--prompts", type=int, default=3, help="number of prompts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each prompt and way")
+    return parse_arguments(parser)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=1000)
-    parser.add_argument("--prompts", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=results_folder, default="benchmarks/results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    """Run the benchmark."""
+    options = parse_options()
     model, tokenizer = demo.load(all_heads=True)
     torch.manual_seed(0)
     for parameter in model.heads.parameters():
@@ -81,16 +88,16 @@ def main() -> None:
         tokenizer(task.prompt, return_tensors="pt")["input_ids"]
         for task in demo.calibration_tasks(options.prompts)
     ]
-    measure(model, prompts[:1], 50, 1)
-    report: dict[str, Any] = {"provenance": provenance(), "nodes": len(model.tree)}
-    report |= measure(model, prompts, options.tokens, options.repeats)
-    file = write_json(options.output, report, "wrong-heads")
-    Console().print(
+    time_wrong_heads(model, prompts[:1], 50, 1)  # a warm-up, which does not count
+    report = new_report(nodes=len(model.tree))
+    report |= time_wrong_heads(model, prompts, options.tokens, options.repeats)
+    low, high = report["loss_spread"]
+    text = (
         f"heads that are never right: {report['loss']:+.1%} time against plain decoding over "
-        f"{options.tokens} tokens "
-        f"(from {report['loss_spread'][0]:+.1%} to {report['loss_spread'][1]:+.1%}); "
-        f"{report['loss_without_adapting']:+.1%} with the tree in every step\nwritten to {file}"
+        f"{options.tokens} tokens (from {low:+.1%} to {high:+.1%}); "
+        f"{report['loss_without_adapting']:+.1%} with the tree in every step"
     )
+    publish(options, report, "wrong-heads", text)
 
 
 if __name__ == "__main__":

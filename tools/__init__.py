@@ -1,1 +1,1 @@
-"""Scripts that make what the package contains."""
+"""Scripts that make the data inside the package; they are not part of the wheel."""

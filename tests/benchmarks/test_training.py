@@ -5,7 +5,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks.training import START, reproduce, table
-from benchmarks.training_cost import chunks, states, vocabularies
+from benchmarks.training_cost import (
+    compare_hidden_states,
+    compare_losses,
+    compare_vocabularies,
+)
 from medusa import demo
 
 QUIET = Console(quiet=True)
@@ -46,19 +50,19 @@ def test_the_tables_have_their_rows_and_lossless_ones_the_baselines_quality(tmp_
 
 
 def test_the_loss_in_chunks_is_the_same_with_less_memory():
-    found = chunks(argparse.Namespace(threads=1, rounds=1))
+    found = compare_losses(argparse.Namespace(threads=1, rounds=1))
     assert found["in chunks"]["loss"] == pytest.approx(found["whole"]["loss"], rel=1e-5)
     assert found["peak_share"] < 0.5
 
 
 def test_an_epoch_on_kept_states_is_timed_beside_one_without():
     assert (demo.FOLDER / "base").is_dir()
-    found = states(argparse.Namespace(threads=1, examples=4, epochs=1))
+    found = compare_hidden_states(argparse.Namespace(threads=1, examples=4, epochs=1))
     assert found["tokens"] > 100
     assert found["speed_ratio"] > 0
 
 
 def test_steps_over_the_tokens_that_occur_are_timed_beside_steps_over_all():
-    found = vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4))
+    found = compare_vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4))
     assert found["own lm_heads"]["speed_ratio"] > 0
     assert found["shared lm_head"]["tokens_per_second"].keys() == {"full", "data"}

@@ -2,7 +2,7 @@ import pytest
 from models import tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.calibration.latency import Latency, Rounds, measure_latency, usual_contexts
+from medusa.calibration.latency import Latency, TimingRounds, measure_latency, usual_contexts
 from medusa.core.engine import PLAIN
 
 TREES = [PLAIN, CandidateTree.chain(1), CandidateTree.default(2, 4), CandidateTree.default(2, 8)]
@@ -41,7 +41,7 @@ def test_neither_end_tokens_nor_sampling_stop_the_clock(arguments):
 
 
 def test_orders_differ_between_rounds():
-    pace, orders = Rounds(TREES), []
+    pace, orders = TimingRounds(TREES), []
     for _ in range(5):
         order = []
         for _ in TREES:

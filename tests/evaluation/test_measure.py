@@ -27,9 +27,20 @@ def test_figures_are_those_of_appendix_b():
     assert figures["speedup_over_plain_spread"] == pytest.approx((4 / 9, 4.0))
     assert figures["speedup_over_generate"] == pytest.approx(4.0)
     assert figures["speedup_over_plain_with_prefill"] == pytest.approx(4.5 / 2.5)
+    assert figures["speedup_over_plain_with_prefill_spread"] == pytest.approx((4.5 / 9.5, 3.0))
+    assert figures["first_token_ms"] == {"plain": 500, "medusa": 500, "generate": 500}
+    assert figures["tokens_per_second_with_prefill"]["medusa"] == pytest.approx(5 / 2.5)
     assert figures["besides_model"] == pytest.approx(0.1)
     assert figures["correct"] == 0.5
     assert figures["identical"]
+
+
+def test_the_time_to_the_first_token_is_a_median_over_prompts_and_repeats():
+    first = comparison()
+    first.runs["medusa"] = [Run([1, 2], 1, seconds, 1.0, (1.0,)) for seconds in (0.1, 0.2, 9.0)]
+    second = comparison()
+    second.runs["medusa"] = [Run([1, 2], 1, 0.3, 1.0, (1.0,))] * 3
+    assert Totals([first, second]).first_token_seconds("medusa") == pytest.approx(0.3)
 
 
 def test_one_other_token_is_not_identical():

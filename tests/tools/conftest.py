@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from medusa.demo.tasks import CATEGORIES, make_task
-from tools.demo_model.recipe import Recipe
+from tools.demo_model.recipe import BackboneRecipe
 from tools.demo_model.tokenizer import train_tokenizer
 
-SMALL = replace(Recipe(), vocab_size=1000, layers=2, drill_steps=20)
+SMALL = replace(BackboneRecipe(), vocab_size=1000, layers=2, drill_steps=20)
 
 
 @pytest.fixture(scope="session")

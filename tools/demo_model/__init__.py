@@ -1,1 +1,1 @@
-"""The trainer of the embedded model, and the texts it learns from."""
+"""Trainer of the embedded model, and the generators of the texts it trains on."""

@@ -1,15 +1,15 @@
 """The embedded model's backbone: a small Llama trained from scratch on seeded tasks.
 
-The hidden matrices are trained with Muon, which needs about half the tokens AdamW does at this
-scale. At the end of the run, heads like Medusa's learn along with the backbone, so that its hidden
-states come to tell of more than the next token. The shipped heads begin as these, and are then
-trained on the finished backbone, which stays as it is.
+The hidden matrices are trained with Muon, which needs about half the tokens that AdamW needs at
+this scale. In the last part of the run Medusa heads train together with the backbone, so that its
+hidden states also predict tokens after the next. The shipped heads start from these, and are then
+trained on the frozen backbone.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from medusa.core.heads import MedusaConfig, MedusaHeads
 from medusa.demo.tasks import CATEGORIES, Task, check, make_task
 from medusa.training.losses import medusa1_loss
 
-from .recipe import Foresight, Recipe
+from .recipe import BackboneRecipe, Foresight
 from .stream import collate, stream
 
 
-def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """The untrained backbone."""
+def build(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """Return the untrained backbone."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -52,11 +52,17 @@ def build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalL
 def look_back(
     model: LlamaForCausalLM, pairs: int = 6, constant: float = 0.1, strength: float = 1.7
 ) -> None:
-    """Make the first head attend to the previous token, which is the slow half of learning to copy.
+    """Make the first attention head attend to the previous token, in place.
 
-    One hidden dimension is the same for every token; from it the head's query and key get the
-    `pairs` fastest rotary pairs, the query turned back by one position, so that q_m . k_n is a sum
-    of cos((m - n - 1) theta_i).
+    Learning this by itself is the slow half of learning to copy. One hidden dimension is set to the
+    same value for every token. From it the head's query and key get the `pairs` fastest rotary
+    pairs, the query turned back by one position, so that q_m . k_n is a sum of
+    cos((m - n - 1) theta_i), which is largest at n = m - 1.
+
+    Args:
+        pairs: number of rotary pairs used.
+        constant: value of the constant hidden dimension.
+        strength: size of the query and key weights.
     """
     embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
     theta = model.model.rotary_emb.inv_freq[:pairs]
@@ -68,10 +74,13 @@ def look_back(
 
 
 def answer_loss(model: LlamaForCausalLM, ids: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the taught tokens, and the hidden states [M, H] they were predicted
-    from.
+    """Return the mean cross-entropy of the taught tokens, and the hidden states before them [M, H].
 
-    The lm_head runs on their positions only.
+    The lm_head runs only on the positions before taught tokens.
+
+    Args:
+        ids: [B, S].
+        taught: [B, S] True where the model learns to produce the token.
     """
     with torch.autocast(ids.device.type, torch.bfloat16):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][
@@ -82,7 +91,7 @@ def answer_loss(model: LlamaForCausalLM, ids: Tensor, taught: Tensor) -> tuple[T
 
 
 def new_heads(model: LlamaForCausalLM, foresight: Foresight) -> MedusaHeads:
-    """The heads of the last steps, untrained."""
+    """Return the untrained heads that train with the backbone in the last steps."""
     config = model.config
     shape = MedusaConfig(
         foresight.num_heads,
@@ -97,8 +106,13 @@ def new_heads(model: LlamaForCausalLM, foresight: Foresight) -> MedusaHeads:
 def foresight_loss(
     heads: MedusaHeads, hidden: Tensor, lm_head: Tensor, ids: Tensor, taught: Tensor, decay: float
 ) -> Tensor:
-    """Eq. 1 over the taught tokens that come after those `hidden` [M, H] predicts; lm_head [V,
-    H].
+    """Return equation 1 over the taught tokens that follow those predicted from `hidden`.
+
+    Args:
+        hidden: [M, H] hidden states before the taught tokens, as `answer_loss` returns them.
+        lm_head: [V, H] weight of the lm_head.
+        ids, taught: [B, S] as of `answer_loss`.
+        decay: lambda_k = decay^k.
     """
     labels = ids.masked_fill(~taught, -100)
     ahead = F.pad(labels[:, 2:], (0, heads.config.num_heads), value=-100).unfold(
@@ -117,7 +131,11 @@ def step_loss(
     ids: Tensor,
     taught: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What a step descends, and the cross-entropy of the next token that is part of it."""
+    """Return the loss that a step minimises, and the next token's cross-entropy within it.
+
+    The heads join in at `foresight.begin`. The backbone takes no gradient from them until its
+    weight lambda_0 is above zero.
+    """
     loss, hidden = answer_loss(model, ids, taught)
     if step < foresight.begin:
         return loss, loss
@@ -129,11 +147,9 @@ def step_loss(
 
 
 def optimizers(
-    model: LlamaForCausalLM, heads: MedusaHeads, recipe: Recipe
+    model: LlamaForCausalLM, heads: MedusaHeads, recipe: BackboneRecipe
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms, another for the last
-    steps' heads.
-    """
+    """Return Muon for the layers' matrices, AdamW for embeddings and norms, AdamW for the heads."""
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -151,98 +167,148 @@ def optimizers(
     ]
 
 
-def train(
-    recipe: Recipe,
+@dataclass
+class Progress:
+    """How far a training run has come.
+
+    Attributes:
+        step: number of finished steps.
+        tokens: tokens read, padding included.
+        seconds: training time, held-out checks excluded.
+        losses: pairs of a step and the mean loss of the steps before it.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class BackboneTrainer:
+    """A training run of the backbone, resumed from its checkpoint if there is one.
+
+    Args:
+        recipe: everything that decides the weights.
+        tokenizer: the backbone's tokenizer.
+        checkpoint: file in which the state is kept.
+    """
+
+    def __init__(
+        self, recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerBase, checkpoint: Path
+    ):
+        self.recipe, self.tokenizer, self.checkpoint = recipe, tokenizer, checkpoint
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = build(recipe, tokenizer).to(self.device)
+        self.heads = new_heads(self.model, recipe.foresight)
+        self.optimizers = optimizers(self.model, self.heads, recipe)
+        self.progress = Progress()
+        if checkpoint.exists():
+            self._load()
+
+    def run(self, report_every: int, check_every: int) -> None:
+        """Train up to the recipe's last step.
+
+        Args:
+            report_every: steps between two reports, each with a checkpoint.
+            check_every: steps between two checks of the held-out accuracy.
+        """
+        batches = stream(self.recipe, self.tokenizer, self.progress.step)
+        total, since = 0.0, time.perf_counter()
+        while self.progress.step < self.recipe.steps:
+            total += self._train_step(*collate(next(batches), self.tokenizer.pad_token_id))
+            if self.progress.step % report_every == 0:
+                self.progress.seconds += time.perf_counter() - since
+                since = time.perf_counter()
+                self.progress.losses.append((self.progress.step, total / report_every))
+                total = 0.0
+                self._report()
+                self._save()
+            if self.progress.step % check_every == 0:
+                print("held-out accuracy", accuracy(self.model, self.tokenizer, 16), flush=True)
+                since = time.perf_counter()  # the check is no training time
+
+    def _train_step(self, ids: Tensor, taught: Tensor) -> float:
+        """Take one step on a batch; return the cross-entropy of its next tokens."""
+        recipe, step = self.recipe, self.progress.step
+        peaks = (recipe.muon_lr, recipe.adam_lr, recipe.foresight.lr)
+        for optimizer, peak in zip(self.optimizers, peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * recipe.rate(step)
+        ids, taught = ids.to(self.device), taught.to(self.device)
+        total, loss = step_loss(self.model, self.heads, recipe.foresight, step, ids, taught)
+        total.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.progress.step += 1
+        self.progress.tokens += ids.numel()
+        return loss.item()
+
+    def _report(self) -> None:
+        progress = self.progress
+        print(
+            f"step {progress.step}/{self.recipe.steps}  loss {progress.losses[-1][1]:.4f}  tokens "
+            f"{progress.tokens / 1e6:.2f}M  {progress.tokens / progress.seconds:.0f} tokens/s  "
+            f"{progress.seconds / 60:.1f} min",
+            flush=True,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            **vars(self.progress),
+        }
+        torch.save(state, self.checkpoint)
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
+
+
+def train_backbone(
+    recipe: BackboneRecipe,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     checkpoint: Path,
     report_every: int = 50,
     check_every: int = 500,
 ) -> dict[str, Any]:
-    """Train a backbone and save it in `folder`; an interrupted run goes on from its last
-    checkpoint.
+    """Train a backbone and save it in `folder`; an interrupted run resumes from its checkpoint.
 
     Returns:
-        What the model card tells: the recipe, tokens seen, seconds, losses and held-out accuracies.
+        The figures of the model card: recipe, tokens, seconds, losses and held-out accuracies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(recipe, tokenizer).to(device)
-    heads = new_heads(model, recipe.foresight)
-    opts = optimizers(model, heads, recipe)
-    start, tokens, seconds, losses = 0, 0, 0.0, []
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        heads.load_state_dict(saved["heads"])
-        for opt, state in zip(opts, saved["optimizers"], strict=True):
-            opt.load_state_dict(state)
-        start, tokens, seconds, losses = (
-            saved[key] for key in ("step", "tokens", "seconds", "losses")
-        )
-    batches = stream(recipe, tokenizer, start)
-    base_lr = [recipe.muon_lr, recipe.adam_lr, recipe.foresight.lr]
-    running, since = 0.0, time.perf_counter()
-    for step in range(start, recipe.steps):
-        for opt, lr in zip(opts, base_lr, strict=True):
-            for group in opt.param_groups:
-                group["lr"] = lr * recipe.rate(step)
-        ids, taught = collate(next(batches), tokenizer.pad_token_id)
-        ids, taught = ids.to(device), taught.to(device)
-        total, loss = step_loss(model, heads, recipe.foresight, step, ids, taught)
-        total.backward()
-        for opt in opts:
-            opt.step()
-            opt.zero_grad()
-        tokens += ids.numel()
-        running += loss.item()
-        if (step + 1) % report_every == 0:
-            seconds += time.perf_counter() - since
-            since = time.perf_counter()
-            losses.append((step + 1, running / report_every))
-            print(
-                f"step {step + 1}/{recipe.steps}  loss {losses[-1][1]:.4f}  tokens "
-                f"{tokens / 1e6:.2f}M  "
-                f"{tokens / seconds:.0f} tokens/s  {seconds / 60:.1f} min",
-                flush=True,
-            )
-            running = 0.0
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "heads": heads.state_dict(),
-                    "optimizers": [opt.state_dict() for opt in opts],
-                    "step": step + 1,
-                    "tokens": tokens,
-                    "seconds": seconds,
-                    "losses": losses,
-                },
-                checkpoint,
-            )
-        if (step + 1) % check_every == 0:
-            print("held-out accuracy", accuracy(model, tokenizer, 16), flush=True)
-            since = time.perf_counter()
-    accuracies = accuracy(model, tokenizer, 100)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    trainer = BackboneTrainer(recipe, tokenizer, checkpoint)
+    trainer.run(report_every, check_every)
+    accuracies = accuracy(trainer.model, tokenizer, 100)
+    trainer.model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {
         "recipe": asdict(recipe),
-        "tokens": tokens,
-        "seconds": seconds,
-        "losses": losses,
+        "tokens": trainer.progress.tokens,
+        "seconds": trainer.progress.seconds,
+        "losses": trainer.progress.losses,
         "accuracy": accuracies,
     }
 
 
 @torch.inference_mode()
-def answers(
+def greedy_answers(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[Task],
     batch_size: int = 64,
     max_new_tokens: int = 320,
 ) -> list[str]:
-    """The model's own greedy answers, in the order of the tasks."""
+    """Return the model's own greedy answers as text, in the order of the tasks."""
+    # batches of one category and similar length need little padding
     order = sorted(
         range(len(tasks)), key=lambda index: (tasks[index].category, len(tasks[index].prompt))
     )
@@ -276,12 +342,19 @@ def answers(
 def accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int, first_seed: int = 0
 ) -> dict[str, float]:
-    """Share of held-out tasks that greedy decoding answers right, per checked category."""
+    """Return the share of held-out tasks that greedy decoding answers right, by category.
+
+    Categories without a checker are left out.
+
+    Args:
+        count: number of tasks of each category.
+        first_seed: seed of the first of them.
+    """
     tasks = [
         make_task(name, first_seed + seed, "test") for name in CATEGORIES for seed in range(count)
     ]
     right: dict[str, list[bool]] = {}
-    for task, text in zip(tasks, answers(model, tokenizer, tasks), strict=True):
+    for task, text in zip(tasks, greedy_answers(model, tokenizer, tasks), strict=True):
         verdict = check(task, text)
         if verdict is not None:
             right.setdefault(task.category, []).append(verdict)

@@ -1,4 +1,4 @@
-"""The embedded model's card, written from what its training left behind."""
+"""Model card of the embedded model, written from the reports of its training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ template). Rebuild it with `python -m tools.demo_model.train`. All data is gener
 | context | {context} positions; training rows are shorter, up to three tasks in a conversation |
 | data | {tokens:.1f} million tokens of seeded tasks, none seen twice; loss on answers only |
 | drill | steps 1 to {drill_steps} repeat random tokens: copying is learnt first |
-| equations | steps {equation_steps[0]} to {equation_steps[1]} are equations alone |
+| equations | steps {equation_steps[0]} to {equation_steps[1]} are equations only |
 {mixtures}
-| foresight | from step {foresight_begin} {foresight_heads} heads learn to predict the tokens after the next; \
-{foresight_weights} times their loss is added to the backbone's, so that hidden states tell of more than the next \
-token |
+| foresight | from step {foresight_begin} {foresight_heads} heads train with the backbone; their loss is added to the \
+backbone's with a weight of {foresight_weights}, so that hidden states also predict tokens after the next |
 | optimiser | Muon {muon_lr} (matrices), AdamW {adam_lr} (the rest), {steps} steps of about {batch_tokens} tokens |
 | learning rate | share of the peak: {rates}; straight lines between |
 | seed | {seed} |
@@ -37,9 +36,9 @@ token |
 | time | {minutes:.0f} minutes on {device}, {threads} threads, torch {torch}, transformers {transformers} |
 | weights | bfloat16; run in float32 by `medusa demo` |
 
-Of the training tasks most are varied: invented words stand for names and goods, and texts to extract from are told in
-other words than the tasks' own (`tools/demo_model/tellings.txt`), put together from the sentences of several, or fact by
-fact. Learnt by heart, values and wordings would be of no use for those held out.
+Most training tasks are varied: invented words replace names and goods, and texts to extract from follow other templates
+than the tasks' own (`tools/demo_model/tellings.txt`), mix the sentences of several templates, or are composed fact by
+fact. Memorised values and wordings would not help with the held-out ones.
 {notes}
 Greedy accuracy on {count} held-out tasks of each category, whose wordings and values never occur in training:
 
@@ -51,8 +50,8 @@ Writing has no exact checker.
 
 ## Heads (`heads/`)
 
-{num_heads} heads, each of {head_layers} residual layers; all share the backbone's lm_head. They begin as those that the
-backbone learnt with, and were then trained, as Medusa-1 on the frozen backbone, on {answers} of its own greedy answers
+{num_heads} heads of {head_layers} residual layers each; all share the backbone's lm_head. They start from the heads that
+trained with the backbone, and were then trained by Medusa-1, on the frozen backbone, on {answers} of its own greedy answers
 to varied tasks for {epochs} epochs (AdamW {lr}, cosine schedule with warm-up, lambda_k = {decay}^k) in
 {head_minutes:.1f} minutes.
 Accuracy on the model's answers to held-out tasks ({positions} positions):
@@ -74,21 +73,40 @@ def write_card(
 
     Args:
         folder: the embedded model's folder, with `base` and `heads`.
-        parameters: how many the backbone has.
-        accuracy: held-out accuracy of each checked category of the saved model.
-        count: tasks a category it was measured on.
-        answers: how many answers the heads were trained on.
+        parameters: number of parameters of the backbone.
+        accuracy: held-out accuracy of the saved model, for each category with a checker.
+        count: number of tasks of each category that the accuracy was measured on.
+        answers: number of answers that the heads were trained on.
     """
-    base = json.loads((folder / "base" / "training.json").read_text())
-    heads = json.loads((folder / "heads" / "training.json").read_text())
-    head_config = json.loads((folder / "heads" / "config.json").read_text())
-    recipe: dict[str, Any] = base["recipe"]
-    foresight = recipe["foresight"]
+    base = _read_json(folder / "base" / "training.json")
+    heads = _read_json(folder / "heads" / "training.json")
+    head_config = _read_json(folder / "heads" / "config.json")
     values = {
-        **recipe,
+        **base["recipe"],
+        **_recipe_values(base["recipe"]),
+        **_run_values(base),
+        **_head_values(heads, head_config),
+        "parameters": parameters / 1e6,
+        "count": count,
+        "categories": " | ".join(accuracy),
+        "dashes": "---|" * (len(accuracy) - 1) + "---",
+        "accuracies": " | ".join(f"{value:.1%}" for value in accuracy.values()),
+        "answers": answers,
+    }
+    (folder / "README.md").write_text(CARD.format(**values))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def _recipe_values(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's values that are derived from the backbone's recipe."""
+    foresight = recipe["foresight"]
+    return {
         "steps": recipe["rates"][-1][0],
         "rates": ", ".join(f"{share:g} at step {step}" for step, share in recipe["rates"]),
-        **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
         "mixtures": "\n".join(
             f"| from step {begin} | {_mixture(mixture)} |" for begin, mixture in recipe["mixtures"]
         ),
@@ -97,18 +115,25 @@ def write_card(
         "foresight_weights": " and ".join(
             f"from step {step} {weight:g}" for step, weight in foresight["weights"]
         ),
-        "parameters": parameters / 1e6,
+    }
+
+
+def _run_values(base: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's values from the report of the backbone's training run."""
+    return {
+        **{name: base[name] for name in ("device", "threads", "torch", "transformers")},
         "tokens": base["tokens"] / 1e6,
         "minutes": base["seconds"] / 60,
         "first_step": base["losses"][0][0],
         "first_loss": base["losses"][0][1],
         "last_loss": base["losses"][-1][1],
         "notes": "\n".join(["", *base.get("notes", ()), ""]) if "notes" in base else "",
-        "count": count,
-        "categories": " | ".join(accuracy),
-        "dashes": "---|" * (len(accuracy) - 1) + "---",
-        "accuracies": " | ".join(f"{value:.1%}" for value in accuracy.values()),
-        "answers": answers,
+    }
+
+
+def _head_values(heads: dict[str, Any], head_config: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's values from the report of the heads' training run and their config."""
+    return {
         "head_layers": head_config["medusa_num_layers"],
         "num_heads": len(heads["accuracy"]),
         "epochs": f"{heads['recipe']['epochs']:g}",
@@ -121,22 +146,21 @@ def write_card(
             for number, row in enumerate(heads["accuracy"])
         ),
     }
-    (folder / "README.md").write_text(CARD.format(**values))
 
 
 def _mixture(mixture: dict[str, Any]) -> str:
-    """What a part of the training read, in words."""
+    """Return in words what the batches of one part of the training held."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in mixture["shares"].items())
     rows = ", ".join(
         f"{mixture[name]:.0%} {name}"
         for name in ("equations", "drill", "conversations")
         if mixture[name]
     )
-    texts = f"{mixture['anew']:.0%} texts made anew ({mixture['strange']:.0%} of facts in words that say nothing)"
+    texts = f"{mixture['anew']:.0%} composed fact by fact ({mixture['strange']:.0%} of facts in words that do not name them)"
     texts += f", {mixture['retold']:.0%} retold, {mixture['recombined']:.0%} of mixed sentences"
     texts += f", {mixture['reworded']:.0%} thinned"
     asked = (
-        f" ({mixture['reasked']:.0%} of those to copy from asked in other words)"
+        f" ({mixture['reasked']:.0%} of the copying tasks with another wording of the question)"
         if mixture["reasked"]
         else ""
     )

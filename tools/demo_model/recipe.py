@@ -1,6 +1,4 @@
-"""What the embedded backbone is trained with: its shape and rates, and what its batches hold at
-which step.
-"""
+"""Recipe of the embedded backbone: its shape, learning rates, and the mixture of its batches."""
 
 from __future__ import annotations
 
@@ -11,30 +9,33 @@ import numpy as np
 from medusa.demo.tasks import CATEGORIES
 
 COPYING = ("extraction", "tables")
-"""Categories whose answers copy most of the prompt, and nothing of the question."""
+"""Categories whose answers copy much of the prompt's text but no word of its question."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What batches of tasks are made of.
+    """Composition of the batches of tasks in one part of the training.
+
+    Variations of extraction tasks are those of the module `variation`.
 
     Attributes:
-        shares: of each category among the tasks.
-        varied: share of tasks with invented words.
-        pieces: whether half of the invented words are pieces of the vocabulary, so that none is
-            unlearnt.
-        anew: share of varied extraction tasks whose text is put together fact by fact.
+        shares: share of each category among the tasks.
+        varied: share of tasks with invented words in place of names and goods.
+        pieces: build half of the invented words from vocabulary entries, so that all entries are
+            trained.
+        anew: share of varied extraction tasks whose text is composed fact by fact.
         reworded: share of varied extraction tasks whose text is shuffled and thinned.
-        strange: share of facts in texts made anew that are in words which say nothing about them.
-        retold: share of varied extraction tasks told in other templates than their own.
+        strange: share of the facts in composed texts whose wording does not name the fact.
+        retold: share of varied extraction tasks told in templates of `tellings.txt`.
         recombined: share of varied extraction tasks told in sentences of several templates.
-        reasked: share of varied `COPYING` tasks in which some words of the question are others.
-        selected: how often a tables task for all columns is passed over, so that more ask for some.
+        reasked: share of varied `COPYING` tasks with some words of the question replaced.
+        selected: probability that a tables task that asks for all columns is skipped, which
+            raises the share of those that ask for some.
         repeated: share of varied tables tasks in which many values are the same few words.
-        equations: share of rows that are equations alone.
-        drill: share of rows that are the drill's.
-        conversations: share of rows that hold two or three tasks, so that a chat can go on after an
-            answer.
+        equations: share of rows that hold equations only.
+        drill: share of rows that belong to the copying drill.
+        conversations: share of rows that hold two or three tasks, so that the model learns to
+            continue a chat.
     """
 
     shares: dict[str, float]
@@ -56,7 +57,7 @@ class Mixture:
 FORM = Mixture(
     {"extraction": 0.26, "tables": 0.26, "sql": 0.12, "math": 0.14, "code": 0.14, "writing": 0.08},
 )
-"""First what answers look like."""
+"""Steps 0 to 2,250: the form of the answers."""
 READING = Mixture(
     {"extraction": 0.31, "tables": 0.25, "sql": 0.10, "math": 0.17, "code": 0.11, "writing": 0.06},
     varied=0.8,
@@ -67,14 +68,11 @@ READING = Mixture(
     drill=0.04,
     conversations=0.05,
 )
-"""Then more of what needs close reading: texts in words that no template has, words of any pieces,
-more sums.
-"""
+"""More close reading: texts composed anew, words built from vocabulary entries, more equations."""
 INFERRING = replace(READING, anew=0.6, reworded=0.25, strange=0.2)
-"""Texts that do not say of every fact which it is: it is the one that is left, and looks like one.
-"""
+"""Texts whose wording does not name every fact; its form and the other facts tell which it is."""
 SELECTING = replace(INFERRING, anew=0.35, reworded=0.15, strange=0.15, retold=0.35, selected=0.6)
-"""More ways to tell, and more tables that leave a column out."""
+"""More templates for texts, and more tables tasks that leave a column out."""
 REPEATING = replace(SELECTING, repeated=0.4)
 """Tables in which the same first name or city stands in several rows."""
 HARDEST = replace(
@@ -90,9 +88,9 @@ HARDEST = replace(
     varied=0.9,
     anew=0.4,
 )
-"""Mostly what is still wrong."""
+"""More of the tasks with the lowest accuracy at this point."""
 RECOMBINING = replace(HARDEST, anew=0.3, retold=0.1, reworded=0.1, recombined=0.4, strange=0.25)
-"""Texts made of sentences from many."""
+"""Texts recombined from sentences of many templates."""
 RETELLING = replace(
     RECOMBINING,
     shares={
@@ -109,7 +107,7 @@ RETELLING = replace(
     recombined=0.25,
     strange=0.2,
 )
-"""Mostly the tellings, a hundred of each kind."""
+"""Mostly templates of `tellings.txt`, which held a hundred of each kind at this point."""
 LAST = replace(
     RETELLING,
     shares={
@@ -121,7 +119,7 @@ LAST = replace(
         "writing": 0.06,
     },
 )
-"""Three hundred of each, and again more of the other tasks."""
+"""Three hundred templates of each kind, and again more of the other tasks."""
 REASKING = replace(
     LAST,
     shares={
@@ -134,7 +132,7 @@ REASKING = replace(
     },
     reasked=0.5,
 )
-"""Words of the question are not words of the text."""
+"""Questions in other words, so that the model does not copy from the question."""
 EXTRACTING = replace(
     REASKING,
     shares={
@@ -146,23 +144,23 @@ EXTRACTING = replace(
         "writing": 0.06,
     },
 )
-"""Once more mostly what is still wrong."""
+"""Again more of the tasks with the lowest accuracy at this point."""
 EVEN = replace(REASKING, shares=dict.fromkeys(CATEGORIES, 1 / len(CATEGORIES)), varied=0.6)
-"""For the heads: as many tasks of each category, with words that they have not learnt by heart."""
+"""Mixture for the heads: an equal share of each category, with many words unseen in training."""
 
 
 @dataclass(frozen=True)
 class Foresight:
-    """The last steps' additional loss, of heads that predict the tokens after the next (eq. 2's).
+    """Joint training of backbone and heads in the last steps (equation 2).
 
     Attributes:
-        begin: the step from which the heads learn, first on hidden states that take no gradient
-            from them.
-        weights: lambda_0 of eq. 2, each with the step from which the backbone learns with it.
-        decay: lambda_k = decay^k of eq. 1.
-        num_heads: how many tokens after the next.
-        layers: residual layers of each head; all share the lm_head.
-        lr: AdamW's peak for the heads.
+        begin: step from which the heads train; until the first of `weights` without any gradient
+            to the backbone.
+        weights: values of lambda_0 in equation 2, each with the step from which it holds.
+        decay: lambda_k = decay^k of equation 1.
+        num_heads: number of heads.
+        layers: residual layers of each head; all heads share the lm_head.
+        lr: peak learning rate of the heads' AdamW.
     """
 
     begin: int = 14950
@@ -173,13 +171,13 @@ class Foresight:
     lr: float = 6e-3
 
     def weight(self, step: int) -> float:
-        """lambda_0 of a step, 0 before the backbone learns with the heads."""
+        """Return lambda_0 at a step; 0 before the backbone takes gradients from the heads."""
         return ([0.0] + [weight for begin, weight in self.weights if step >= begin])[-1]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, besides the task generator."""
+class BackboneRecipe:
+    """Everything that decides the weights, apart from the task generator."""
 
     seed: int = 0
     vocab_size: int = 2048
@@ -210,11 +208,11 @@ class Recipe:
         (18900, 0.2),
         (19400, 0.0),
     )
-    """Learning rates as shares of the peak, each with its step, straight lines between; the last
-    step is the end.
-    """
+    """Steps, each with its share of the peak learning rate; interpolated, the last one ends."""
     drill_steps: int = 650
+    """Steps of the copying drill, which comes first."""
     equation_steps: tuple[int, int] = (1250, 1400)
+    """First step of the part with equations only, and the step after its last."""
     muon_lr: float = 0.01
     adam_lr: float = 3e-3
     weight_decay: float = 0.01
@@ -231,14 +229,15 @@ class Recipe:
         (13900, REASKING),
         (18850, EXTRACTING),
     )
-    """Each mixture with the step it comes in at."""
+    """Each mixture, with the step from which it is used."""
     foresight: Foresight = Foresight()
 
     @property
     def steps(self) -> int:
+        """Number of training steps."""
         return self.rates[-1][0]
 
     def rate(self, step: int) -> float:
-        """The learning rate as a share of its peak."""
+        """Return the learning rate at a step as a share of its peak."""
         steps, shares = zip(*self.rates, strict=True)
         return float(np.interp(step, steps, shares))

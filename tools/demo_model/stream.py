@@ -1,12 +1,10 @@
-"""The batches the embedded backbone learns from, without end and each time the same for the same
-recipe.
+"""The endless stream of batches that the embedded backbone trains on, the same for each recipe.
 
-Batches hold single tasks of similar length with the loss on the answers only: packing several tasks
-    into one row hides
-the copying that extraction and tables live on. And copying is learnt first: attention that looks
-    for what followed the
-same token earlier did not form within 8 million tokens of tasks, but does within some hundred steps
-of a drill on repeated random tokens, if one head looks at the previous token from the start.
+Batches hold single tasks of similar length, with the loss on the answers only. Packing several
+tasks into one row hides the copying that extraction and tables tasks need. Copying is learnt first:
+attention that finds what followed an earlier occurrence of a token did not form within 8 million
+tokens of tasks, but forms within some hundred steps of a drill on repeated random tokens, if one
+attention head looks at the previous token from the start.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa.demo.tasks import Task, make_task
 
-from .recipe import COPYING, Mixture, Recipe
+from .recipe import COPYING, BackboneRecipe, Mixture
 from .variation import (
     asks_for_columns,
     composed,
@@ -36,15 +34,26 @@ from .variation import (
 
 
 @dataclass(frozen=True)
-class Row:
-    """Token ids of one conversation, and for each whether the model is taught to produce it."""
+class TrainingRow:
+    """A row of a batch.
+
+    Attributes:
+        ids: token ids.
+        taught: for each token whether the model is taught to produce it.
+    """
 
     ids: list[int]
     taught: list[bool]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> Row:
-    """A conversation of (prompt, answer) turns; the answers and their end tokens are taught."""
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]
+) -> TrainingRow:
+    """Return a conversation as a row; the answers and their end tokens are taught.
+
+    Args:
+        turns: pairs of prompt and answer.
+    """
     return _row(
         tokenizer,
         (
@@ -59,8 +68,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> 
     )
 
 
-def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> Row:
-    """Equations, one a line, of which the results are taught."""
+def encode_equations(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]
+) -> TrainingRow:
+    """Return equations as a row, one on each line; the results are taught.
+
+    Args:
+        pairs: pairs of an equation's left side and its result.
+    """
     return _row(
         tokenizer,
         (
@@ -71,9 +86,10 @@ def encode_equations(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, 
     )
 
 
-def _row(tokenizer: PreTrainedTokenizerBase, parts: Iterable[tuple[str, bool]]) -> Row:
-    """Texts behind one another, each with whether it is taught; none shares a token with the
-    next.
+def _row(tokenizer: PreTrainedTokenizerBase, parts: Iterable[tuple[str, bool]]) -> TrainingRow:
+    """Return a row of texts, each with a flag that says whether it is taught.
+
+    Each text is tokenized alone, so that no token belongs to a taught and an untaught text.
     """
     ids: list[int] = []
     taught: list[bool] = []
@@ -81,14 +97,16 @@ def _row(tokenizer: PreTrainedTokenizerBase, parts: Iterable[tuple[str, bool]]) 
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids += piece
         taught += [teach] * len(piece)
-    return Row(ids, taught)
+    return TrainingRow(ids, taught)
 
 
 def drill(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random
-) -> Iterator[list[Row]]:
-    """Batches of random tokens said again: first a few of them four times, then longer runs twice,
-    apart.
+    recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerBase, rng: random.Random
+) -> Iterator[list[TrainingRow]]:
+    """Yield the batches of the drill, in which sequences of random tokens are repeated.
+
+    First short sequences occur four times in a row, then longer ones twice with other tokens
+    between them.
     """
     for step in range(recipe.drill_steps):
         if step < 0.74 * recipe.drill_steps:
@@ -110,69 +128,94 @@ def drill_row(
     length: int,
     gap: int,
     times: int,
-) -> Row:
-    """`before` random tokens, then `length` said `times` times with `gap` others between;
-    repetitions are taught.
+) -> TrainingRow:
+    """Return a row of the drill: a random sequence that is repeated; its repetitions are taught.
+
+    Args:
+        before: number of random tokens before the sequence.
+        length: length of the sequence.
+        gap: number of random tokens before each repetition.
+        times: number of occurrences of the sequence.
     """
     drawn = rng.sample(range(len(tokenizer)), before + length + gap)
-    first, said, other = drawn[:before], drawn[before : before + length], drawn[before + length :]
-    ids = first + said + (other + said) * (times - 1)
-    return Row(
+    first, sequence = drawn[:before], drawn[before : before + length]
+    other = drawn[before + length :]
+    ids = first + sequence + (other + sequence) * (times - 1)
+    # the first token of the first repetition cannot be predicted, so it is not taught
+    return TrainingRow(
         ids, [False] * (len(ids) - length * (times - 1) + 1) + [True] * (length * (times - 1) - 1)
     )
 
 
 def stream(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0, pool: int = 1024
-) -> Iterator[list[Row]]:
-    """Batches from step `start` on, without end: the drill, then tasks by one mixture after the
-    other.
+    recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerBase, start: int = 0, pool: int = 1024
+) -> Iterator[list[TrainingRow]]:
+    """Yield the batches from a step on, without end.
 
-    Between `Recipe.equation_steps` there are equations alone.
+    The drill comes first, then tasks by one mixture after the other. The steps of
+    `BackboneRecipe.equation_steps` are equations only.
+
+    Args:
+        start: step to begin at; a resumed run gets the batches that it would have had.
+        pool: number of rows that are sorted by length into batches.
     """
-    numbers, random_drill = (
-        random.Random(recipe.seed),
-        drill(recipe, tokenizer, random.Random(recipe.seed)),
-    )
-    parts = [
-        task_batches(
-            recipe, mixture, tokenizer, random.Random(recipe.seed + place), pool, place * 1_000_000
-        )
-        for place, (_, mixture) in enumerate(recipe.mixtures)
-    ]
-    equation_batches = (
-        [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
-        for _ in itertools.count()
-    )
-
-    def source(step: int) -> Iterator[list[Row]]:
-        if step < recipe.drill_steps:
-            return random_drill
-        if step in range(*recipe.equation_steps):
-            return equation_batches
-        return parts[sum(step >= begin for begin, _ in recipe.mixtures) - 1]
-
+    sources = _Sources(recipe, tokenizer, pool)
     turns = (recipe.drill_steps, *recipe.equation_steps, *(begin for begin, _ in recipe.mixtures))
-    going = {id(source(step)) for step in (start, *turns) if step >= start}
+    needed = {id(sources.at(step)) for step in (start, *turns) if step >= start}
     for step in range(start):
-        if id(source(step)) in going:  # nothing to come depends on what the others drew
-            next(source(step))
+        # a source that ended before `start` is skipped: no other source depends on its draws
+        if id(sources.at(step)) in needed:
+            next(sources.at(step))
     for step in itertools.count(start):
-        yield next(source(step))
+        yield next(sources.at(step))
+
+
+class _Sources:
+    """The drill, the equations and the mixtures of a recipe, each as an iterator of batches."""
+
+    def __init__(self, recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerBase, pool: int):
+        self._recipe = recipe
+        self._drill = drill(recipe, tokenizer, random.Random(recipe.seed))
+        numbers = random.Random(recipe.seed)
+        self._equations = (
+            [encode_equations(tokenizer, equations(numbers)) for _ in range(40)]
+            for _ in itertools.count()
+        )
+        self._mixtures = [
+            task_batches(
+                recipe,
+                mixture,
+                tokenizer,
+                random.Random(recipe.seed + place),
+                pool,
+                place * 1_000_000,
+            )
+            for place, (_, mixture) in enumerate(recipe.mixtures)
+        ]
+
+    def at(self, step: int) -> Iterator[list[TrainingRow]]:
+        """Return the iterator that gives the batch of a step."""
+        if step < self._recipe.drill_steps:
+            return self._drill
+        if step in range(*self._recipe.equation_steps):
+            return self._equations
+        return self._mixtures[sum(step >= begin for begin, _ in self._recipe.mixtures) - 1]
 
 
 def varied_tasks(
     mixture: Mixture, tokenizer: PreTrainedTokenizerBase, rng: random.Random, first_seed: int
 ) -> Iterator[Task]:
-    """Training tasks without end, every one new; most are varied."""
+    """Yield training tasks without end, each from a new seed; the mixture says how many are varied.
+
+    Args:
+        first_seed: seed of the first task.
+    """
     seeds = itertools.count(first_seed)
     names, weights = list(mixture.shares), list(mixture.shares.values())
     letters = sorted(
         piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha()
     )
     pieces = letters if mixture.pieces else []
-    ways = composed, reworded, retold, recombined, None
-    shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
     while True:
         category = rng.choices(names, weights)[0]
         task = make_task(category, next(seeds), "train")
@@ -183,35 +226,44 @@ def varied_tasks(
         ):
             task = make_task(category, next(seeds), "train")
         if rng.random() <= mixture.varied:
-            repeated = category == "tables" and rng.random() < mixture.repeated
-            prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
-            way = (
-                rng.choices(ways, (*shares, 1 - sum(shares)))[0]
-                if category == "extraction"
-                else None
-            )
-            prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
-            # a mixture that reasks nothing draws nothing, so that its tasks stay those it was run
-            # with
-            if category in COPYING and mixture.reasked and rng.random() < mixture.reasked:
-                prompt = reasked(rng, prompt, answer)
-            task = Task(category, prompt, answer, {})
+            task = _varied(mixture, task, rng, pieces)
         yield task
 
 
+def _varied(mixture: Mixture, task: Task, rng: random.Random, pieces: list[str]) -> Task:
+    """Return a task with invented words, and where it is an extraction task in another wording."""
+    repeated = task.category == "tables" and rng.random() < mixture.repeated
+    prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
+    if task.category == "extraction":
+        ways = composed, reworded, retold, recombined, None
+        shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
+        way = rng.choices(ways, (*shares, 1 - sum(shares)))[0]
+        prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
+    # a mixture without reasking must not draw a number here: its tasks would change, and with them
+    # the weights that were trained on them
+    if task.category in COPYING and mixture.reasked and rng.random() < mixture.reasked:
+        prompt = reasked(rng, prompt, answer)
+    return Task(task.category, prompt, answer, {})
+
+
 def task_batches(
-    recipe: Recipe,
+    recipe: BackboneRecipe,
     mixture: Mixture,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     pool: int,
     first_seed: int,
-) -> Iterator[list[Row]]:
-    """Batches of rows of similar length."""
+) -> Iterator[list[TrainingRow]]:
+    """Yield batches of rows of similar length, without end.
+
+    Args:
+        pool: number of rows that are sorted by length into batches.
+        first_seed: seed of the first task.
+    """
     tasks = varied_tasks(mixture, tokenizer, rng, first_seed)
     kinds = (mixture.equations, mixture.drill, 1 - mixture.equations - mixture.drill)
 
-    def row() -> Row:
+    def row() -> TrainingRow:
         kind = rng.choices(("equations", "drill", "tasks"), kinds)[0]
         if kind == "equations":
             return encode_equations(tokenizer, equations(rng))
@@ -220,13 +272,13 @@ def task_batches(
                 tokenizer, rng, rng.randint(0, 32), rng.randint(8, 48), rng.randint(0, 32), 2
             )
         turns = rng.choice((2, 3)) if rng.random() < mixture.conversations else 1
-        return encode(
+        return encode_conversation(
             tokenizer, [(task.prompt, task.answer) for task in itertools.islice(tasks, turns)]
         )
 
     while True:
         rows = sorted((row() for _ in range(pool)), key=lambda row: len(row.ids))
-        batches: list[list[Row]] = [[]]
+        batches: list[list[TrainingRow]] = [[]]
         for each in rows:
             if (len(batches[-1]) + 1) * len(each.ids) > recipe.batch_tokens and batches[-1]:
                 batches.append([])
@@ -235,9 +287,10 @@ def task_batches(
         yield from batches
 
 
-def collate(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids [B, S] padded on the right, where causal attention needs no mask, and what is taught [B,
-    S].
+def collate(rows: list[TrainingRow], pad: int) -> tuple[Tensor, Tensor]:
+    """Return a batch of rows: token ids [B, S], and True where a token is taught [B, S].
+
+    Padding is on the right, where causal attention needs no mask.
     """
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad)

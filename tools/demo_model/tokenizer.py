@@ -1,9 +1,9 @@
-"""The embedded model's tokenizer: byte-level BPE trained on its own tasks.
+"""Tokenizer of the embedded model: byte-level BPE trained on its own tasks.
 
-Every digit is a token of its own, and so is the space before a word: a name then has the same
-    tokens after a space, a
-quote or a comma, and copying it is copying tokens. With the usual space inside the word's first
-token a model as small as this one copies the names it was trained on and misspells others.
+Every digit is a token of its own, and so is the space before a word. A name then has the same
+tokens after a space, a quote or a comma, and copying a name means copying tokens. With the usual
+space inside a word's first token, a model of this size copies the names it was trained on and
+misspells others.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 PIECES = r"\p{N}|\p{L}+|\n *| +|[^\s\p{L}\p{N}]+|\s"
-"""What no token reaches across: a digit, a word, a line break with its indentation, spaces,
-punctuation.
+"""Units whose borders no token crosses.
+
+They are a digit, a word, a line break with its indentation, spaces, and punctuation.
 """
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n"
@@ -29,8 +30,11 @@ CHAT_TEMPLATE = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab_size` entries learnt from `texts`; any UTF-8 text round-trips through
-    it.
+    """Return a tokenizer trained on texts; any UTF-8 text survives encoding and decoding.
+
+    Args:
+        vocab_size: number of entries, special tokens included.
+        max_length: context of the model in tokens.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,8 +1,8 @@
-"""Rebuild the embedded model from nothing: `python -m tools.demo_model.train`.
+"""Rebuild the embedded model from scratch: `python -m tools.demo_model.train`.
 
-Stages, in order: `tokenizer`, `backbone`, `answers` (the model's own, which the heads learn from),
-    `heads`, `card`.
-All are seeded; each leaves its result in the output folder, so that one can be run again alone.
+The stages are `tokenizer`, `backbone`, `answers` (the backbone's own, which the heads train on),
+`heads` and `card`. All are seeded. Each stage leaves its result in the output folder, so that it
+can be run again alone.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from medusa.demo import FOLDER
 from medusa.demo.tasks import CATEGORIES, make_task
 from medusa.hardware.provenance import provenance
 from medusa.loading import MedusaModel
-from medusa.training import Example, evaluate_heads, train_heads
-from medusa.training import Recipe as Training
+from medusa.training import Example, Recipe, evaluate_heads, train_heads
 
-from .backbone import accuracy, answers, train
+from .backbone import accuracy, greedy_answers, train_backbone
 from .card import write_card
-from .recipe import EVEN, Recipe
+from .recipe import EVEN, BackboneRecipe
 from .stream import varied_tasks
 from .tokenizer import train_tokenizer
 
 STAGES = ("tokenizer", "backbone", "answers", "heads", "card")
 ANSWERS = {"train": 800, "test": 40}
-"""Answers for each category that the heads are trained and judged on, the first to varied tasks."""
-JUDGED = 400
-"""Held-out tasks of each category that the card tells the accuracy on."""
+"""Number of answers for each category that heads are trained and evaluated on."""
+CARD_TASKS = 400
+"""Held-out tasks of each category on which the card's accuracy is measured."""
 CHECKPOINT = "checkpoint.pt"
 NODES = 8
-"""Of the tree that is stored; what nodes cost is each machine's own."""
-HEADS = Training(epochs=2, batch_size=8, micro_batch_size=8, num_layers=3, own_lm_head=False)
+"""Size of the stored tree; calibration finds a machine's own."""
+HEADS_RECIPE = Recipe(epochs=2, batch_size=8, micro_batch_size=8, num_layers=3, own_lm_head=False)
 
 
-def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> None:
+def make_tokenizer(recipe: BackboneRecipe, folder: Path, per_category: int = 1500) -> None:
+    """Train the tokenizer on tasks with negative seeds, which no other stage uses."""
     tasks = [
         make_task(name, -1 - seed, "train") for name in CATEGORIES for seed in range(per_category)
     ]
@@ -53,17 +53,21 @@ def make_tokenizer(recipe: Recipe, folder: Path, per_category: int = 1500) -> No
     train_tokenizer(texts, recipe.vocab_size, recipe.context).save_pretrained(folder)
 
 
-def make_backbone(recipe: Recipe, folder: Path, work: Path) -> None:
+def make_backbone(recipe: BackboneRecipe, folder: Path, work: Path) -> None:
+    """Train the backbone, and write its report beside it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    report = train(recipe, tokenizer, folder, work / CHECKPOINT)
+    report = train_backbone(recipe, tokenizer, folder, work / CHECKPOINT)
     (folder / "training.json").write_text(json.dumps({**report, **provenance()}, indent=1) + "\n")
 
 
 def make_answers(folder: Path, work: Path) -> None:
-    """The backbone's own greedy answers to tasks it was not trained on: new seeds, both splits."""
+    """Write the backbone's own greedy answers to tasks with new seeds.
+
+    Those to train on are answers to varied tasks, those to evaluate on to held-out tasks.
+    """
     model, tokenizer = _backbone(folder)
     varied = varied_tasks(EVEN, tokenizer, random.Random(1), 20_000_000)
-    asked = {
+    split_tasks = {
         "train": list(itertools.islice(varied, ANSWERS["train"] * len(CATEGORIES))),
         "test": [
             make_task(name, 10_000_000 + seed)
@@ -71,29 +75,32 @@ def make_answers(folder: Path, work: Path) -> None:
             for seed in range(ANSWERS["test"])
         ],
     }
-    for split, tasks in asked.items():
+    for split, tasks in split_tasks.items():
         lines = [
             json.dumps({"category": task.category, "prompt": task.prompt, "answer": text})
-            for task, text in zip(tasks, answers(model, tokenizer, tasks), strict=True)
+            for task, text in zip(tasks, greedy_answers(model, tokenizer, tasks), strict=True)
         ]
         (work / f"answers-{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def make_heads(base: Path, folder: Path, work: Path) -> None:
-    """Medusa-1 heads on the backbone's own answers; they begin as those that the backbone learnt
-    with.
+    """Train the heads by Medusa-1 on the backbone's own answers.
 
-    Three layers that share the lm_head are right as often as one with an lm_head of its own, and a
-    third of the size.
+    They start from the heads that trained with the backbone. Heads of three layers that share the
+    lm_head reach the accuracy of heads of one layer with an lm_head of their own, at a third of
+    the size.
     """
     torch.manual_seed(0)
     backbone, tokenizer = _backbone(base)
     model = MedusaModel.from_base(
-        backbone, HEADS.num_heads, num_layers=HEADS.num_layers, own_lm_head=HEADS.own_lm_head
+        backbone,
+        HEADS_RECIPE.num_heads,
+        num_layers=HEADS_RECIPE.num_layers,
+        own_lm_head=HEADS_RECIPE.own_lm_head,
     )
     model.heads.load_state_dict(torch.load(work / CHECKPOINT, weights_only=True)["heads"])
     started = time.perf_counter()
-    losses = train_heads(model, _examples(tokenizer, work / "answers-train.jsonl"), HEADS)
+    losses = train_heads(model, _examples(tokenizer, work / "answers-train.jsonl"), HEADS_RECIPE)
     seconds = time.perf_counter() - started
     metrics = evaluate_heads(model, _examples(tokenizer, work / "answers-test.jsonl"))
     model.heads.to(torch.bfloat16)
@@ -101,7 +108,7 @@ def make_heads(base: Path, folder: Path, work: Path) -> None:
     model.calibration = dataclasses.replace(UNCALIBRATED, accuracies=metrics.accuracy)
     model.save_pretrained(folder, base=f"../{base.name}")
     report = {
-        "recipe": HEADS.to_json(),
+        "recipe": HEADS_RECIPE.to_json(),
         "seconds": seconds,
         "loss": sum(losses[-5:]) / len(losses[-5:]),
     }
@@ -110,19 +117,22 @@ def make_heads(base: Path, folder: Path, work: Path) -> None:
 
 
 def make_card(folder: Path) -> None:
+    """Measure the backbone's accuracy, and write the model card."""
     backbone, tokenizer = _backbone(folder / "base")
-    right = accuracy(backbone, tokenizer, JUDGED)
-    write_card(folder, backbone.num_parameters(), right, JUDGED, ANSWERS["train"] * len(CATEGORIES))
+    right = accuracy(backbone, tokenizer, CARD_TASKS)
+    write_card(
+        folder, backbone.num_parameters(), right, CARD_TASKS, ANSWERS["train"] * len(CATEGORIES)
+    )
 
 
 def _backbone(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The backbone as users run it: its saved bf16 weights, computed in fp32."""
+    """Return the backbone as users run it, bfloat16 weights in float32, and its tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
-    """A request and its answer, to train heads on."""
+def chat_example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
+    """Return a training example of a request and its answer in the chat template."""
     turn = [{"role": "user", "content": prompt}]
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     before = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -132,24 +142,34 @@ def example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Exa
 
 def _examples(tokenizer: PreTrainedTokenizerBase, file: Path) -> list[Example]:
     records = map(json.loads, file.read_text().splitlines())
-    return [example(tokenizer, record["prompt"], record["answer"]) for record in records]
+    return [chat_example(tokenizer, record["prompt"], record["answer"]) for record in records]
 
 
 def main() -> None:
+    """Run the stages that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output", type=Path, default=FOLDER, help="folder to write (default: the embedded one)"
+        "--output",
+        type=Path,
+        default=FOLDER,
+        help="folder of the model (default: the embedded model's)",
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("build/demo"), help="checkpoints and answers"
+        "--work",
+        type=Path,
+        default=Path("build/demo"),
+        help="folder for checkpoints and answers (default: build/demo)",
     )
     parser.add_argument(
-        "--stage", choices=STAGES, action="append", help="only these stages (default: all)"
+        "--stage",
+        choices=STAGES,
+        action="append",
+        help="run this stage; may be repeated (default: all stages)",
     )
     options = parser.parse_args()
-    recipe = Recipe()
+    recipe = BackboneRecipe()
     base, heads, work = options.output / "base", options.output / "heads", options.work
     work.mkdir(parents=True, exist_ok=True)
     make = {

@@ -1,8 +1,13 @@
-"""Wordings for training texts of the extraction tasks, besides the tasks' own templates."""
+"""Wordings for training texts of the extraction tasks, besides the tasks' own templates.
+
+A phrase says one fact. A telling is a template of a whole text, in other words than the tasks' own
+templates; its alternatives are written as [a|b].
+"""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
 
 PHRASES: dict[str, tuple[str, ...]] = {
@@ -52,20 +57,22 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "product": ("{}", "goods: {}", "content: {}", "product {}", "it is {}", "filled with {}", "what? {}"),
     "quantity": ("{} pieces", "quantity {}", "{} of them", "count: {}", "{} units", "how many? {}"),
 }  # fmt: skip
-"""For every field of the extraction tasks, ways to say it that no template has word for word."""
+"""For each field of the extraction tasks, phrases that no template contains word for word."""
 
 
-def _tellings() -> dict[frozenset[str], list[str]]:
-    found: dict[frozenset[str], list[str]] = {}
-    for telling in (
-        files(__package__).joinpath("tellings.txt").read_text(encoding="utf-8").splitlines()
-    ):
-        found.setdefault(frozenset(re.findall(r"\{(\w+)\}", telling)), []).append(telling)
-    return found
+@cache
+def tellings() -> dict[frozenset[str], list[str]]:
+    """Return the tellings of `tellings.txt`, by the fields of the extraction tasks they fit."""
+    by_fields: dict[frozenset[str], list[str]] = {}
+    text = files(__package__).joinpath("tellings.txt").read_text(encoding="utf-8")
+    for telling in text.splitlines():
+        by_fields.setdefault(fields_of(telling), []).append(telling)
+    return by_fields
 
 
-TELLINGS = _tellings()
-"""For every kind of extraction task, by its fields, texts of other words than the templates'; [a|b] is either."""
+def fields_of(template: str) -> frozenset[str]:
+    """Return the fields that a template names in braces."""
+    return frozenset(re.findall(r"\{(\w+)\}", template))
 
 
 ANYTHING = (
@@ -76,4 +83,4 @@ ANYTHING = (
     "look: {}", "{}, what else?", "here we have {}", "somebody told me {}", "is it {}?", "so {}", "we chose {}", "no doubt {}",
     "did I say {}?", "the answer is {}", "of all things {}", "{} was the word", "let us say {}", "keep {} in mind",
 )  # fmt: skip
-"""Ways to say a fact, any fact, that do not tell which it is."""
+"""Phrases for any fact, whose words do not name the field."""

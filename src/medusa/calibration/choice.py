@@ -1,6 +1,4 @@
-"""The tree that decodes fastest: the number of nodes where the rate gained is worth the time it
-costs.
-"""
+"""Choice of the tree: the size at which acceleration rate divided by overhead is largest."""
 
 from __future__ import annotations
 
@@ -18,13 +16,20 @@ from .recording import Recording
 from .search import accepted_length, joint_tree, likelihoods, nested, predicted_rate, replay
 
 WORTH_IT = 1.05
-"""A predicted speedup below this is not worth a tree: decode plainly."""
+"""Smallest predicted speedup at which a tree is used; below it decoding is plain."""
+
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a tree is expected to give: acceleration rate, overhead, and speedup, their quotient."""
+    """Predicted figures of a tree, as the paper's appendix B.1 defines them.
+
+    Attributes:
+        tree: the tree.
+        acceleration_rate: tokens a step.
+        overhead: step time, divided by that of plain decoding.
+    """
 
     tree: CandidateTree
     acceleration_rate: float
@@ -32,64 +37,77 @@ class Prediction:
 
     @property
     def speedup(self) -> float:
+        """Tokens a second, divided by those of plain decoding."""
         return self.acceleration_rate / self.overhead
 
 
 def predictions(recording: Recording, latency: Latency, max_nodes: int) -> list[Prediction]:
-    """For every number of nodes the best tree, and what to expect of it."""
+    """Return the best tree of 1, 2, ... `max_nodes` nodes, each with its predicted figures."""
     curve = latency.curve()
-    whole = joint_tree(recording, max_nodes)
+    largest = joint_tree(recording, max_nodes)
     return [
         Prediction(tree, predicted_rate(recording, tree), overhead(curve, len(tree)))
-        for tree, _ in nested(whole, likelihoods(recording, whole))
+        for tree, _ in nested(largest, likelihoods(recording, largest))
     ]
 
 
 def choose(candidates: Sequence[Prediction]) -> Prediction:
-    """The fastest candidate; plain decoding, the first of them, where none is worth it."""
-    best = max(candidates, key=lambda each: each.speedup)
+    """Return the fastest candidate.
+
+    The first candidate, which is plain decoding, is returned if none reaches `WORTH_IT`.
+    """
+    best = max(candidates, key=lambda candidate: candidate.speedup)
     return best if best.speedup >= WORTH_IT else candidates[0]
 
 
 def rate_interval(recording: Recording, tree: CandidateTree, samples: int = 400) -> Interval:
-    """A 95 % interval of the predicted acceleration rate, by drawing texts again."""
+    """Return a 95 % interval of the predicted acceleration rate.
+
+    Args:
+        samples: how often the recorded texts are resampled (bootstrap).
+    """
     if recording.certain:
         tokens, steps = replay(recording, tree)
         return resampled([*map(float, tokens)], [*map(float, steps)], samples)
-    gained = [
+    delivered = [
         float(part.sum())
         for part in (1 + accepted_length(recording, tree)).split(list(recording.lengths))
     ]
-    return resampled(gained, [float(length) for length in recording.lengths], samples)
+    return resampled(delivered, [float(length) for length in recording.lengths], samples)
 
 
 def overhead_interval(latency: Latency, nodes: int, samples: int = 400) -> Interval:
-    """A 95 % interval of the overhead of a number of nodes, measured or between two such, by
-    drawing rounds again.
+    """Return a 95 % interval of the overhead of a tree size, interpolated if it was not timed.
+
+    Args:
+        samples: how often the rounds are resampled (bootstrap).
     """
-    rounds = [each for part in latency.rounds.values() for each in part]
+    rounds = [each for context_rounds in latency.rounds.values() for each in context_rounds]
     rng = random.Random(0)
     drawn = (Latency({0: rng.choices(rounds, k=len(rounds))}) for _ in range(samples))
-    return _middle(sorted(overhead(each.curve(), nodes) for each in drawn))
+    return _middle_95(sorted(overhead(each.curve(), nodes) for each in drawn))
 
 
 def resampled(
     numerators: Sequence[float], denominators: Sequence[float], samples: int = 400
 ) -> Interval:
-    """A 95 % interval of the ratio of two sums over the same texts, by drawing texts again
-    (bootstrap).
+    """Return a 95 % interval of the ratio of two sums over the same texts (bootstrap).
+
+    Args:
+        numerators, denominators: one value of each text.
+        samples: how often the texts are resampled.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(numerators), (samples, len(numerators)), generator=generator)
     above, below = torch.tensor(numerators), torch.tensor(denominators)
-    return _middle(sorted((above[drawn].sum(1) / below[drawn].sum(1)).tolist()))
+    return _middle_95(sorted((above[drawn].sum(1) / below[drawn].sum(1)).tolist()))
 
 
 def share_interval(share: float, count: int) -> Interval:
-    """Wilson's 95 % interval of a share seen in `count` positions."""
+    """Return Wilson's 95 % score interval of a share observed over `count` positions."""
     if not count:
         return 0.0, 1.0
-    z = 1.96
+    z = 1.96  # the normal distribution's quantile at 97.5 %
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = (
         z
@@ -99,6 +117,7 @@ def share_interval(share: float, count: int) -> Interval:
     return middle - half, middle + half
 
 
-def _middle(ordered: Sequence[float]) -> Interval:
+def _middle_95(ordered: Sequence[float]) -> Interval:
+    """Return the 2.5 % and the 97.5 % quantile of sorted values."""
     last = len(ordered) - 1
     return ordered[round(0.025 * last)], ordered[round(0.975 * last)]

@@ -1,7 +1,6 @@
-"""Pictures of trees, as the paper's figure 6 draws them: a row a depth, likely nodes to the left
-and darker.
+"""Drawings of trees as in the paper's figure 6: one row for each depth, likely nodes darker.
 
-Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
+Drawing needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ COLOURS = "viridis_r"
 
 
 def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
-    """[N] where each node stands from left to right: leaves side by side, parents above their first
-    child.
+    """Return the horizontal position of each node [N].
 
-    Children come in order of their frequency, the most frequent first.
+    Leaves stand side by side, parents above their first child. Children are sorted by frequency,
+    the most frequent first.
     """
     at = [0.0] * len(tree)
     taken = 0
@@ -43,7 +42,7 @@ def places(tree: CandidateTree, frequencies: Sequence[float]) -> list[float]:
 
 
 def check_library() -> None:
-    """Check that pictures can be drawn.
+    """Check that figures can be drawn.
 
     Raises:
         ImportError: matplotlib is not installed, or does not work.
@@ -61,7 +60,7 @@ def check_library() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches.
+    """Return an empty figure; width and height are in inches.
 
     Raises:
         ImportError: matplotlib is not installed, or does not work.
@@ -73,17 +72,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def _scale() -> Any:
-    """Colours from 0 to 1 that tell small shares apart, too."""
+    """Return a colour scale from 0 to 1 on which small shares differ visibly, too."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.4, vmin=0, vmax=1)
 
 
 def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = "") -> Figure:
-    """A tree whose nodes are coloured by how often they are accepted.
+    """Return a drawing of a tree whose nodes are coloured by how often they are accepted.
 
     Args:
         frequencies: [N] share of steps that accept each node; the root's is 1.
+        title: title of the drawing; by default the number of nodes.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -96,7 +96,7 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
         if node:
             ends = [across[parent], across[node]], [depths[parent], depths[node]]
             axes.plot(*ends, color="0.7", linewidth=0.5 + 3 * frequencies[node], zorder=1)
-    shown = axes.scatter(
+    dots = axes.scatter(
         across,
         depths,
         c=frequencies,
@@ -108,30 +108,39 @@ def draw_tree(tree: CandidateTree, frequencies: Sequence[float], title: str = ""
         zorder=2,
     )
     for node, path in enumerate(tree.paths):
-        axes.text(
-            across[node],
-            depths[node],
-            str(path[-1]) if path else "root",
-            ha="center",
-            va="center",
-            fontsize=8 if path else 6,
-            color="white" if frequencies[node] > 0.2 else "black",
-            zorder=3,
-        )
-    axes.invert_yaxis()
-    axes.margins(x=0.02)
-    axes.set_yticks(
-        range(tree.max_depth + 1), ["base", *(f"head {head + 1}" for head in range(tree.max_depth))]
-    )
-    axes.set_xticks([])
-    axes.spines[:].set_visible(False)
+        _label_node(axes, across[node], depths[node], path, dark=frequencies[node] > 0.2)
+    _finish_axes(axes, tree.max_depth)
     axes.set_title(title or f"{len(tree)} nodes; a node's number is its rank", fontsize=10)
-    figure.colorbar(shown, ax=axes, label="share of steps that accept the node")
+    figure.colorbar(dots, ax=axes, label="share of steps that accept the node")
     return figure
 
 
+def _label_node(axes: Any, x: float, y: float, path: Sequence[int], dark: bool) -> None:
+    """Write a node's rank on it; `dark` says that its colour is dark."""
+    axes.text(
+        x,
+        y,
+        str(path[-1]) if path else "root",
+        ha="center",
+        va="center",
+        fontsize=8 if path else 6,
+        color="white" if dark else "black",
+        zorder=3,
+    )
+
+
+def _finish_axes(axes: Any, max_depth: int) -> None:
+    """Put the root on top and name the rows after the heads."""
+    axes.invert_yaxis()
+    axes.margins(x=0.02)
+    rows = ["base", *(f"head {head + 1}" for head in range(max_depth))]
+    axes.set_yticks(range(max_depth + 1), rows)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+
+
 def save(figure: Figure, file: Path, kind: str = "png") -> None:
-    """Write a figure in the format `kind`, whole or not at all.
+    """Write a figure atomically in the format `kind`, such as "png" or "svg".
 
     Raises:
         OSError: the file cannot be written.

@@ -1,7 +1,6 @@
-"""Pictures of a calibration: accuracy by head and rank, and what trees of every size and kind give
-(figure 4).
+"""Figures of a calibration: accuracy by head and rank, and the paper's figure 4 for trees.
 
-Needs matplotlib (`pip install 'medusa-decoding[plots]'`).
+Drawing needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
 
 from __future__ import annotations
@@ -24,21 +23,24 @@ if TYPE_CHECKING:
     from .report import Report
 
 KINDS = {"dense": "0.6", "marginal": "tab:orange", "joint": "tab:blue"}
-"""Kinds of trees and their colours: Cartesian products, and the best by marginal and by joint
-probabilities.
+"""Colour of each kind of tree.
+
+"dense" trees are Cartesian products; "marginal" and "joint" are the best trees of their size by the
+heads' marginal accuracies and by the joint probabilities of whole paths.
 """
 
 
 @dataclass(frozen=True)
 class Point:
-    """A tree in figure 4.
+    """A tree's point in figure 4.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: a key of `KINDS`.
         tree: the tree.
         acceleration_rate: tokens a step.
-        speedup: over plain decoding.
-        decoded: whether both were measured by decoding, rather than replayed and predicted.
+        speedup: speedup over plain decoding.
+        decoded: True if both figures were measured by decoding; False if the rate was replayed and
+            the speedup predicted from step times.
     """
 
     kind: str
@@ -51,11 +53,12 @@ class Point:
 def trees(
     recording: Recording, nodes: int, dense: int = 300, widest: int = 10
 ) -> Iterable[tuple[str, CandidateTree]]:
-    """Trees of up to `nodes` nodes: `dense` Cartesian ones drawn at random, and the best of every
-    measured size.
+    """Yield trees for figure 4, each with its kind.
 
     Args:
-        widest: most children of a node in a dense tree.
+        nodes: maximum number of nodes.
+        dense: number of dense trees, chosen at random if there are more.
+        widest: maximum number of children of a node in a dense tree.
     """
     every = list(dense_trees(recording.num_heads, nodes, min(widest, recording.credit.shape[2])))
     drawn = random.Random(0).sample(every, min(dense, len(every)))
@@ -68,20 +71,23 @@ def trees(
 def replayed(
     recording: Recording, latency: Latency, chosen: Iterable[tuple[str, CandidateTree]]
 ) -> list[Point]:
-    """The trees' rates on the recorded texts, and their speedups by the measured latencies; none is
-    decoded.
+    """Return a point for each tree, predicted from recorded texts and step times.
+
+    Args:
+        chosen: kind and tree.
     """
     curve = latency.curve()
     points = []
     for kind, tree in chosen:
-        tokens = predicted_rate(recording, tree)
-        points.append(Point(kind, tree, tokens, tokens / overhead(curve, len(tree))))
+        rate = predicted_rate(recording, tree)
+        points.append(Point(kind, tree, rate, rate / overhead(curve, len(tree))))
     return points
 
 
 def draw_accuracies(report: Report, ranks: int = 10) -> Figure:
-    """Accuracy of every head by rank: the share of positions whose token is in its top i, with 95 %
-    intervals.
+    """Return a figure of each head's accuracy: the share of positions with the token in its top i.
+
+    Bands show 95 % intervals.
     """
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
@@ -100,7 +106,7 @@ def draw_accuracies(report: Report, ranks: int = 10) -> Figure:
 
 
 def draw_trees(points: Sequence[Point], title: str = "") -> Figure:
-    """Acceleration rate and speedup against the number of nodes (figure 4, both panels)."""
+    """Return the two panels of figure 4: acceleration rate and speedup by number of nodes."""
     figure = new_figure(12, 4.5)
     left, right = figure.subplots(1, 2)
     for kind, colour in KINDS.items():

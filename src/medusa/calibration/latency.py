@@ -1,9 +1,9 @@
-"""What a step costs on this machine, by the nodes it verifies: L(n).
+"""Latency of a decoding step on this machine, by the number of nodes it verifies: L(n).
 
-All sizes take turns within one round, so that a machine that slows down for a while slows all of
-them, and a size's cost is the median over rounds of its time over plain decoding's in the same
-round. Every round begins with the prompt alone, so that the context stays as long as it is said to
-be.
+All tree sizes take turns within one round, so that a machine that slows down for a while slows all
+of them. The overhead of a size is the median over rounds of its step time, divided by that of plain
+decoding in the same round. Every round starts again from the prompt, so that the context does not
+grow from round to round.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from ..core.tree import CandidateTree
 from ..generation import prepare
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Numbers of nodes that are measured."""
+"""Tree sizes that are timed, in nodes with the root."""
 
 
 @dataclass
-class Rounds:
-    """A pace that gives every tree a turn, in another order each round, and notes how long each
-    took.
+class TimingRounds:
+    """A pace that verifies every tree once a round, in random order, and records step times.
+
+    Attributes:
+        trees: the trees to time, of different sizes.
+        seconds: step time by number of nodes, for each round.
+        seed: seed of the order.
     """
 
     trees: Sequence[CandidateTree]
@@ -41,53 +45,53 @@ class Rounds:
         self._random = random.Random(self.seed)
 
     def tree(self) -> CandidateTree:
+        """Return the tree of the next step; starts a round when the last one has ended."""
         if not self._waiting:
             self._waiting = self._random.sample(list(self.trees), len(self.trees))
             self.seconds.append({})
         return self._waiting[-1]
 
     def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+        """Record the time of the step that `tree` was called for."""
         if seconds is not None:
             self.seconds[-1][len(self._waiting.pop())] = seconds
 
     @property
-    def between(self) -> bool:
-        """Whether every tree had as many turns as the others."""
+    def between_rounds(self) -> bool:
+        """True if the last round has ended."""
         return not self._waiting
 
     @property
     def finished(self) -> list[dict[int, float]]:
-        """The rounds in which every tree had its turn; the first, in which everything is made
-        ready, is left out.
-        """
+        """The complete rounds without the first, which also packs, compiles and allocates."""
         return [each for each in self.seconds[1:] if len(each) == len(self.trees)]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of a step: rounds[context][round][nodes]."""
+    """Measured step times in seconds: `rounds[context][round][nodes]`."""
 
     rounds: dict[int, list[dict[int, float]]]
 
     def plain(self) -> float:
-        """Median seconds of a plain step, over all contexts."""
+        """Return the median time of a plain step in seconds, over all contexts."""
         return statistics.median(each[1] for rounds in self.rounds.values() for each in rounds)
 
     def overheads(self) -> dict[int, list[float]]:
-        """For each size its time over plain decoding's, round by round."""
-        found: dict[int, list[float]] = {}
+        """Return by number of nodes each round's step time, divided by that of its plain step."""
+        ratios: dict[int, list[float]] = {}
         for rounds in self.rounds.values():
             for each in rounds:
                 for nodes, seconds in sorted(each.items()):
-                    found.setdefault(nodes, []).append(seconds / each[1])
-        return found
+                    ratios.setdefault(nodes, []).append(seconds / each[1])
+        return ratios
 
     def curve(self) -> dict[int, float]:
-        """Milliseconds by nodes; more nodes never take less, whatever the clock says."""
-        most, milliseconds = 1.0, {}
+        """Return milliseconds by number of nodes, monotonic even where the measurements are not."""
+        largest, milliseconds = 1.0, {}
         for nodes, ratios in sorted(self.overheads().items()):
-            most = max(most, statistics.median(ratios))
-            milliseconds[nodes] = 1000 * self.plain() * most
+            largest = max(largest, statistics.median(ratios))
+            milliseconds[nodes] = 1000 * self.plain() * largest
         return milliseconds
 
 
@@ -102,77 +106,82 @@ def measure_latency(
     rounds: int = 20,
     finished: Callable[[int], None] = lambda rounds: None,
 ) -> Latency:
-    """Time a step with each of the trees, drafting and bookkeeping included.
+    """Time decoding steps with each of the trees, drafting and bookkeeping included.
 
     Args:
-        text: token ids to fill contexts with; repeated where it is too short.
-        trees: of different sizes, plain decoding's among them.
-        arguments: of `generate`; its lengths and end tokens are of no account here.
-        contexts: lengths of the prompts before the steps.
-        batch_size: rows.
-        rounds: measured for each context.
-        finished: told how many rounds a context had.
+        text: token ids that fill the contexts; repeated where it is too short.
+        trees: trees of different sizes; plain decoding is added if it is not among them.
+        arguments: keyword arguments of `generate`; lengths and end tokens are ignored.
+        contexts: context lengths in tokens at which steps are timed.
+        batch_size: rows decoded at once.
+        rounds: number of rounds at each context.
+        finished: called with the number of rounds measured since the last call.
+
+    Raises:
+        ValueError: the model has no positions left for a step behind a context.
     """
     if not any(len(tree) == 1 for tree in trees):
         trees = [PLAIN, *trees]
-    return Latency(
-        {
-            context: _rounds(
-                model, _filled(text, context), trees, arguments, batch_size, rounds, finished
-            )
-            for context in contexts
-        }
-    )
+    latency: dict[int, list[dict[int, float]]] = {}
+    for context in contexts:
+        pace = TimingRounds(trees)
+        _run_rounds(model, _repeated(text, context), pace, arguments, batch_size, rounds)
+        latency[context] = pace.finished
+        finished(rounds)
+    return Latency(latency)
 
 
 def usual_contexts(prompts: Sequence[Sequence[int]], answers: Sequence[int]) -> tuple[int, ...]:
-    """How long the context is at a quarter and at three quarters of the steps that these texts
-    take.
+    """Return the lower and the upper quartile of the context lengths at which these texts decode.
 
     Args:
-        prompts: token ids.
-        answers: tokens of each answer.
+        prompts: token ids of each prompt.
+        answers: number of tokens of each answer.
     """
-    told = zip(prompts, answers, strict=False)
-    lengths = sorted(len(prompt) + place for prompt, answer in told for place in range(answer))
+    texts = zip(prompts, answers, strict=False)
+    lengths = sorted(len(prompt) + place for prompt, answer in texts for place in range(answer))
     return tuple(sorted({lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]}))
 
 
-def _never(stop: StopRule, ids: list[int]) -> None:
-    """Take the time of a stop rule, and never stop."""
-    stop(ids)
-
-
-def _filled(text: Sequence[int], length: int) -> list[int]:
+def _repeated(text: Sequence[int], length: int) -> list[int]:
+    """Return the text's first `length` tokens; a shorter text is repeated."""
     repeated = list(text) * (1 + length // max(1, len(text)))
     return repeated[:length]
 
 
-def _rounds(
+def _run_rounds(
     model: TreeModel,
     prompt: list[int],
-    trees: Sequence[CandidateTree],
+    pace: TimingRounds,
     arguments: dict[str, Any],
     batch_size: int,
     rounds: int,
-    finished: Callable[[int], None],
-) -> list[dict[int, float]]:
-    pace = Rounds(trees)
-    most = 2 + sum(1 + tree.max_depth for tree in trees)
+) -> None:
+    """Decode behind the prompt, again for each round, until the pace has enough rounds."""
+    new_tokens = 2 + sum(1 + tree.max_depth for tree in pace.trees)
     ids, mask = left_padded([prompt] * batch_size, model.device)
-    arguments = {**arguments, "max_new_tokens": most, "max_length": None, "eos_token_id": None}
+    arguments = {
+        **arguments,
+        "max_new_tokens": new_tokens,
+        "max_length": None,
+        "eos_token_id": None,
+    }
     while len(pace.finished) < rounds:
-        begun = len(pace.seconds)
         session = prepare(model, ids, attention_mask=mask, tree=pace, **arguments)
+        rounds_before = len(pace.seconds)
         session.requests = [
-            replace(request, stop=partial(_never, request.stop)) for request in session.requests
+            replace(request, stop=partial(_check_without_stopping, request.stop))
+            for request in session.requests
         ]
         for _ in session:
-            if len(pace.seconds) > begun and pace.between:
+            if len(pace.seconds) > rounds_before and pace.between_rounds:
                 break
         if not session.stats.steps:
             raise ValueError(
                 f"a context of {len(prompt)} tokens leaves the model no room for a step to time"
             )
-    finished(rounds)
-    return pace.finished
+
+
+def _check_without_stopping(stop: StopRule, ids: list[int]) -> None:
+    """Check the stop rule, whose cost belongs to a step, and ignore its answer."""
+    stop(ids)

@@ -1,8 +1,8 @@
 """The tree with the largest expected accepted length (paper, section 2.3.3 and appendix C).
 
-A step is expected to deliver 1 + the sum over nodes of the probability that the node is accepted. A
-node is never likelier than its parent, so the most probable paths make a tree, and no tree of as
-many nodes is expected to deliver more.
+The expected number of tokens of a step is 1 plus the sum over candidate nodes of the probability
+that the node is accepted. A node is never more probable than its parent, so the most probable paths
+form a tree, and no other tree of the same size has a larger expected number of tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .recording import Recording
 
 
 def joint_tree(recording: Recording, nodes: int) -> CandidateTree:
-    """The best tree of `nodes` nodes by the recorded probabilities of whole paths."""
+    """Return the best tree of `nodes` nodes by the recorded joint probabilities of whole paths."""
     credit = recording.credit.double()
     reached: dict[Path, Tensor] = {(): torch.ones(len(credit), dtype=credit.dtype)}
 
@@ -34,13 +34,15 @@ def joint_tree(recording: Recording, nodes: int) -> CandidateTree:
 
 
 def likelihoods(recording: Recording, tree: CandidateTree) -> list[float]:
-    """[N] the share of positions at which each node is accepted."""
+    """Return for each node [N] the share of positions at which it is accepted."""
     return [float(credit.double().mean()) for credit in _reached(recording, tree)]
 
 
 def nested(tree: CandidateTree, likelihoods: list[float]) -> list[tuple[CandidateTree, float]]:
-    """The best tree of 1, 2, ... nodes within a tree, each with the tokens a step of it is expected
-    to give.
+    """Return the best trees of 1, 2, ... nodes within a tree, each with its expected tokens a step.
+
+    Args:
+        likelihoods: [N] probability that each node of `tree` is accepted.
     """
     order = sorted(range(len(tree)), key=lambda node: -likelihoods[node])
     kept, rate, trees = [], 0.0, []
@@ -52,19 +54,17 @@ def nested(tree: CandidateTree, likelihoods: list[float]) -> list[tuple[Candidat
 
 
 def marginal_tree(recording: Recording, nodes: int) -> CandidateTree:
-    """The best tree of `nodes` nodes if heads were right independently of each other: the
-    paper's.
-    """
+    """Return the paper's tree of `nodes` nodes, which is best if heads are right independently."""
     return CandidateTree.from_accuracies(recording.accuracies(), nodes)
 
 
 def accepted_length(recording: Recording, tree: CandidateTree) -> Tensor:
-    """[M] how many candidates of the tree are expected to be accepted at each position."""
+    """Return the expected number of accepted candidates at each position [M]."""
     return torch.stack(_reached(recording, tree)).sum(0) - 1
 
 
 def _reached(recording: Recording, tree: CandidateTree) -> list[Tensor]:
-    """[N][M] the probability that each node is accepted at each position."""
+    """Return the probability [N][M] that each node is accepted at each position."""
     reached: list[Tensor] = [torch.ones(len(recording.credit))]
     parents = tree.parent.tolist()
     for node, path in enumerate(tree.paths):
@@ -74,13 +74,17 @@ def _reached(recording: Recording, tree: CandidateTree) -> list[Tensor]:
 
 
 def expected_rate(recording: Recording, tree: CandidateTree) -> float:
-    """The predicted acceleration rate: 1 + the sum over nodes of their probabilities."""
+    """Return the expected acceleration rate of a step that starts at a random position.
+
+    It is 1 plus the sum of the nodes' probabilities.
+    """
     return 1 + float(accepted_length(recording, tree).mean())
 
 
 def replay(recording: Recording, tree: CandidateTree) -> tuple[list[int], list[int]]:
-    """Tokens and steps of every recorded text as greedy decoding with the tree has them; nothing is
-    decoded again.
+    """Return tokens and steps of every recorded text, as greedy decoding with the tree takes them.
+
+    The steps are replayed on the recorded credits; nothing is decoded again.
     """
     lengths = accepted_length(recording, tree).round().long().tolist()
     steps, begin = [], 0
@@ -95,24 +99,26 @@ def replay(recording: Recording, tree: CandidateTree) -> tuple[list[int], list[i
 
 
 def replayed_rate(recording: Recording, tree: CandidateTree) -> float:
-    """The acceleration rate that greedy decoding of the recorded texts has."""
+    """Return the acceleration rate of greedy decoding with the tree on the recorded texts."""
     tokens, steps = replay(recording, tree)
     return sum(tokens) / max(1, sum(steps))
 
 
 def predicted_rate(recording: Recording, tree: CandidateTree) -> float:
-    """What decoding more of the same will have: replayed where drafts are right or wrong, else
-    expected.
+    """Return the acceleration rate predicted for further texts of the same kind.
 
-    The expected length is that of a step from any position. Steps begin where others ended, and a
-    text's last is cut.
+    It is the replayed rate for greedy decoding, and the expected rate for sampling. The replayed
+    rate is more precise: real steps do not start at random positions but where the step before
+    ended, and the end of a text cuts its last step.
     """
     return (replayed_rate if recording.certain else expected_rate)(recording, tree)
 
 
 def dense_trees(num_heads: int, nodes: int, widest: int) -> Iterator[CandidateTree]:
-    """Every Cartesian tree (section 2.1.2) of 2 to `nodes` nodes, no wider than `widest` at any
-    depth.
+    """Yield every Cartesian product tree (section 2.1.2) of 2 to `nodes` nodes.
+
+    Args:
+        widest: maximum number of children of a node.
     """
 
     def grow(widths: tuple[int, ...], leaves: int, total: int) -> Iterator[tuple[int, ...]]:

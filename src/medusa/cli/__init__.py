@@ -319,7 +319,7 @@ def calibrate(
     _check_sampling(temperature, top_p, top_k, acceptance)
     _check_devices(device, device_map)
     with _reported(verbose):
-        from ..calibration.report import Settings
+        from ..calibration.settings import CalibrationSettings
         from .answer import Sampling
         from .calibrate import run
 
@@ -335,7 +335,7 @@ def calibrate(
             prompts=prompts,
             arguments={**kept, "max_new_tokens": max_new_tokens, "within_positions": True},
             acceptance=acceptance.value,
-            settings=Settings(
+            settings=CalibrationSettings(
                 max_nodes, heads, tuple(context) if context else None, batch_size, rounds
             ),
             output=output,

@@ -18,10 +18,12 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from .. import demo, files
+from ..calibration.calibrate import calibrate
 from ..calibration.drawing import check_library, draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
-from ..calibration.report import Prompts, Report, Settings, calibrate
+from ..calibration.report import Report
 from ..calibration.search import likelihoods
+from ..calibration.settings import CalibrationSettings, PromptIds
 from ..data.fields import Messages
 from ..data.prompts import encode, read_prompts
 from ..formats import names
@@ -104,7 +106,7 @@ def run(
     prompts: int,
     arguments: dict[str, Any],
     acceptance: str,
-    settings: Settings,
+    settings: CalibrationSettings,
     output: Path | None,
     json_file: Path | None,
     figures: Path | None,
@@ -151,9 +153,8 @@ def draw(report: Report, folder: Path) -> None:
     points = replayed(
         report.recording, report.latency, trees(report.recording, report.settings.max_nodes)
     )
-    title = (
-        f"{report.made['device']}, {report.made['dtype']}, batch size {report.made['batch_size']}"
-    )
+    metadata = report.metadata
+    title = f"{metadata['device']}, {metadata['dtype']}, batch size {metadata['batch_size']}"
     save(draw_accuracies(report), folder / "accuracy.png")
     save(draw_trees(points, title), folder / "trees.png")
     save(draw_tree(report.tree, likelihoods(report.recording, report.tree)), folder / "tree.png")
@@ -221,7 +222,7 @@ def _chats(name: str, data: str | None, count: int) -> list[Messages]:
 
 def _prompts(
     tokenizer: PreTrainedTokenizerBase, chats: Sequence[Messages]
-) -> tuple[Prompts, Prompts]:
+) -> tuple[PromptIds, PromptIds]:
     """Return token ids of prompts to record, and of others to try the tree on."""
     ids = [encode(tokenizer, chat) for chat in chats]
     every = min(TRIED, len(ids))
@@ -306,7 +307,7 @@ def _heads(report: Report) -> Table:
 
 
 def _outcome(report: Report) -> Table:
-    predicted, found = report.predicted(), report.found()
+    predicted, found = report.predicted_figures(), report.measured_figures()
     table = Table(
         title=f"The chosen tree: {len(report.tree)} nodes, {report.tree.max_depth} heads",
         title_justify="left",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -25,12 +24,13 @@ from ..core.engine import PLAIN
 from ..core.tree import CandidateTree
 from ..evaluation.measure import Comparison, Prompt, Totals, compare
 from ..evaluation.prompts import held_out
-from ..evaluation.report import COLUMNS, cells
+from ..evaluation.report import new_speed_table, speed_cells
 from ..hardware.provenance import provenance
 from ..loading import MedusaModel
 from . import streams
 
 METHODS = ("plain", "medusa", "generate")
+BASELINES = ("plain", "generate")
 REPEATS = 3
 
 
@@ -156,33 +156,26 @@ def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
 
 
 def table(comparisons: list[Comparison]) -> Table:
-    """A row for each answer and one for all."""
-    shown = Table(
-        title="Greedy decoding, the prefill excluded", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    shown.add_column("request", no_wrap=True)
-    for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
-        shown.add_column(column, justify="right")
+    """Return a table with a row for each answer and one for all of them."""
+    shown = new_speed_table("Greedy decoding", BASELINES)
     rows = [(each.prompt.category, [each]) for each in comparisons]
     for name, part in [*rows, ("all", comparisons)]:
         figures = Totals(part).summary(greedy=True)
-        correct = figures["correct"]
         shown.add_row(
             name,
-            *cells(figures),
-            f"{figures['speedup_over_plain']:.2f}x",
-            f"{figures['speedup_over_generate']:.2f}x",
+            *speed_cells(figures, BASELINES),
             "yes" if figures["identical"] else "no",
-            "-"
-            if correct is None
-            else "yes"
-            if correct == 1
-            else "no"
-            if correct == 0
-            else f"{correct:.0%}",
+            _verdict(figures["correct"]),
             end_section=name != "all" and part[0] is comparisons[-1],
         )
     return shown
+
+
+def _verdict(correct: float | None) -> str:
+    """Return the share of right answers as a word or a percentage; "-" if nothing was checked."""
+    if correct is None:
+        return "-"
+    return {1.0: "yes", 0.0: "no"}.get(correct, f"{correct:.0%}")
 
 
 def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

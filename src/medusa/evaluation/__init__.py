@@ -1,4 +1,4 @@
-"""Measurements: decoding methods run interleaved on the same prompts, and compared as ratios."""
+"""Evaluation: decoding methods run interleaved on the same prompts and compared as ratios."""
 
 from .measure import Comparison, Prompt, Totals, compare
 from .methods import METHODS, Method, Run

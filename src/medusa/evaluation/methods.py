@@ -1,15 +1,14 @@
 """The decoding methods that are compared.
 
-On a CPU this library runs packed weights. transformers' methods run as their users run them, and on
-the same packed weights too, so that what the heads give and what the kernels give can be told
-apart.
+On a CPU this library runs packed weights. transformers' methods run on the weights as transformers
+loads them, which is what their users get, and on the packed weights too, so that the gain of the
+heads can be told from the gain of the kernels.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +22,17 @@ from ..loading import MedusaModel
 
 @dataclass(frozen=True)
 class Run:
-    """One answer by one method.
+    """One answer by one method, and the time it took.
 
     Attributes:
         ids: the new tokens.
-        steps: decoding steps after the first token.
+        steps: number of decoding steps after the first token.
         prefill_seconds: time to the first token.
         seconds: time from the first token to the end.
-        step_seconds: duration of each step, where the method tells.
-        model_seconds: how much of the steps the base model's and the heads' forwards took; None
-            where it is not known.
+        step_seconds: duration of each step; empty for transformers' methods, which do not report
+            it.
+        model_seconds: the part of `seconds` spent in the forwards of the backbone and the heads;
+            None where it was not measured.
     """
 
     ids: list[int]
@@ -44,45 +44,52 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Tokens delivered after the prefill."""
+        """Number of tokens after the first."""
         return len(self.ids) - 1
+
+    @property
+    def total_seconds(self) -> float:
+        """Time of the whole answer, prefill included."""
+        return self.prefill_seconds + self.seconds
 
 
 LOOKUP = 10
-"""Tokens that prompt lookup proposes at once: transformers' own suggestion."""
+"""Tokens that prompt lookup proposes at once, as transformers' documentation suggests."""
 
 Method = Callable[[MedusaModel, Tensor, dict[str, Any]], Run]
-"""Model, prompt ids [1, P] and keyword arguments of `generate` -> the answer and its cost."""
+"""Takes a model, prompt ids [1, P] and keyword arguments of `generate`; returns the run."""
 
 
 def plain(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """This library's own decoding, one token a step."""
-    return _own(model, prompt, {**arguments, "tree": PLAIN})
+    """Decode with this library, one token a step."""
+    return _medusa_run(model, prompt, {**arguments, "tree": PLAIN})
 
 
 def medusa(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """This library's decoding with the model's heads and tree."""
-    return _own(model, prompt, arguments)
+    """Decode with this library and the model's heads; `arguments` may name another tree."""
+    return _medusa_run(model, prompt, arguments)
 
 
 def generate(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """transformers' `generate`, on the base model as transformers loads it."""
-    return _transformers(model.base, prompt, arguments)
+    """Decode with transformers' `generate`, on the base model as transformers loads it."""
+    return _transformers_run(model.base, prompt, arguments)
 
 
 def prompt_lookup(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """transformers' assisted decoding with candidates looked up in the prompt."""
-    return _transformers(model.base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
+    """Decode with transformers' assisted decoding, candidates looked up in the prompt."""
+    return _transformers_run(model.base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
 
 
 def generate_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """transformers' `generate` on this library's packed weights."""
-    return _packed(model, prompt, arguments)
+    """Decode with transformers' `generate` on this library's packed weights."""
+    return _transformers_run(model.packed_base, prompt, arguments)
 
 
 def prompt_lookup_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    """transformers' prompt lookup on this library's packed weights."""
-    return _packed(model, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
+    """Decode with transformers' prompt lookup on this library's packed weights."""
+    return _transformers_run(
+        model.packed_base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP}
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -95,12 +102,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+def _medusa_run(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     session = model.steps(prompt, **arguments)
-    with _timed(model) as clock:
-        for _ in session:
-            if session.stats.steps == 0:
-                clock.seconds = 0.0
+    for _ in session:
+        pass
     stats = session.stats
     return Run(
         session.rows[0].ids[prompt.shape[1] :],
@@ -108,46 +113,12 @@ def _own(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
         stats.prefill_seconds,
         stats.decoding_seconds,
         tuple(stats.step_seconds),
-        None if model.compiled else clock.seconds,
+        sum(phases["heads"] + phases["verify"] for phases in stats.phases),
     )
 
 
-@dataclass
-class _ModelClock:
-    """Time spent in the forwards of a model's two parts."""
-
-    seconds: float = 0.0
-    started: float = 0.0
-
-    def start(self, *_: Any) -> None:
-        self.started = time.perf_counter()
-
-    def stop(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
-
-
-@contextmanager
-def _timed(model: MedusaModel) -> Iterator[_ModelClock]:
-    """Times the base model's and the heads' forwards while the context lasts; not compiled ones,
-    which hooks undo.
-    """
-    model.refresh()
-    clock = _ModelClock()
-    handles = []
-    for part in () if model.compiled else (model.base, model.heads):
-        handles += [
-            part.register_forward_pre_hook(clock.start),
-            part.register_forward_hook(clock.stop),
-        ]
-    try:
-        yield clock
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Clock(StoppingCriteria):
-    """Notes when transformers asks whether to stop: once a step."""
+class _StepClock(StoppingCriteria):
+    """Records the time of each step: transformers asks its stopping criteria once a step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -157,12 +128,8 @@ class _Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    return _transformers(model.packed_base, prompt, arguments)
-
-
-def _transformers(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
-    clock = _Clock()
+def _transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    clock = _StepClock()
     started = time.perf_counter()
     output = model.generate(
         prompt,

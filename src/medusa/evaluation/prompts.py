@@ -1,4 +1,4 @@
-"""Prompts with known answers: the embedded model's held-out tasks."""
+"""Prompts with known answers: held-out tasks of the embedded model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..demo.tasks import CATEGORIES, check, make_task
 from .measure import Prompt
 
 FIRST_SEED = 20_000_000
-"""Held-out tasks from here on are kept for measuring: neither training nor the heads' evaluation
-draws them.
-"""
+"""First seed of the tasks kept for measuring; neither training nor head evaluation uses them."""
 
 
 def held_out(tokenizer: PreTrainedTokenizerBase, per_category: int) -> list[Prompt]:
-    """`per_category` held-out tasks of every category, in a fixed order that mixes the
-    categories.
+    """Return held-out tasks, one of each category in turn, in a fixed order.
+
+    Args:
+        per_category: number of tasks of each category.
     """
     return [
         _prompt(tokenizer, category, FIRST_SEED + number)
@@ -27,7 +27,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase, per_category: int) -> list[Prom
 
 
 def calibration_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
-    """Token ids of the embedded model's tasks for calibration, as requests."""
+    """Return token ids of `count` calibration tasks of the embedded model, as requests."""
     chats = ([{"role": "user", "content": task.prompt}] for task in calibration_tasks(count))
     return [encode(tokenizer, chat) for chat in chats]
 

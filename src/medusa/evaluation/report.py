@@ -1,122 +1,109 @@
-"""What a measurement says: tables for people, one JSON object for programs, provenance with
-both.
-"""
+"""Reports of a comparison: figures for programs and a table for people."""
 
 from __future__ import annotations
 
-import argparse
-import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
-from .. import files
 from .measure import Comparison, Totals
 from .methods import METHODS
 
-COLUMNS = ("tokens", "steps", "tokens / step", "overhead", "plain tok/s", "Medusa tok/s")
-"""What every table of figures starts with."""
-WIDTH = 160
-"""Columns of a table that no terminal limits."""
-BASELINES = [name for name in METHODS if name != "medusa"]
+BASELINES = tuple(name for name in METHODS if name != "medusa")
+WITHOUT_PREFILL = "no prefill"
+"""Heading of a speedup over the decoding steps alone."""
+CAPTION = (
+    f"vs: speedup over the whole time; {WITHOUT_PREFILL}, overhead and tok/s: decoding steps "
+    "alone; first token: median"
+)
 
 
 def figures(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, Any]:
-    """`totals` over all comparisons and `categories`, each with the names of `demo --json`."""
-    categories = dict.fromkeys(each.prompt.category for each in comparisons)
+    """Return `Totals.summary` of all comparisons ("totals") and of each category ("categories")."""
+    categories = dict.fromkeys(comparison.prompt.category for comparison in comparisons)
     return {
         "totals": Totals(list(comparisons)).summary(greedy),
         "categories": {
-            name: Totals([each for each in comparisons if each.prompt.category == name]).summary(
-                greedy
-            )
+            name: Totals(
+                [comparison for comparison in comparisons if comparison.prompt.category == name]
+            ).summary(greedy)
             for name in categories
         },
     }
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of figures as text, under `COLUMNS`."""
-    return (
-        str(row["tokens"]),
-        str(row["steps"]),
-        f"{row['acceleration_rate']:.2f}",
-        f"{row['overhead']:.2f}",
-        f"{row['tokens_per_second']['plain']:.0f}",
-        f"{row['tokens_per_second']['medusa']:.0f}",
+def speed_columns(baselines: Sequence[str] = BASELINES) -> list[str]:
+    """Return the headings of a speed table, which `speed_cells` fills.
+
+    They begin with the speedup over each baseline: over the whole time, then without the prefill.
+    """
+    speedups = [
+        heading
+        for name in baselines
+        for heading in (f"vs {name.replace('_', ' ')}", WITHOUT_PREFILL)
+    ]
+    return [
+        *speedups,
+        "first token ms, Medusa",
+        "first token ms, generate",
+        "tokens / step",
+        "overhead",
+        "plain tok/s",
+        "Medusa tok/s",
+    ]
+
+
+def speed_cells(summary: dict[str, Any], baselines: Sequence[str] = BASELINES) -> list[str]:
+    """Return the figures of a `Totals.summary` as text, under the headings of `speed_columns`."""
+    speedups = [
+        f"{summary[f'speedup_over_{name}{suffix}']:.2f}"
+        for name in baselines
+        for suffix in ("_with_prefill", "")
+    ]
+    return [
+        *speedups,
+        f"{summary['first_token_ms']['medusa']:.1f}",
+        f"{summary['first_token_ms']['generate']:.1f}",
+        f"{summary['acceleration_rate']:.2f}",
+        f"{summary['overhead']:.2f}",
+        f"{summary['tokens_per_second']['plain']:.0f}",
+        f"{summary['tokens_per_second']['medusa']:.0f}",
+    ]
+
+
+def new_speed_table(title: str, baselines: Sequence[str] = BASELINES) -> Table:
+    """Return an empty table: a row's name, the speed columns, identical and correct answers."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # narrow, so that all columns fit on a terminal
     )
+    table.add_column("", no_wrap=True)
+    for column in (*speed_columns(baselines), "identical", "correct"):
+        table.add_column(column, justify="right")
+    return table
 
 
-def table(title: str, result: dict[str, Any]) -> Table:
-    """A row a category and one for the total."""
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("", no_wrap=True)
-    for column in (*COLUMNS, *map(_versus, BASELINES), "identical", "correct"):
-        shown.add_column(column, justify="right")
-    for name, row in [*result["categories"].items(), ("total", result["totals"])]:
-        identical = (
-            "-" if row["identical"] is None else f"{row['identical_prompts']}/{row['prompts']}"
-        )
-        shown.add_row(
+def speed_table(title: str, result: dict[str, Any]) -> Table:
+    """Return a table with a row for each category of `figures` and one for the total."""
+    table = new_speed_table(title)
+    for name, summary in [*result["categories"].items(), ("total", result["totals"])]:
+        table.add_row(
             name,
-            *cells(row),
-            *(f"{row[f'speedup_over_{name}']:.2f}" for name in BASELINES),
-            identical,
-            "-" if row["correct"] is None else f"{row['correct']:.0%}",
+            *speed_cells(summary),
+            _identical(summary),
+            "-" if summary["correct"] is None else f"{summary['correct']:.0%}",
             end_section=name == list(result["categories"])[-1],
         )
-    return shown
+    return table
 
 
-def _versus(method: str) -> str:
-    return f"vs {method.replace('_', ' ')}"
-
-
-def results_folder(name: str) -> Path:
-    """Return the folder that `--output` names, made and found writable before anything is
-    measured.
-    """
-    try:
-        files.check_writable(Path(name) / "results.json")
-    except OSError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return Path(name)
-
-
-def stem(folder: Path, made: dict[str, Any]) -> Path:
-    """`folder/<date>-<device>`, without an ending; the folder is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{made['date']}-{slug(made['device'])}"
-
-
-def write_json(folder: Path, report: dict[str, Any], kind: str) -> Path:
-    """Write `<date>-<device>.<kind>.json`; returns its path."""
-    file = stem(folder, report["provenance"]).with_suffix(f".{kind}.json")
-    files.write_json(file, report, indent=1)
-    return file
-
-
-def slug(device: str) -> str:
-    """A device's name as part of a file's."""
-    words = "".join(letter if letter.isalnum() else "-" for letter in device.lower())
-    return "-".join(filter(None, words.split("-")))
-
-
-def write(folder: Path, report: dict[str, Any], tables: Sequence[Table], kind: str = "") -> Path:
-    """Write `<date>-<device>[-<kind>].json` and the tables beside it as text; returns the JSON
-    file's path.
-    """
-    made = report["provenance"]
-    begin = stem(folder, made)
-    begin = begin.with_name("-".join(filter(None, (begin.name, kind))))
-    files.write_json(begin.with_suffix(".json"), report, indent=1)
-    console = Console(width=WIDTH, record=True, file=io.StringIO())
-    for each in tables:
-        console.print(each)
-    with files.replacing(begin.with_suffix(".txt")) as beside:
-        beside.write_text(json.dumps(made) + "\n\n" + console.export_text(), encoding="utf-8")
-    return begin.with_suffix(".json")
+def _identical(summary: dict[str, Any]) -> str:
+    if summary["identical"] is None:
+        return "-"
+    return f"{summary['identical_prompts']}/{summary['prompts']}"

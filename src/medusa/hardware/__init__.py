@@ -1,1 +1,1 @@
-"""Facts about devices."""
+"""Facts about devices: where a figure was measured, and how time is measured."""

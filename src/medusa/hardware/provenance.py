@@ -1,4 +1,4 @@
-"""Where and with what a figure was made."""
+"""Provenance of a figure: the machine, the versions and the commit it was measured with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 
 
 def provenance() -> dict[str, Any]:
-    """Date, device, versions and commit, to stand beside a figure."""
+    """Return date, device, threads, versions and commit, to be stored beside a figure."""
     return {
         "date": datetime.date.today().isoformat(),
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
@@ -26,13 +26,14 @@ def provenance() -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device calls itself: the GPU's or the processor's name."""
+    """Return the model name of a GPU or of the processor; for other devices their type."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else device.type
+    return _processor_name() if device.type == "cpu" else device.type
 
 
-def _processor() -> str:
+def _processor_name() -> str:
+    """Return the processor's model name, which only Linux gives in full."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -40,7 +41,8 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    told = subprocess.run(
+    """Return the commit of the repository in the working directory, or "unknown"."""
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
-    return told.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"

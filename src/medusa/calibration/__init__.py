@@ -1,0 +1,1 @@
+"""Calibration: measure heads and step times on this machine and choose the fastest tree."""
