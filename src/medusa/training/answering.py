@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.chats import Encoder
 from ..loading import MedusaModel
+from ..text import answer_text
 from .conversations import Ask, Conversation, Outcome, Settings, Turn
 
 
@@ -129,19 +130,9 @@ class OwnEngine:
         ]
 
     def _turn(self, ids: list[int]) -> Turn:
-        """The turn that a row's new tokens are; what ended it is no part of its text."""
-        ended = ids[-1] in self.ends
-        text = str(self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
-        if self.stop_strings and not ended:
-            whole = str(self.tokenizer.decode(ids))
-            ended = any(string in whole for string in self.stop_strings)
-        for string in self.stop_strings:
-            text = text.split(string)[0]
-        if not ended:
-            text = text.rstrip(
-                "\N{REPLACEMENT CHARACTER}"
-            )  # a character of which some bytes are missing
-        return Turn(text.strip(), len(ids), cut=not ended)
+        """Return the turn that a row's new tokens make; what ended it is no part of its text."""
+        text, ended = answer_text(self.tokenizer, ids, self.ends, self.stop_strings)
+        return Turn(text, len(ids), cut=not ended)
 
     def _sampling(self, key: str) -> dict[str, Any]:
         if not self.settings.temperature:

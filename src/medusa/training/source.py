@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.heads import MedusaHeads
 from ..core.model import new_heads
-from ..formats import adapters, bases, names
+from ..formats import adapters, names
 from ..formats import native as storage
 from ..formats.bases import Origin
+from ..loading import NamedModel
 from .recipe import Recipe
 
 
@@ -50,80 +45,56 @@ class Source:
     loading: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def heads(self) -> Path | None:
-        """The folder of the heads to go on with; None where `model` is a base model.
+    def named(self) -> NamedModel:
+        """The heads and the base model that `model` stands for.
 
         Raises:
-            FileNotFoundError: `model` can only be a folder, and there is none.
-            OSError: neither is there such a hub id, or it cannot be reached.
-        """
-        return names.find_heads(self.model, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
-
-    @cached_property
-    def origin(self) -> Origin:
-        """The base model: its absolute folder, or its hub id with the revision.
-
-        Raises:
-            FileNotFoundError: the name can only be a folder's, and there is none.
-            OSError: neither is there such a hub id, or it cannot be reached.
+            FileNotFoundError: the name can only be a folder's, and there is no such folder.
+            OSError: there is no such hub id either, or the hub cannot be reached.
             ValueError: `model` is a PEFT adapter, or holds heads in a format that is not read.
         """
-        if self.heads is not None:
-            return storage.named_base(self.heads)
-        name = names.resolved(self.model)
-        of = adapters.base_of(name, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
-        if of is not None:
-            raise ValueError(
-                f"{self.model} is a PEFT adapter for {of}, and heads are trained on a whole model: "
-                "merge it first "
-                f"({adapters.MERGE})"
+        named = NamedModel.find(self.model, **self.loading)
+        if named.heads is None:
+            base = adapters.base_of(
+                named.base.name, **names.chosen(self.loading, *names.HUB_ARGUMENTS)
             )
-        return Origin(name, self.loading.get("revision"))
+            if base is not None:
+                raise ValueError(
+                    f"{self.model} is a PEFT adapter for {base}, and heads are trained on a whole "
+                    f"model: merge it first ({adapters.MERGE})"
+                )
+        return named
+
+    @property
+    def heads(self) -> Path | None:
+        """The folder of the heads to train further; None where `model` is a base model."""
+        return self.named.heads
+
+    @property
+    def origin(self) -> Origin:
+        """The base model: its absolute folder, or its hub id with the revision."""
+        return self.named.base
 
     @property
     def base(self) -> str:
-        """Folder or hub id of the base model; see `origin` for what it raises."""
+        """Folder or hub id of the base model."""
         return self.origin.name
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's."""
-        return bases.load_tokenizer(self.base, **self._named)
+        """Return the base model's tokenizer."""
+        return self.named.tokenizer()
 
     def config(self) -> PreTrainedConfig:
-        """The base model's; it can be read before the weights."""
-        config: PreTrainedConfig = AutoConfig.from_pretrained(self.base, **self._named)
-        return config
+        """Return the base model's configuration, which can be read before the weights."""
+        return self.named.config()
 
     def stops(self) -> set[int]:
-        """Return the ids that end an answer by the base model's generation configuration."""
-        try:
-            found = GenerationConfig.from_pretrained(
-                self.base, **names.chosen(self._of_base, *names.HUB_ARGUMENTS)
-            )
-        except OSError:  # it has none of its own
-            found = GenerationConfig.from_model_config(self.config())
-        ends = found.eos_token_id
-        return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
+        """Return the token ids that end an answer by the base model's generation configuration."""
+        return self.named.end_ids()
 
     def load_base(self, **options: Any) -> PreTrainedModel:
-        """Return the base model, loaded by transformers' `options`; see `bases.load` for what is
-        raised.
-        """
-        return bases.load(self.base, **{**self._of_base, **options})
-
-    @property
-    def _of_base(self) -> dict[str, Any]:
-        """`loading`, with the base model's revision in place of the one of the heads."""
-        others = {each: value for each, value in self.loading.items() if each != "revision"}
-        return {
-            **others,
-            **({} if self.origin.revision is None else {"revision": self.origin.revision}),
-        }
-
-    @property
-    def _named(self) -> dict[str, Any]:
-        """What configuration and tokenizer take of it."""
-        return names.chosen(self._of_base, *names.HUB_ARGUMENTS, "trust_remote_code")
+        """Return the base model, loaded with these options; see `NamedModel.load_base`."""
+        return self.named.load_base(**options)
 
 
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:

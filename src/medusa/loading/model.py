@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import generation
-from .core.heads import MedusaHeads
-from .core.model import Prepack, TreeModel, check_heads, new_heads, running_device
-from .core.schedule import UNCALIBRATED, Calibration
-from .core.tree import CandidateTree
-from .formats import adapters, bases, names
-from .formats import native as storage
-from .formats.bases import Origin
-from .hardware.provenance import device_name
+from .. import generation
+from ..core.engine import PLAIN
+from ..core.heads import MedusaHeads
+from ..core.model import Prepack, TreeModel, check_heads, new_heads
+from ..core.schedule import UNCALIBRATED
+from ..core.tree import CandidateTree
+from ..formats import adapters, bases, names, native
+from ..formats.bases import Origin
+from .checks import loaded_base, tree_attention, usable_calibration
+from .named import NamedModel
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,22 @@ class MedusaModel(TreeModel):
             ValueError: the model cannot verify a tree, or has heads already.
             TypeError: an argument is for loading, and the model is loaded.
         """
-        hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
-        if (
-            isinstance(model_or_id, (str, Path))
-            and names.find_heads(model_or_id, **hub) is not None
-        ):
-            raise ValueError(
-                f"{model_or_id} holds Medusa heads: load them with MedusaModel.from_pretrained"
-            )
-        base = _base(model_or_id, kwargs)
+        if isinstance(model_or_id, (str, Path)):
+            named = NamedModel.find(model_or_id, **tree_attention(kwargs))
+            if named.heads is not None:
+                raise ValueError(
+                    f"{model_or_id} holds Medusa heads: load them with MedusaModel.from_pretrained"
+                )
+            base = named.load_base()
+            origin = Origin.of(base, named.base.name, **named.options)
+        else:
+            base = loaded_base(model_or_id, kwargs)
+            origin = Origin.of(base)
         heads = new_heads(base, num_heads, num_layers, own_lm_head, bias)
         model = cls(
             base, heads, tree, prepack, owns_base=base is not model_or_id, compiled=compiled
         )
-        model.origin = Origin.of(base, str(model_or_id), **hub)
+        model.origin = origin
         return model
 
     @classmethod
@@ -144,45 +147,64 @@ class MedusaModel(TreeModel):
             ValueError: the folder is not a native one or does not fit the base; says exactly what.
             TypeError: an argument is for loading the base model, and it is loaded.
         """
-        hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
-        folder = names.find_heads(path_or_id, **hub)
-        if folder is None:
-            raise ValueError(
-                f"{path_or_id} holds no Medusa heads: MedusaModel.from_base adds new ones to a "
-                "model"
-            )
-        loaded = not isinstance(base, (str, Path, NoneType))
-        for_base = {
-            name: value
-            for name, value in kwargs.items()
-            if name not in (hub if loaded else ("revision",))
-        }
-        named = storage.named_base(folder) if base is None else Origin(str(base))
-        revision = base_revision or named.revision
-        if revision is not None and not loaded:
-            for_base["revision"] = revision
-        if base_revision is not None and loaded:
-            raise TypeError("base_revision: of no use for a base model that is already loaded")
-        own = _base(named.name if base is None else base, for_base)
-        origin = Origin.of(own, named.name, **for_base)
-        adapter = storage.adapter(folder)
-        if adapter is not None and not loaded:
-            own = adapters.apply(own, adapter).eval()
-        stored, calibration = storage.read_tree(folder) or (None, UNCALIBRATED)
-        calibration = _fitting(calibration, own, str(path_or_id))
+        if isinstance(base, (str, Path, NoneType)):
+            named = NamedModel.find(path_or_id, base, base_revision, **tree_attention(kwargs))
+            folder = _heads_folder(named.heads, path_or_id)
+            backbone = named.load_backbone()
+            origin = Origin.of(backbone, named.base.name, **named.options)
+        else:
+            hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
+            folder = _heads_folder(names.find_heads(path_or_id, **hub), path_or_id)
+            for_base = {name: value for name, value in kwargs.items() if name not in hub}
+            if base_revision is not None:
+                for_base["base_revision"] = base_revision
+            backbone = loaded_base(base, for_base)
+            origin = Origin.of(backbone)
+        model = cls._with_heads(
+            backbone,
+            folder,
+            str(path_or_id),
+            tree=tree,
+            prepack=prepack,
+            compiled=compiled,
+            all_heads=all_heads,
+            owns_base=backbone is not base,
+        )
+        model.origin = origin
+        return model
+
+    @classmethod
+    def _with_heads(
+        cls,
+        backbone: PreTrainedModel,
+        folder: Path,
+        name: str,
+        *,
+        tree: CandidateTree | None = None,
+        all_heads: bool = False,
+        **options: Any,
+    ) -> MedusaModel:
+        """Return a model of a backbone, which has its adapter, and the heads in a folder.
+
+        Args:
+            name: name of the heads, for warnings.
+            options: of the constructor.
+        """
+        stored, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
+        calibration = usable_calibration(calibration, backbone, name)
         if tree is None and stored is not None and not stored.max_depth:
             warnings.warn(
-                f"calibration of {path_or_id} found no tree that pays: decoding plainly. Another "
+                f"calibration of {name} found no tree that pays: decoding plainly. Another "
                 "tree: tree=...",
-                stacklevel=2,
+                stacklevel=3,
             )
         tree = tree if tree is not None else stored
         used = None if tree is None or all_heads else max(1, tree.max_depth)
-        heads = storage.read_heads(folder, own, used)
-        model = cls(own, heads, tree, prepack, own is not base, calibration, compiled=compiled)
-        model.origin = origin
-        if adapter is not None and adapters.attached(own) is None:
-            model.merged = Merged(adapter, adapters.digest(adapter), bases.fingerprint(own))
+        heads = native.read_heads(folder, backbone, used)
+        model = cls(backbone, heads, tree, calibration=calibration, **options)
+        adapter = native.adapter(folder)
+        if adapter is not None and adapters.attached(backbone) is None:
+            model.merged = Merged(adapter, adapters.digest(adapter), bases.fingerprint(backbone))
         return model
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
@@ -208,14 +230,14 @@ class MedusaModel(TreeModel):
         adapter = adapters.attached(self.base)
         if base is None:
             self._check_base(adapter is None)
-        with storage.saving(folder, self.heads) as new:
+        with native.saving(folder, self.heads) as new:
             name = str(base) if base is not None else self.origin.seen_from(folder)
             revision = self.origin.revision if base is None else None
             if adapter is not None:
                 adapters.write(self.base, adapter, new / names.ADAPTER)
             elif self.merged is not None:
                 self._copy_adapter(new / names.ADAPTER)
-            storage.write_heads(new, self.heads, self.tree, name, self.calibration, revision)
+            native.write_heads(new, self.heads, self.tree, name, self.calibration, revision)
 
     def _check_base(self, plain: bool) -> None:
         """Raises ValueError where the base, its adapter left out, is not what it was when it was
@@ -326,53 +348,52 @@ class MedusaModel(TreeModel):
         return generation.prepare(self, inputs, generation_config, **kwargs)
 
 
-def _fitting(calibration: Calibration, base: PreTrainedModel, folder: str) -> Calibration:
-    """The calibration, or only its accuracies where it was made on another device, in another dtype
-    or of another base.
+def load(
+    named: NamedModel,
+    *,
+    device: str | None = None,
+    prepack: Prepack = None,
+    compiled: bool = False,
+    all_heads: bool = False,
+) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer, which is read first, before the weights.
 
-    Says so: the tree still works, another may be faster.
+    A base model without heads decodes plainly.
+
+    Args:
+        device: device for the backbone and the heads; None leaves them where transformers puts
+            them.
+        prepack, compiled, all_heads: as in `MedusaModel.from_pretrained`.
+
+    Raises:
+        OSError: a file is missing, or the hub cannot be reached.
+        ImportError: there is an adapter, and peft is not installed.
+        ValueError: a file is broken, or the heads do not fit the base model.
     """
-    here = {
-        "device": device_name(running_device(base)),
-        "dtype": str(base.dtype).removeprefix("torch."),
-    }
-    other = [
-        f"{calibration.made[name]} (here {value})"
-        for name, value in here.items()
-        if calibration.made.get(name) not in (None, value)
-    ]
-    if not other:
-        return calibration
-    warnings.warn(
-        f"the tree of {folder} was calibrated on {', '.join(other)}; it works, but `medusa "
-        f"calibrate {folder}` "
-        "may find a faster one",
-        stacklevel=3,
-    )
-    return Calibration(calibration.accuracies, UNCALIBRATED.latency)
+    tokenizer = named.tokenizer()
+    backbone = named.load_backbone()
+    if device is not None:
+        backbone = backbone.to(device)
+    options: dict[str, Any] = {"prepack": prepack, "compiled": compiled, "owns_base": True}
+    if named.heads is None:
+        heads = new_heads(backbone, 1, 1, own_lm_head=False, bias=True)
+        model = MedusaModel(backbone, heads, PLAIN, **options)
+    else:
+        model = MedusaModel._with_heads(
+            backbone, named.heads, named.name, all_heads=all_heads, **options
+        )
+    model.origin = Origin.of(backbone, named.base.name, **named.options)
+    return model, tokenizer
 
 
-def _base(model_or_name: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """The base model, loaded where it is only named.
+def _heads_folder(folder: Path | None, name: str | Path) -> Path:
+    """Return the folder of heads that was found.
 
-    FlashAttention, which takes no tree mask, is replaced by sdpa.
+    Raises:
+        ValueError: none was.
     """
-    if isinstance(model_or_name, (str, Path)):
-        if str(kwargs.get("attn_implementation", "")).startswith("flash"):
-            warnings.warn(
-                "FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3
-            )
-            kwargs = {**kwargs, "attn_implementation": "sdpa"}
-        return bases.load(model_or_name, **kwargs)
-    if not isinstance(model_or_name, PreTrainedModel):
-        raise TypeError(
-            "the base model must be a transformers model, a folder or a hub id, got "
-            f"{type(model_or_name).__name__}; "
-            "of a PEFT model pass get_base_model(), whose layers carry the adapter"
+    if folder is None:
+        raise ValueError(
+            f"{name} holds no Medusa heads: MedusaModel.from_base adds new ones to a model"
         )
-    if kwargs:
-        raise TypeError(
-            f"{', '.join(sorted(kwargs))}: unknown, or of no use for a base model that is already "
-            "loaded"
-        )
-    return model_or_name
+    return folder

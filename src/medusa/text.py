@@ -1,0 +1,131 @@
+"""Text to token ids and back: chat prompts, text that streams, and the ends of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers decode bytes to that are no whole character."""
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> Tensor:
+    """Return token ids [1, P] of a conversation, up to where the assistant's answer begins.
+
+    Raises:
+        ValueError: the chat template refuses the conversation.
+    """
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )["input_ids"]
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+    return torch.as_tensor(ids)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool = False) -> Tensor:
+    """Return token ids [1, P] of a prompt.
+
+    Args:
+        raw: encode the text itself. Otherwise it becomes a user's message where the tokenizer has
+            a chat template.
+
+    Raises:
+        ValueError: the chat template refuses the message.
+    """
+    if tokenizer.chat_template is not None and not raw:
+        return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
+    return torch.as_tensor(tokenizer(prompt, return_tensors="pt")["input_ids"])
+
+
+class Detokenizer:
+    """An incremental decoder: takes tokens as they come and returns the text that they complete.
+
+    Several tokens may share a character. Text is held back until its last character is whole, so
+    the pieces joined, with that of `flush`, are the text of all tokens decoded at once.
+
+    The cost of a piece does not grow with the text: only tokens since the piece before the last
+    one are decoded again. They are needed because the text of a token may depend on the token
+    before it, such as a space in front of a word.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._returned = 0  # how many of these tokens have been returned as text
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Add tokens; return the text that they complete."""
+        self._ids += tokens
+        text = self._decode(self._ids)
+        return "" if text.endswith(INCOMPLETE) else self._rest_of(text)
+
+    def flush(self) -> str:
+        """Return the text that is still held back."""
+        return self._rest_of(self._decode(self._ids))
+
+    def _rest_of(self, text: str) -> str:
+        rest = text[len(self._decode(self._ids[: self._returned])) :]
+        if rest:
+            self._ids = self._ids[self._returned :]
+            self._returned = len(self._ids)
+        return rest
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+def stream_text(
+    steps: Iterable[Sequence[Sequence[int]]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text of an answer as its tokens come.
+
+    Each piece comes with True where its tokens are accepted candidates. It comes with False where
+    they are the base model's own token, which ends each step.
+
+    Args:
+        steps: the tokens of each decoding step, as `MedusaModel.steps` yields them for one row:
+            [1][n].
+    """
+    detokenizer = Detokenizer(tokenizer)
+    for (tokens,) in steps:
+        if len(tokens) > 1:
+            yield detokenizer.push(tokens[:-1]), True
+        yield detokenizer.push(tokens[-1:]), False
+    yield detokenizer.flush(), False
+
+
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    end_ids: Collection[int],
+    stop_strings: Sequence[str],
+) -> tuple[str, bool]:
+    """Return an answer without what ended it, and True if the model ended it.
+
+    An answer that no end token or stop string ends has reached a limit. It may then end in the
+    middle of a character, which is left out.
+
+    Args:
+        ids: the answer's token ids, at least one.
+        end_ids: ids of end-of-sequence tokens.
+        stop_strings: texts that end an answer.
+    """
+    ended = ids[-1] in end_ids
+    text = str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
+    if stop_strings and not ended:
+        whole = str(tokenizer.decode(ids))  # a stop string may hold special tokens
+        ended = any(string in whole for string in stop_strings)
+    for string in stop_strings:
+        text = text.split(string)[0]
+    if not ended:
+        text = text.rstrip(INCOMPLETE)
+    return text.strip(), ended
