@@ -171,16 +171,17 @@ def table(comparisons: list[Comparison]) -> Table:
             f"{figures['speedup_over_plain']:.2f}x",
             f"{figures['speedup_over_generate']:.2f}x",
             "yes" if figures["identical"] else "no",
-            _share(figures["correct"]),
+            _verdict(figures["correct"]),
             end_section=name != "all" and part[0] is comparisons[-1],
         )
     return shown
 
 
-def _share(correct: float | None) -> str:
-    """Return a share of correct answers in words; None where no answer can be checked."""
-    words: dict[float | None, str] = {None: "-", 1.0: "yes", 0.0: "no"}
-    return words.get(correct, f"{correct or 0:.0%}")
+def _verdict(correct: float | None) -> str:
+    """Return the share of right answers as a word or a percentage; "-" if nothing was checked."""
+    if correct is None:
+        return "-"
+    return {1.0: "yes", 0.0: "no"}.get(correct, f"{correct:.0%}")
 
 
 def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -1,18 +1,13 @@
-"""`MedusaModel`, what users hold: loads and saves as transformers models do, and generates as they
-do.
-"""
+"""`MedusaModel`: loads, saves and generates as transformers' models do."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,37 +21,23 @@ from ..core.tree import CandidateTree
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
 from .checks import loaded_base, tree_attention, usable_calibration
+from .merged import MergedAdapter
 from .named import NamedModel
 
 
-@dataclass(frozen=True)
-class Merged:
-    """An adapter that was merged into a base model.
-
-    Attributes:
-        folder: where the adapter lies.
-        digest: of its weights.
-        fingerprint: of the base with the adapter.
-    """
-
-    folder: Path
-    digest: str
-    fingerprint: dict[str, tuple[torch.dtype, int]]
-
-
 class MedusaModel(TreeModel):
-    """A causal language model with Medusa heads: the same text as the model alone, in fewer steps.
+    """A causal language model with Medusa heads, which gives the model's own text in fewer steps.
 
-    `model.base` is the transformers model, `model.heads` the heads, `model.tree` the candidates
-    verified each step.
+    `model.base` is the transformers model, `model.heads` are the heads, and `model.tree` is the
+    candidate tree that each step verifies.
     """
 
     def __init__(self, base: PreTrainedModel, heads: MedusaHeads, *args: Any, **kwargs: Any):
         super().__init__(base, heads, *args, **kwargs)
         self.origin = Origin.of(base)
-        """Where the base was loaded from; saved heads name it."""
-        self.merged: Merged | None = None
-        """The adapter that was merged into the base; saved beside the heads."""
+        """The place that the base was loaded from. Saved heads name it."""
+        self.merged: MergedAdapter | None = None
+        """The adapter that was merged into the base. It is saved beside the heads."""
 
     @classmethod
     def from_base(
@@ -72,26 +53,28 @@ class MedusaModel(TreeModel):
         compiled: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
-        """New, untrained heads on any causal language model.
+        """Return a model with new, untrained heads.
 
         Args:
-            model_or_id: a loaded model, which is left as it is, or a folder or hub id of a model,
-                or of a PEFT adapter, which is then loaded on its base model.
-            num_heads: K. A head further ahead is less often right; five are the paper's choice.
-            num_layers: residual layers a head.
-            own_lm_head: False shares the base's lm_head between all heads: K V H fewer weights.
-            bias: whether residual layers have a bias.
-            tree: the candidates of a step; by default the tree for uncalibrated heads.
-            prepack: packed CPU weights, by default where they help; "half" packs in 16 bits what
-                float16 holds.
-            compiled: compile the base model's step at the first prefill (CPU, needs a C++
+            model_or_id: a causal language model, which is not changed, or the folder or hub id of
+                one, or of a PEFT adapter, which is loaded on its base model.
+            num_heads: K. The paper uses five; the further ahead a head predicts, the less often it
+                is right.
+            num_layers: number of residual layers in each head.
+            own_lm_head: give each head an lm_head of its own. False shares the base model's between
+                all heads, which saves K V H weights.
+            bias: give residual layers a bias.
+            tree: the candidate tree; by default the tree for uncalibrated heads.
+            prepack: run linear layers on packed weights (CPU). None packs where that is faster;
+                "half" packs in 16 bits the weights whose values float16 holds.
+            compiled: compile the base model's step at the first prefill (CPU; needs a C++
                 compiler).
-            kwargs: passed to transformers (dtype, device_map, quantization_config, revision, token,
-                ...).
+            kwargs: passed to transformers to load the model: dtype, device_map,
+                quantization_config, revision, token, ...
 
         Raises:
             ValueError: the model cannot verify a tree, or has heads already.
-            TypeError: an argument is for loading, and the model is loaded.
+            TypeError: the model is already loaded, and there are kwargs.
         """
         if isinstance(model_or_id, (str, Path)):
             named = NamedModel.find(model_or_id, **tree_attention(kwargs))
@@ -124,28 +107,29 @@ class MedusaModel(TreeModel):
         all_heads: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
-        """Heads from a native folder or a hub repository, and the base model they name.
+        """Load heads, and the base model that they name.
 
         Args:
             path_or_id: folder or hub id of the heads.
-            base: the base model, loaded or by name, where it is not the one the heads name. A
-                loaded one is taken as it is: where the heads' backbone has an adapter, it is to
-                    have it already.
-            base_revision: the base model's revision, by default the one that the heads name;
-                `revision` is the heads'.
-            tree: replaces the folder's tree.
-            prepack: packed CPU weights, by default where they help; "half" packs in 16 bits what
-                float16 holds.
-            compiled: compile the base model's step at the first prefill (CPU, needs a C++
+            base: the base model, or its name, in place of the one that the heads name. A model is
+                taken as it is; if the heads were trained with an adapter, it must have the adapter
+                already.
+            base_revision: revision of the base model; by default the one that the heads name.
+                `revision` is that of the heads.
+            tree: the candidate tree; by default the one stored beside the heads.
+            prepack: run linear layers on packed weights (CPU). None packs where that is faster;
+                "half" packs in 16 bits the weights whose values float16 holds.
+            compiled: compile the base model's step at the first prefill (CPU; needs a C++
                 compiler).
-            all_heads: load heads, too, that the tree does not use; to train, calibrate or save
-                them, say.
-            kwargs: token, cache_dir and the like go to both downloads, the rest to transformers for
-                the base model (dtype, device_map, quantization_config, attn_implementation, ...).
+            all_heads: load also the heads that the tree does not use, such as to train, calibrate
+                or save them.
+            kwargs: token, cache_dir and the like, for both downloads; the rest is passed to
+                transformers to load the base model: dtype, device_map, quantization_config,
+                attn_implementation, ...
 
         Raises:
-            ValueError: the folder is not a native one or does not fit the base; says exactly what.
-            TypeError: an argument is for loading the base model, and it is loaded.
+            ValueError: there are no heads, or they do not fit the base model; says exactly what.
+            TypeError: the base model is already loaded, and there are kwargs for loading it.
         """
         if isinstance(base, (str, Path, NoneType)):
             named = NamedModel.find(path_or_id, base, base_revision, **tree_attention(kwargs))
@@ -184,10 +168,11 @@ class MedusaModel(TreeModel):
         all_heads: bool = False,
         **options: Any,
     ) -> MedusaModel:
-        """Return a model of a backbone, which has its adapter, and the heads in a folder.
+        """Return a model of a backbone and the heads in a folder, with their tree.
 
         Args:
-            name: name of the heads, for warnings.
+            backbone: has the heads' adapter already, if there is one.
+            name: the name of the heads in warnings.
             options: of the constructor.
         """
         stored, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
@@ -204,26 +189,25 @@ class MedusaModel(TreeModel):
         model = cls(backbone, heads, tree, calibration=calibration, **options)
         adapter = native.adapter(folder)
         if adapter is not None and adapters.attached(backbone) is None:
-            model.merged = Merged(adapter, adapters.digest(adapter), bases.fingerprint(backbone))
+            model.merged = MergedAdapter.of(adapter, backbone)
         return model
 
     def save_pretrained(self, folder: str | Path, *, base: str | None = None) -> None:
-        """Write the heads, the tree and the base model's adapter, where it has one, as a native
-        folder.
+        """Write the heads, the tree and the adapter, if there is one, as a native folder.
 
-        The base model is named, not copied. It is first compared with the files that it was loaded
-        from. A save that fails leaves `folder` as it was.
+        The base model is not written, only named, after its weights were compared with the files
+        that it was loaded from. A save that fails leaves `folder` as it was.
 
         Args:
-            folder: made if need be.
-            base: what to name as the base model, without a comparison: a hub id, or a folder's path
-                seen from `folder`. By default what the base was loaded from.
+            folder: created if it does not exist.
+            base: name of the base model to write: a hub id, or the path of a folder relative to
+                `folder`. The weights are then not compared. By default the place that the base
+                model was loaded from.
 
         Raises:
-            ValueError: the heads do not fit the base model, whose embeddings were resized since, or
-                the base is not what it was loaded from any more, so that its name would stand for
-                another model.
-            FileNotFoundError: the folder that the base was loaded from is gone.
+            ValueError: the heads do not fit the base model, because its embeddings were resized; or
+                its weights are not those of the files, so that the name would be of another model.
+            FileNotFoundError: the folder that the base model was loaded from no longer exists.
         """
         check_heads(self.base, self.heads.config)
         folder = Path(folder).expanduser()
@@ -236,26 +220,22 @@ class MedusaModel(TreeModel):
             if adapter is not None:
                 adapters.write(self.base, adapter, new / names.ADAPTER)
             elif self.merged is not None:
-                self._copy_adapter(new / names.ADAPTER)
+                self.merged.copy(new / names.ADAPTER)
             native.write_heads(new, self.heads, self.tree, name, self.calibration, revision)
 
-    def _check_base(self, plain: bool) -> None:
-        """Raises ValueError where the base, its adapter left out, is not what it was when it was
-        loaded.
+    def _check_base(self, without_adapter: bool) -> None:
+        """Check that the base model's own weights are those that were loaded.
+
+        Args:
+            without_adapter: no adapter is attached now; one may have been merged after loading.
+
+        Raises:
+            ValueError: a weight differs.
         """
-        if plain and self.merged is not None:
+        if without_adapter and self.merged is not None:
             bases.check_same(self.base, self.merged.fingerprint)
         else:
             bases.check_unchanged(self.base, self.origin)
-
-    def _copy_adapter(self, place: Path) -> None:
-        merged = self.merged
-        assert merged is not None
-        if not merged.folder.is_dir() or adapters.digest(merged.folder) != merged.digest:
-            raise ValueError(
-                f"{merged.folder} does not hold the base model's adapter any more: put it back"
-            )
-        shutil.copytree(merged.folder, place)
 
     def push_to_hub(
         self,
@@ -266,15 +246,17 @@ class MedusaModel(TreeModel):
         token: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Upload the native folder to a hub repository, made if need be; returns the commit's
-        address.
+        """Upload what `save_pretrained` writes to a hub repository; return the commit's URL.
 
         Args:
-            base: the hub id to name as the base model; by default what the base was loaded from.
+            repo_id: created if it does not exist.
+            base: hub id to name as the base model; by default the one that it was loaded from.
+            private: make a new repository private.
+            kwargs: passed to `HfApi.upload_folder`, such as revision or commit_message.
 
         Raises:
-            ValueError: the base was loaded from a folder, which others do not have, or was not
-                loaded at all; it was changed since; or the repository holds a model.
+            ValueError: the base model has no hub id or was changed, or the repository holds a model
+                whose configuration the heads' would replace.
         """
         if base is None and not self.origin.is_hub_id:
             name = self.origin.name
@@ -300,37 +282,37 @@ class MedusaModel(TreeModel):
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Tensor | generation.MedusaGenerateOutput:
-        """Generate as `transformers`' `generate` does, several tokens a step.
+        """Generate as transformers' `generate` does, with several tokens per step.
 
-        Greedy text is the base model's own, token for token; sampled text follows its distribution
-        exactly unless `acceptance="typical"` is asked for. Without `do_sample`, typical acceptance
-        is greedy decoding, too.
+        Greedy text is that of the base model, token for token. Sampled text follows the base
+        model's distribution, except with `acceptance="typical"`. Without `do_sample`, all kinds of
+        acceptance are greedy.
 
         Args:
-            inputs: token ids [B, P], padded on the left (also as `input_ids`, with
-                `attention_mask`). Masked tokens are left out of a prompt. Without inputs a text
+            inputs: token ids [B, P], padded on the left; also as `input_ids`, with
+                `attention_mask`. Masked tokens are not part of a prompt. Without inputs, a text
                 begins with `bos_token_id`.
-            generation_config: as in transformers, and so are its fields as keyword arguments.
-                Lengths count a row's own tokens, without padding.
-            acceptance: "auto" (greedy without sampling, rejection with it), "greedy", "rejection",
-                "typical", or a policy.
-            tree: the candidates of a step, in place of `model.tree`.
-            generator: source of randomness, or one a sequence; without it torch's global one seeds
-                the rows.
-            within_positions: end a row where the model's positions end (`max_position_embeddings`,
-                or where its rotary frequencies change), however many new tokens are asked for.
+            generation_config: as in transformers; its fields may be keyword arguments. Lengths
+                count the tokens of a row without its padding.
+            acceptance: "auto" (rejection if sampling, otherwise greedy), "greedy", "rejection",
+                "typical" or an `AcceptancePolicy`.
+            tree: the candidate tree of all steps; by default `model.tree` where it pays.
+            generator: source of random numbers, or a list of one for each row; by default torch's
+                global one seeds the rows.
+            within_positions: end a row where the model's positions end, whatever `max_new_tokens`
+                is. They end at `max_position_embeddings`, or where the rotary frequencies change.
             logits_processor, stopping_criteria, stop_strings (with tokenizer), streamer: as in
-            transformers.
+                transformers.
 
         Returns:
-            Sequences [B, P + T], or with `return_dict_in_generate=True` a `MedusaGenerateOutput`
-            with statistics.
+            Token ids [B, P + T], or a `MedusaGenerateOutput` with statistics if
+            `return_dict_in_generate` is True.
 
         Raises:
             ValueError: an option or input is not supported, or a text would outgrow the model's
                 positions; names the alternative.
-            RuntimeError: there is no distribution to sample from, because logits hold NaN or
-                infinity, or a processor excluded every token.
+            RuntimeError: no token can be sampled, because the logits hold NaN or infinity, or a
+                processor excluded every token.
         """
         return generation.generate(self, inputs, generation_config, **kwargs)
 
@@ -340,10 +322,9 @@ class MedusaModel(TreeModel):
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> generation.Session:
-        """Make a request ready, with the arguments of `generate`; iterate the session to decode it
-        step by step.
+        """Return a session that decodes step by step when it is iterated.
 
-        Each iteration gives a step's new tokens of every row, [B][n].
+        Takes the arguments of `generate`. Each iteration gives the new tokens of every row, [B][n].
         """
         return generation.prepare(self, inputs, generation_config, **kwargs)
 
