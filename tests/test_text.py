@@ -9,7 +9,7 @@ from medusa.text import (
     Detokenizer,
     answer_text,
     encode_chat,
-    encode_prompt,
+    encode_text,
     stream_text,
 )
 
@@ -33,7 +33,7 @@ def test_an_incomplete_character_comes_with_the_flush(tokenizer):
 
 def test_accepted_candidates_are_told_apart(base_folder, tokenizer):
     model = MedusaModel.from_base(base_folder, 2)
-    ids = encode_prompt(tokenizer, "one two three", raw=True)
+    ids = encode_text(tokenizer, "one two three", raw=True)
     answer = model.base.generate(ids, max_new_tokens=30, do_sample=False)
     model.heads = ScriptedHeads(model, answer.tolist(), 1.0)
     pieces = list(stream_text(model.steps(ids, max_new_tokens=24), tokenizer))
@@ -44,9 +44,9 @@ def test_accepted_candidates_are_told_apart(base_folder, tokenizer):
 
 def test_a_prompt_is_a_users_message_unless_it_is_raw(tokenizer):
     message = [{"role": "user", "content": "one two"}]
-    assert encode_prompt(tokenizer, "one two").equal(encode_chat(tokenizer, message))
+    assert encode_text(tokenizer, "one two").equal(encode_chat(tokenizer, message))
     assert tokenizer.decode(encode_chat(tokenizer, message)[0]).endswith("<|assistant|>\n")
-    assert tokenizer.decode(encode_prompt(tokenizer, "one two", raw=True)[0]) == "one two"
+    assert tokenizer.decode(encode_text(tokenizer, "one two", raw=True)[0]) == "one two"
 
 
 def test_a_template_that_refuses_a_conversation_is_a_value_error(base_folder):

@@ -14,23 +14,34 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers decode bytes to that are no whole character."""
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> Tensor:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    template: str | None = None,
+) -> Tensor:
     """Return token ids [1, P] of a conversation, up to where the assistant's answer begins.
+
+    Args:
+        template: Jinja text of a chat template; by default the tokenizer's own.
 
     Raises:
         ValueError: the chat template refuses the conversation.
     """
     try:
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            messages,
+            chat_template=template,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
         )["input_ids"]
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
     return torch.as_tensor(ids)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool = False) -> Tensor:
-    """Return token ids [1, P] of a prompt.
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, raw: bool = False) -> Tensor:
+    """Return token ids [1, P] of a text that a model is to answer.
 
     Args:
         raw: encode the text itself. Otherwise it becomes a user's message where the tokenizer has
@@ -40,8 +51,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool = F
         ValueError: the chat template refuses the message.
     """
     if tokenizer.chat_template is not None and not raw:
-        return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
-    return torch.as_tensor(tokenizer(prompt, return_tensors="pt")["input_ids"])
+        return encode_chat(tokenizer, [{"role": "user", "content": text}])
+    return torch.as_tensor(tokenizer(text, return_tensors="pt")["input_ids"])
 
 
 class Detokenizer:

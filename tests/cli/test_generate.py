@@ -16,7 +16,7 @@ import medusa
 from medusa import MedusaModel
 from medusa.cli import app
 from medusa.loading import NamedModel, load
-from medusa.text import encode_prompt
+from medusa.text import encode_text
 
 PROMPT = "one two three"
 LENGTH = ["--max-new-tokens", "24"]
@@ -115,7 +115,7 @@ def stopping(folders, tokenizer, reference, tmp_path):
 def test_the_models_own_stop_strings_end_an_answer(folders, stopping, plain):
     heads, string = stopping
     model, tokenizer = load(NamedModel.find(heads))
-    ids = encode_prompt(tokenizer, PROMPT)
+    ids = encode_text(tokenizer, PROMPT)
     expected = model.base.generate(ids, max_new_tokens=24, do_sample=False, tokenizer=tokenizer)[
         0, ids.shape[1] :
     ]

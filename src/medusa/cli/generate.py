@@ -64,12 +64,12 @@ class PromptOptions:
 def generate(prompt: PromptOptions, answer: AnswerOptions, model: ModelOptions) -> None:
     """Answer one prompt and stream the text; accepted candidates are green on a terminal."""
     text = prompt.read()
-    from ..text import encode_prompt, stream_text
+    from ..text import encode_text, stream_text
     from .answer import show, start, summary
     from .models import load
 
     medusa, tokenizer = load(model)
-    session = start(medusa, tokenizer, encode_prompt(tokenizer, text, prompt.raw), answer)
+    session = start(medusa, tokenizer, encode_text(tokenizer, text, prompt.raw), answer)
     for piece, accepted in stream_text(session, tokenizer):
         show(piece, accepted)
     show("\n", False)

@@ -158,7 +158,8 @@ class DecodingOptions:
         "How candidates are accepted. greedy: those that greedy decoding gives. rejection: so that "
         "sampled text follows the model's distribution. auto: greedy at temperature 0, otherwise "
         "rejection. typical: all that are plausible, for more tokens per step; sampled text "
-        "follows another distribution and is the same for every seed",
+        "follows another distribution and is the same for every seed, and text at temperature 0 is "
+        "greedy",
         default="auto",
     )
 
