@@ -31,8 +31,8 @@ def load(
         all_heads: load also the heads that the stored tree does not use.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        OSError: there is no such hub id either, or the hub cannot be reached.
+        FileNotFoundError: the name is a path, and there is no such folder.
+        OSError: the name is neither a folder nor a hub id, or the hub cannot be reached.
         ValueError: the folder holds neither heads nor a model, `--base` is given for a model that
             has no heads, or a device is not there.
     """
@@ -88,10 +88,14 @@ def _find(options: ModelOptions) -> NamedModel:
 
 
 def _check_device(option: str, name: str | None) -> None:
-    """Check that torch has a device here.
+    """Check that this machine has a device that torch can use.
+
+    Args:
+        option: the option that names the device.
+        name: the device; None is always there.
 
     Raises:
-        ValueError: it has not; names the option and the devices there are.
+        ValueError: there is no such device; names the option and the devices that exist.
     """
     if name is None:
         return

@@ -194,7 +194,7 @@ class AnswerOptions(DecodingOptions):
     """Options that choose how answers are decoded."""
 
     seed: int | None = option(
-        "Seed for sampling; the same seed gives the same text. By default each run has another",
+        "Seed for sampling; the same seed gives the same text; by default a random one",
         default=None,
         min=0,
         max=LARGEST_SEED,

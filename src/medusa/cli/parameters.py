@@ -59,14 +59,14 @@ def with_parameters(command: Callable[..., None]) -> Callable[..., None]:
     }
 
     def called(**values: Any) -> None:
-        given = {
+        arguments = {
             name: _instance(kind, values) if is_dataclass(_plain(kind)) else values[name]
             for name, kind in groups.items()
         }
-        command(**given)
+        command(**arguments)
 
-    own = [each for name, kind in groups.items() for each in parameters(name, kind)]
-    return with_signature(called, command, own)
+    expanded = [new for name, kind in groups.items() for new in parameters(name, kind)]
+    return with_signature(called, command, expanded)
 
 
 def with_signature(
@@ -76,7 +76,7 @@ def with_signature(
 ) -> Callable[..., None]:
     """Give a function these parameters, and the name and docstring of a command; return it."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     function.__name__, function.__doc__ = command.__name__, command.__doc__
     return function
 
@@ -91,14 +91,16 @@ def parameters(name: str, kind: Any) -> list[inspect.Parameter]:
     group = _plain(kind)
     if not is_dataclass(group):
         return [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)]
-    panel = next((each.title for each in get_args(kind)[1:] if isinstance(each, Panel)), None)
+    annotations = get_args(kind)[1:]
+    panel = next((note.title for note in annotations if isinstance(note, Panel)), None)
     kinds = get_type_hints(group)
-    return [_parameter(each, kinds[each.name], panel) for each in fields(group)]
+    return [_parameter(declared, kinds[declared.name], panel) for declared in fields(group)]
 
 
 def given_fields(context: typer.Context, options: type) -> list[str]:
     """Return the names of the fields that the user set, on the command line or in a file."""
-    sources = {each.name: context.get_parameter_source(each.name) for each in fields(options)}
+    names = [declared.name for declared in fields(options)]
+    sources = {name: context.get_parameter_source(name) for name in names}
     return [name for name, source in sources.items() if source and source.name != "DEFAULT"]
 
 
@@ -110,7 +112,7 @@ def _plain(kind: Any) -> Any:
 def _instance(kind: Any, values: dict[str, Any]) -> Any:
     """Return a dataclass made of the values that typer parsed for its fields."""
     group = _plain(kind)
-    return group(**{each.name: _value(values[each.name]) for each in fields(group)})
+    return group(**{declared.name: _value(values[declared.name]) for declared in fields(group)})
 
 
 def _value(parsed: Any) -> Any:

@@ -162,7 +162,7 @@ def table(comparisons: list[Comparison]) -> Table:
     shown.add_column("request", no_wrap=True)
     for column in (*COLUMNS, "vs plain", "vs generate", "identical", "correct"):
         shown.add_column(column, justify="right")
-    rows = [(each.prompt.category, [each]) for each in comparisons]
+    rows = [(comparison.prompt.category, [comparison]) for comparison in comparisons]
     for name, part in [*rows, ("all", comparisons)]:
         figures = Totals(part).summary(greedy=True)
         shown.add_row(
@@ -187,15 +187,16 @@ def _verdict(correct: float | None) -> str:
 def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the figures as `--json` writes them."""
     answers = []
-    for each in comparisons:
-        summary = Totals([each]).summary(greedy=True)
+    for comparison in comparisons:
+        summary = Totals([comparison]).summary(greedy=True)
+        ids = comparison.runs["medusa"][0].ids
         answers.append(
             {
-                "category": each.prompt.category,
-                "prompt": each.prompt.text,
-                "text": tokenizer.decode(each.runs["medusa"][0].ids, skip_special_tokens=True),
+                "category": comparison.prompt.category,
+                "prompt": comparison.prompt.text,
+                "text": tokenizer.decode(ids, skip_special_tokens=True),
                 **summary,
-                "correct": each.correct,
+                "correct": comparison.correct,
             }
         )
     return {
@@ -206,6 +207,7 @@ def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _setting() -> str:
-    made = provenance()
-    versions = f"torch {made['torch']}, transformers {made['transformers']}"
-    return f"{made['device']}, {made['threads']} threads, {versions}"
+    """Return the device, the threads and the versions that the figures were measured with."""
+    metadata = provenance()
+    versions = f"torch {metadata['torch']}, transformers {metadata['transformers']}"
+    return f"{metadata['device']}, {metadata['threads']} threads, {versions}"

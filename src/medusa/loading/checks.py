@@ -1,4 +1,4 @@
-"""Checks of what a base model is loaded with, or comes with."""
+"""Checks of base models and of the options and calibrations that come with them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..hardware.provenance import device_name
 
 
 def usable_calibration(calibration: Calibration, base: PreTrainedModel, name: str) -> Calibration:
-    """Return what of a calibration counts here.
+    """Return a calibration without the figures that do not hold for this base model.
 
-    On another device or in another dtype than it was made with, its latencies do not: only the
-    accuracies are kept, with a warning that another tree may be faster.
+    Latencies hold only on the device and in the dtype that they were measured with. Elsewhere only
+    the accuracies are kept, and a warning says that another tree may be faster.
     """
     here = {
         "device": device_name(running_device(base)),
@@ -51,7 +51,7 @@ def loaded_base(base: Any, options: dict[str, Any]) -> PreTrainedModel:
     """Return a base model that the user has loaded.
 
     Raises:
-        TypeError: it is no transformers model, or there are options, which come too late.
+        TypeError: `base` is no transformers model, or there are options for loading it.
     """
     if not isinstance(base, PreTrainedModel):
         raise TypeError(

@@ -263,10 +263,10 @@ class MedusaModel(TreeModel):
             where = f"lies in {name}, which others do not have" if name else "has no name"
             raise ValueError(f"the base model {where}: name its hub id, base='owner/name'")
         api, at = HfApi(token=token), {"revision": kwargs.get("revision")}
-        there = [
+        existing = [
             name for name in (names.CONFIG, names.WEIGHTS) if api.file_exists(repo_id, name, **at)
         ]
-        if there == [names.CONFIG]:
+        if existing == [names.CONFIG]:
             raise ValueError(
                 f"{repo_id} holds a model, whose {names.CONFIG} heads would replace: name another "
                 "one"
@@ -368,10 +368,14 @@ def load(
 
 
 def _heads_folder(folder: Path | None, name: str | Path) -> Path:
-    """Return the folder of heads that was found.
+    """Return a folder of heads.
+
+    Args:
+        folder: None where a search for heads found none.
+        name: what was searched.
 
     Raises:
-        ValueError: none was.
+        ValueError: `folder` is None.
     """
     if folder is None:
         raise ValueError(

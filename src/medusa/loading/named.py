@@ -53,8 +53,8 @@ class NamedModel:
                 the rest for transformers to load the base model.
 
         Raises:
-            FileNotFoundError: a name can only be a folder's, and there is no such folder.
-            OSError: there is no such hub id either, or the hub cannot be reached.
+            FileNotFoundError: a name is a path, and there is no such folder.
+            OSError: a name is neither a folder nor a hub id, or the hub cannot be reached.
             ValueError: the folder holds neither heads nor a model, or heads in a format that is
                 not read; the heads name no base model; `base` is given and there are no heads.
         """
@@ -109,7 +109,7 @@ class NamedModel:
             options: replace those of `options`.
 
         Raises:
-            FileNotFoundError: the name can only be a folder's, and there is no such folder.
+            FileNotFoundError: the name is a path, and there is no such folder.
             ImportError: the base model is a PEFT adapter, and peft is not installed.
             ValueError: the configuration or a weights file is broken; names it.
         """

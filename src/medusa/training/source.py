@@ -1,4 +1,4 @@
-"""What a run starts from: a base model, or heads to go on with, and data."""
+"""The model and the data that a training run starts from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..core.heads import MedusaHeads
 from ..core.model import new_heads
-from ..formats import adapters, names
-from ..formats import native as storage
+from ..formats import adapters, names, native
 from ..formats.bases import Origin
 from ..loading import NamedModel
 from .recipe import Recipe
@@ -22,17 +21,18 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Source:
-    """What a run starts from.
+    """A model and the data to train it on; nothing is loaded yet.
 
     Attributes:
-        model: folder or hub id of a base model, or of heads to go on with.
-        data: what to learn from: a file, a folder, a dataset's name.
-        evaluation: held-out data; by default a share of `data`.
-        template: a chat template in place of the tokenizer's.
-        skip_bad: pass over malformed records.
-        limit: read at most so many records.
-        split: of a dataset on the hub.
-        loading: passed to transformers (revision of `model`, token, trust_remote_code, ...).
+        model: folder or hub id of a base model, or of heads to train further.
+        data: training data: a file, a folder, or a dataset's name.
+        evaluation: evaluation data; None holds out a share of `data`.
+        template: Jinja text of a chat template; None takes the tokenizer's.
+        skip_bad: skip malformed records.
+        limit: maximum number of records to read; None reads all.
+        split: split of a dataset on the hub.
+        loading: keyword arguments for transformers: revision (of `model`), token,
+            trust_remote_code, ...
     """
 
     model: str
@@ -49,8 +49,8 @@ class Source:
         """The heads and the base model that `model` stands for.
 
         Raises:
-            FileNotFoundError: the name can only be a folder's, and there is no such folder.
-            OSError: there is no such hub id either, or the hub cannot be reached.
+            FileNotFoundError: the name is a path, and there is no such folder.
+            OSError: a name is neither a folder nor a hub id, or the hub cannot be reached.
             ValueError: `model` is a PEFT adapter, or holds heads in a format that is not read.
         """
         named = NamedModel.find(self.model, **self.loading)
@@ -98,8 +98,10 @@ class Source:
 
 
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
-    """The base model as the recipe runs it, frozen: quantised, or in float32 or bfloat16 where its
-    weights will learn.
+    """Load the base model in the number format that the recipe needs, with frozen weights.
+
+    That is 4 or 8 bits by the recipe's `bits`; float32 where all of its weights will be trained;
+    otherwise that of the checkpoint, but no float16 where an adapter will be trained.
 
     Raises:
         ImportError: bits are asked for, and bitsandbytes is not installed.
@@ -110,17 +112,17 @@ def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
         if torch.cuda.is_available() and "device_map" not in source.loading:
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     if recipe.backbone_learns and not recipe.adapts:
-        options["dtype"] = torch.float32  # 16 bits lose the small steps of a fine-tuning
+        options["dtype"] = torch.float32  # 16 bits lose the small updates of fine-tuning
     base = source.load_base(**options)
     if recipe.backbone_learns and not recipe.bits and base.dtype == torch.float16:
-        base = base.to(
-            torch.bfloat16 if recipe.bf16 else torch.float32
-        )  # gradients overflow float16
+        # Gradients overflow float16.
+        base = base.to(torch.bfloat16 if recipe.bf16 else torch.float32)
     base.requires_grad_(False)
     return base
 
 
 def _quantisation(recipe: Recipe) -> Any:
+    """Return transformers' configuration for weights in the recipe's `bits`."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -131,34 +133,34 @@ def _quantisation(recipe: Recipe) -> Any:
 
     if recipe.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    computes = torch.bfloat16 if recipe.bf16 else torch.float32
+    compute_dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=computes,
+        bnb_4bit_compute_dtype=compute_dtype,
     )
 
 
 def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaHeads:
-    """The heads to go on with, or new ones.
+    """Return the heads to train: those of the source, or new ones on a base model.
 
     Raises:
-        ValueError: the heads have a shape that the recipe does not say, or a backbone of their own.
+        ValueError: the source's heads have another shape than the recipe names, or an adapter.
     """
     if source.heads is None:
         return new_heads(base, recipe.num_heads, recipe.num_layers, recipe.own_lm_head, bias=True)
-    if storage.adapter(source.heads) is not None:
+    if native.adapter(source.heads) is not None:
         raise ValueError(
             f"{source.model} has an adapter; training goes on from merged models: medusa train ... "
             "--merge"
         )
-    found = storage.read_heads(source.heads, base)
-    standard = Recipe()
+    heads = native.read_heads(source.heads, base)
+    defaults = Recipe()
     for name in ("num_heads", "num_layers", "own_lm_head"):
-        asked, there = getattr(recipe, name), getattr(found.config, name)
-        if asked not in (there, getattr(standard, name)):
+        wanted, actual = getattr(recipe, name), getattr(heads.config, name)
+        if wanted not in (actual, getattr(defaults, name)):  # a default was not asked for
             raise ValueError(
-                f"{name} is {asked}, but the heads in {source.model} have {there}: leave it out"
+                f"{name} is {wanted}, but the heads in {source.model} have {actual}: leave it out"
             )
-    return found
+    return heads
