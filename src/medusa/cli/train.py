@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,16 +140,11 @@ def train(
 
     hide_piped_bars()
     if options.preview:
-        tokenizer = source.tokenizer()
-        show_preview(Console(), tokenizer, source, recipe.max_length, source.stops())
+        show_preview(Console(), source.tokenizer(), source, recipe.max_length, source.stops())
         return
     if options.output is None:
         raise ValueError("where should the heads go? name a folder with --output")
-    console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
+    say = partial(Console(stderr=True).print, soft_wrap=True)
     try:
         run(
             recipe,
