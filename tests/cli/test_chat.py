@@ -111,9 +111,9 @@ def test_a_space_sends_a_slash(chat, conversation):
 def test_an_interrupt_keeps_the_session_and_the_partial_answer(
     chat, reference, monkeypatch, tmp_path
 ):
-    import medusa.cli.chat as module
+    import medusa.cli.conversation as module
 
-    whole, runs = module.pieces, []
+    whole, runs = module.stream_text, []
 
     def interrupted(session, tokenizer):
         runs.append(session)
@@ -122,7 +122,7 @@ def test_an_interrupt_keeps_the_session_and_the_partial_answer(
                 raise KeyboardInterrupt
             yield piece
 
-    monkeypatch.setattr(module, "pieces", interrupted)
+    monkeypatch.setattr(module, "stream_text", interrupted)
     monkeypatch.setattr(module, "in_terminal", lambda: True)
     file = tmp_path / "saved.json"
     result = chat("one", "two", f"/save {file}")
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_a_piped_conversation(folders, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medusa.cli.chat.pieces", interrupted)
+    monkeypatch.setattr("medusa.cli.conversation.stream_text", interrupted)
     assert (
         CliRunner().invoke(app, ["chat", str(folders / "heads")], input="one\ntwo\n").exit_code
         == 130

@@ -10,15 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from models import ScriptedHeads
 from typer.testing import CliRunner
 
 import medusa
 from medusa import MedusaModel
 from medusa.cli import app
-from medusa.cli.answer import Detokenizer, pieces
-from medusa.cli.generate import encode
-from medusa.cli.models import load
+from medusa.loading import NamedModel, load
+from medusa.text import encode_text
 
 PROMPT = "one two three"
 LENGTH = ["--max-new-tokens", "24"]
@@ -116,8 +114,8 @@ def stopping(folders, tokenizer, reference, tmp_path):
 @pytest.mark.parametrize("plain", [[], ["--plain"]])
 def test_the_models_own_stop_strings_end_an_answer(folders, stopping, plain):
     heads, string = stopping
-    model, tokenizer = load(str(heads))
-    ids = encode(tokenizer, PROMPT, raw=False)
+    model, tokenizer = load(NamedModel.find(heads))
+    ids = encode_text(tokenizer, PROMPT)
     expected = model.base.generate(ids, max_new_tokens=24, do_sample=False, tokenizer=tokenizer)[
         0, ids.shape[1] :
     ]
@@ -178,9 +176,9 @@ def test_every_error_is_one_line(folders, monkeypatch, error, line):
     ("place", "command"),
     [
         ("medusa.cli.models.load", ["chat", "demo"]),
-        ("medusa.cli.tree.show", ["tree", "show", "demo"]),
+        ("medusa.cli.tree_view.print_tree", ["tree", "show", "demo"]),
         ("medusa.demo.load", ["demo"]),
-        ("medusa.cli.calibrate.load", ["calibrate", "demo", "--output", "OUT"]),
+        ("medusa.cli.models.load", ["calibrate", "demo", "--output", "OUT"]),
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -286,28 +284,3 @@ def test_as_a_process(folders, reference):
 
 def test_version():
     assert invoke("--version").stdout == f"medusa {medusa.__version__}\n"
-
-
-def test_pieces_are_the_decoded_text_whatever_is_cut(tokenizer):
-    text = "naïve café & ½ 東京 🌳 <|end|>one"
-    ids = tokenizer(text)["input_ids"]
-    for size in (1, 2, 5):
-        detokenizer = Detokenizer(tokenizer)
-        found = [detokenizer.push(ids[at : at + size]) for at in range(0, len(ids), size)]
-        assert "\N{REPLACEMENT CHARACTER}" not in "".join(found)
-        assert "".join(found) + detokenizer.flush() == tokenizer.decode(
-            ids, skip_special_tokens=True
-        )
-    cut = Detokenizer(tokenizer)
-    assert cut.push(tokenizer("🌳")["input_ids"][:1]) == ""
-    assert cut.flush() == "\N{REPLACEMENT CHARACTER}"
-
-
-def test_accepted_candidates_are_told_apart(folders, tokenizer, reference):
-    model = MedusaModel.from_pretrained(folders / "heads")
-    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    known = model.base.generate(ids, max_new_tokens=30, do_sample=False)
-    model.heads = ScriptedHeads(model, known.tolist(), 1.0)
-    found = list(pieces(model.steps(ids, max_new_tokens=24), tokenizer))
-    assert "".join(text for text, _ in found) == reference(PROMPT, 24)
-    assert any(accepted for _, accepted in found)

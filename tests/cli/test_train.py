@@ -101,7 +101,7 @@ def test_preview_shows_an_example_with_its_mask_in_colour(folders, chats):
     from rich.console import Console
     from transformers import AutoTokenizer
 
-    from medusa.cli.train import show_preview
+    from medusa.cli.preview import show_preview
     from medusa.training import Source
 
     screen = Console(file=StringIO(), force_terminal=True, color_system="standard", width=100)

@@ -292,7 +292,7 @@ def test_heads_go_to_the_hub_and_come_from_there(monkeypatch, tmp_path):
             publish(folder_path, cache, repo_id)
             return f"https://hub/{repo_id}/{options['revision']}"
 
-    monkeypatch.setattr("medusa.loading.HfApi", Hub)
+    monkeypatch.setattr("medusa.loading.model.HfApi", Hub)
     own = tiny("llama", torch.float32)
     own.save_pretrained(tmp_path / "base")
     publish(tmp_path / "base", cache, "owner/base")

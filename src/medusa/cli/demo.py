@@ -1,205 +1,30 @@
-"""`medusa demo`: the embedded model answers with and without Medusa, side by side, and the
-difference in figures.
-"""
+"""`medusa demo`: the embedded model, with and without Medusa."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress import track
-from rich.table import Table
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
-
-from .. import demo, files
-from ..core.engine import PLAIN
-from ..core.tree import CandidateTree
-from ..evaluation.measure import Comparison, Prompt, Totals, compare
-from ..evaluation.prompts import held_out
-from ..evaluation.report import new_speed_table, speed_cells
-from ..hardware.provenance import provenance
-from ..loading import MedusaModel
-from . import streams
-
-METHODS = ("plain", "medusa", "generate")
-BASELINES = ("plain", "generate")
-REPEATS = 3
+from .options import length_option
+from .parameters import option
 
 
-def run(
-    json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None
-) -> None:
-    """Show the answers, measure, and write the figures to `json_file` if one is named.
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Options of the demo."""
 
-    Raises:
-        OSError: the file cannot be written; found out before the work.
-    """
-    if json_file is not None:
-        files.check_writable(json_file)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    console = streams.console()
-    logging.disable_progress_bar()
-    model, tokenizer = demo.load()
-    prompts = held_out(tokenizer, per_category)
-    arguments = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    console.print(
-        f"The embedded model ({model.base.num_parameters() / 1e6:.1f} million parameters) answers "
-        f"{len(prompts)} requests it has never seen, one token a step and with Medusa: "
-        f"{len(model.tree)} nodes "
-        "verified a step. Tokens that came on top of the model's own are green.\n"
+    json: Path | None = option(
+        "File to write the figures to; by default they are only shown", default=None, metavar="FILE"
     )
-    for _ in compare(model, prompts[:1], arguments, methods=METHODS, repeats=1):
-        pass
-    for prompt in prompts:
-        show(console, model, tokenizer, prompt, arguments)
-    comparisons = list(
-        track(
-            compare(model, prompts, arguments, methods=METHODS, repeats=REPEATS),
-            "Measuring, methods interleaved",
-            total=len(prompts),
-            console=Console(stderr=True),
-        )
+    max_new_tokens: int = length_option()
+    per_category: int = option("Number of requests of each category", default=1, min=1, max=1000)
+    threads: int | None = option(
+        "Number of CPU threads; by default torch's choice", default=None, min=1, max=1024
     )
-    if json_file is not None:
-        files.write_json(json_file, result(comparisons, tokenizer), indent=1)
-    console.print(table(comparisons))
-    console.print(_setting(), style="dim")
 
 
-def show(
-    console: Console,
-    model: MedusaModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    arguments: dict[str, Any],
-) -> None:
-    """Stream the answer of plain decoding, then Medusa's beside it."""
-    console.print(
-        Panel(Text(prompt.text), title=prompt.category, title_align="left", border_style="cyan")
-    )
-    panes = [Pane("plain decoding"), Pane("Medusa")]
-    with _live(console, panes):
-        for pane, tree in zip(panes, (PLAIN, model.tree), strict=True):
-            pane.follow(model, tokenizer, prompt.ids, tree, arguments)
-    console.print()
+def demo(options: DemoOptions) -> None:
+    """Show the embedded model's answers with and without Medusa, side by side; no download."""
+    from .side_by_side import run
 
-
-class Pane:
-    """One answer as it grows."""
-
-    def __init__(self, title: str):
-        self.title = title
-        self.text = Text()
-        self.status = "waiting"
-
-    def follow(
-        self,
-        model: MedusaModel,
-        tokenizer: PreTrainedTokenizerBase,
-        ids: torch.Tensor,
-        tree: CandidateTree,
-        arguments: dict[str, Any],
-    ) -> None:
-        """Decode, showing each step's tokens as they come; the time it takes to show them is not
-        counted.
-        """
-        session = model.steps(ids, tree=tree, **arguments)
-        for (event,) in session:
-            for place, token in enumerate(event.tokens):
-                own = place == len(event.tokens) - 1
-                word = tokenizer.decode([token], skip_special_tokens=True)
-                self.text.append(word, style="" if own else "bold green")
-            stats = session.stats
-            rate = stats.tokens / stats.decoding_seconds if stats.decoding_seconds else 0.0
-            self.status = (
-                f"{stats.steps} steps, {stats.acceleration_rate:.2f} tokens/step, {rate:.0f} "
-                "tokens/s"
-            )
-
-    def __rich__(self) -> Panel:
-        return Panel(
-            Group(self.text),
-            title=self.title,
-            subtitle=self.status,
-            title_align="left",
-            subtitle_align="left",
-        )
-
-
-@contextmanager
-def _live(console: Console, panes: list[Pane]) -> Iterator[None]:
-    """On a terminal the panes side by side, drawn again ten times a second; elsewhere the finished
-    answers.
-    """
-    if console.is_terminal:
-        grid = Table.grid(expand=True, padding=(0, 1))
-        for _ in panes:
-            grid.add_column(ratio=1)
-        grid.add_row(*panes)
-        with Live(grid, console=console, refresh_per_second=10):
-            yield
-    else:
-        with nullcontext():
-            yield
-        for pane in panes:
-            console.print(f"{pane.title}: {pane.status}")
-        console.print(panes[-1].text.plain, markup=False, highlight=False, soft_wrap=True)
-
-
-def table(comparisons: list[Comparison]) -> Table:
-    """Return a table with a row for each answer and one for all of them."""
-    shown = new_speed_table("Greedy decoding", BASELINES)
-    rows = [(each.prompt.category, [each]) for each in comparisons]
-    for name, part in [*rows, ("all", comparisons)]:
-        figures = Totals(part).summary(greedy=True)
-        shown.add_row(
-            name,
-            *speed_cells(figures, BASELINES),
-            "yes" if figures["identical"] else "no",
-            _verdict(figures["correct"]),
-            end_section=name != "all" and part[0] is comparisons[-1],
-        )
-    return shown
-
-
-def _verdict(correct: float | None) -> str:
-    """Return the share of right answers as a word or a percentage; "-" if nothing was checked."""
-    if correct is None:
-        return "-"
-    return {1.0: "yes", 0.0: "no"}.get(correct, f"{correct:.0%}")
-
-
-def result(comparisons: list[Comparison], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What `--json` writes."""
-    answers = []
-    for each in comparisons:
-        summary = Totals([each]).summary(greedy=True)
-        answers.append(
-            {
-                "category": each.prompt.category,
-                "prompt": each.prompt.text,
-                "text": tokenizer.decode(each.runs["medusa"][0].ids, skip_special_tokens=True),
-                **summary,
-                "correct": each.correct,
-            }
-        )
-    return {
-        "answers": answers,
-        "totals": Totals(comparisons).summary(greedy=True),
-        "provenance": provenance(),
-    }
-
-
-def _setting() -> str:
-    made = provenance()
-    versions = f"torch {made['torch']}, transformers {made['transformers']}"
-    return f"{made['device']}, {made['threads']} threads, {versions}"
+    run(options.json, options.max_new_tokens, options.per_category, options.threads)

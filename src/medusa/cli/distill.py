@@ -1,132 +1,139 @@
-"""`medusa distill`: a model's own answers to prompts, to train its heads on."""
+"""`medusa distill`: let a model answer prompts, to train its heads on the answers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from .options import ModelOptions, length_option, split_option, temperature_option
+from .parameters import argument, option
 
-from ..training import distill as data
-from ..training.answers_file import AnswersFile, answers_file
-from ..training.conversations import Engine, Settings
-from .models import load
+if TYPE_CHECKING:
+    from rich.console import Console
 
-LOG_EVERY = 30.0
-"""Seconds between two lines about progress in a log or pipe."""
-SHOWN = 5
-"""Refused conversations that are named on the console."""
+    from ..training.answers_file import AnswersFile
+    from ..training.conversations import Engine, Settings
+    from ..training.distill import Progress
 
 
-def run(
-    name: str,
-    prompts: str,
-    settings: Settings,
-    output: Path,
-    *,
-    batch_size: int,
-    limit: int | None,
-    split: str,
-    server: str | None,
-    in_flight: int,
-    timeout: float,
-    **loading: Any,
-) -> None:
-    """Answer the prompts and append the answers to `output`; tells progress and results on stderr.
+@dataclass(frozen=True, kw_only=True)
+class AnswererOptions(ModelOptions):
+    """Options that choose the model that answers."""
 
-    Prompts and `output` are checked before the model is loaded or a server is asked.
+    model: str = argument(
+        "Model that answers, as for generate; with --server, its name on the server", "MODEL"
+    )
 
-    Raises:
-        ValueError: there is no prompt, or some conversations were refused.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """Options that name the prompts and choose how they are answered."""
+
+    prompts: str = option(
+        "Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on the hub",
+        metavar="SOURCE",
+    )
+    output: Path = option(
+        "File for the answers, as JSON lines; the same command resumes an interrupted run",
+        "--output",
+        "-o",
+        metavar="FILE",
+    )
+    temperature: float = temperature_option(0.3)
+    seed: int = option("Seed for sampling", default=0, min=0)
+    max_new_tokens: int = length_option(1024)
+    leave_out_cut: bool = option(
+        "Leave out answers that reach --max-new-tokens, instead of marking them as cut",
+        "--leave-out-cut",
+        default=False,
+    )
+    self_talk: int = option(
+        "Number of questions that the model asks itself after the prompt's own", default=0, min=0
+    )
+    batch_size: int = option("Number of conversations decoded at once", default=8, min=1)
+    limit: int | None = option("Maximum number of prompts; by default all", default=None, min=1)
+    split: str = split_option()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Options for a server that answers in place of a model on this machine."""
+
+    server: str | None = option(
+        "Address of an OpenAI-compatible server, such as http://localhost:8000/v1 (key: "
+        "OPENAI_API_KEY); by default the model runs here",
+        default=None,
+        metavar="URL",
+    )
+    in_flight: int = option("Maximum number of requests to the server at once", default=8, min=1)
+    timeout: float = option(
+        "Seconds in which the server must answer a request", default=600, min=0.1
+    )
+
+
+def distill(options: DistillationOptions, server: ServerOptions, model: AnswererOptions) -> None:
+    """Let a model answer prompts; its heads are best trained on its own answers."""
+    from rich.console import Console
+
+    from ..training import distill as distillation
+    from ..training.answers_file import answers_file
+    from ..training.conversations import Settings
+    from .progress import say, watching
+
     console = Console(stderr=True)
-    seeds = list(data.read_seeds(prompts, limit, split))
-    with answers_file(output, settings) as answers:
-        engine: Engine
-        if server is not None:
-            from ..training.server import Server
-
-            engine = Server(server, settings, in_flight=in_flight, timeout=timeout)
-        else:
-            from ..training.answering import OwnEngine
-
-            engine = OwnEngine(*load(name, **loading), settings, batch_size)
+    settings = Settings(
+        model.model,
+        options.temperature,
+        options.seed,
+        options.max_new_tokens,
+        options.self_talk,
+        options.leave_out_cut,
+    )
+    # Prompts and output are checked before a model is loaded or a server is asked.
+    seeds = list(distillation.read_seeds(options.prompts, options.limit, options.split))
+    with answers_file(options.output, settings) as answers:
+        engine = _engine(settings, options.batch_size, server, model)
         try:
             with watching(console) as watch:
-                progress = data.distill(engine, seeds, answers, watch)
+                progress = distillation.distill(engine, seeds, answers, watch)
         except KeyboardInterrupt:
-            _say(console, f"stopped; {_kept(answers)}. The same command goes on")
+            say(console, f"stopped; {_kept(answers)}. The same command goes on")
             raise
     _report(console, answers, progress)
 
 
-@contextmanager
-def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
-    """Yield a function that shows progress: as a bar on a terminal, elsewhere as a line every
-    `LOG_EVERY` seconds.
+def _engine(
+    settings: Settings, batch_size: int, server: ServerOptions, model: AnswererOptions
+) -> Engine:
+    """Return what answers the prompts: the server, or the model on this machine."""
+    if server.server is not None:
+        from ..training.server import Server
+
+        return Server(server.server, settings, in_flight=server.in_flight, timeout=server.timeout)
+    from ..training.answering import OwnEngine
+    from .models import load
+
+    return OwnEngine(*load(model), settings, batch_size)
+
+
+def _report(console: Console, answers: AnswersFile, progress: Progress) -> None:
+    """Print what was kept.
+
+    Raises:
+        ValueError: conversations were refused; the same command asks them again.
     """
-    started = time.monotonic()
-    refused = 0
+    from .progress import say
 
-    def named(progress: data.Progress) -> None:
-        nonlocal refused
-        for problem in progress.refused[refused:SHOWN]:
-            _say(console, f"refused: {problem}")
-        refused = len(progress.refused)
-
-    if console.is_terminal:
-        with Progress(TextColumn("{task.description}"), BarColumn(), console=console) as bar:
-            task = bar.add_task("conversations")
-
-            def show(progress: data.Progress) -> None:
-                named(progress)
-                line = status(progress, time.monotonic() - started)
-                bar.update(task, description=line, completed=progress.done, total=progress.total)
-
-            yield show
-    else:
-        shown = started
-
-        def log(progress: data.Progress) -> None:
-            nonlocal shown
-            named(progress)
-            now = time.monotonic()
-            if now - shown >= LOG_EVERY or progress.done == progress.total:
-                shown = now
-                _say(console, status(progress, now - started))
-
-        yield log
-
-
-def status(progress: data.Progress, seconds: float) -> str:
-    """Return a line that says what is done after so many seconds, how fast, and how long the rest
-    will take.
-    """
-    here = progress.done - progress.earlier
-    parts = [f"{progress.done}/{progress.total} conversations"]
-    if here and seconds > 0:
-        left = timedelta(seconds=round(seconds / here * (progress.total - progress.done)))
-        parts += [f"{progress.tokens / seconds:.0f} tokens/s", f"{left} left"]
-    if progress.refused:
-        parts.append(f"{len(progress.refused)} refused")
-    return ", ".join(parts)
-
-
-def _report(console: Console, answers: AnswersFile, progress: data.Progress) -> None:
-    _say(console, _kept(answers))
+    say(console, _kept(answers))
     if progress.cut:
         limit = f"{answers.settings.max_new_tokens} tokens or the model's positions"
-        _say(
+        say(
             console,
             f'{progress.cut} of them end in an answer that was cut off ({limit}), marked "cut"',
         )
     if progress.left_out:
-        _say(
+        say(
             console,
             f"{progress.left_out} left out, without an answer: {answers.path}.left-out says why",
         )
@@ -137,7 +144,3 @@ def _report(console: Console, answers: AnswersFile, progress: data.Progress) -> 
 
 def _kept(answers: AnswersFile) -> str:
     return f"{len(answers.kept)} conversations in {answers.path}"
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)

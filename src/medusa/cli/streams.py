@@ -1,6 +1,4 @@
-"""Standard input and output as every command expects them, whatever the shell or the locale made of
-them.
-"""
+"""Standard streams that every command can use, whatever the shell and the locale set up."""
 
 from __future__ import annotations
 
@@ -10,15 +8,16 @@ import sys
 import warnings
 from typing import Any, TextIO
 
+import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 PIPED_WIDTH = 124
-"""Least number of columns of a table that goes to a file or pipe."""
+"""Minimum width, in columns, of a table that goes to a file or a pipe."""
 
 
 class Commands(TyperGroup):
-    """The commands, run with usable standard streams."""
+    """The group of all commands, which run with usable standard streams."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         prepare()
@@ -28,9 +27,8 @@ class Commands(TyperGroup):
         except SystemExit as ended:
             failed = bool(ended.code)
             raise
-        except (
-            OSError
-        ) as error:  # commands report their own; this one comes from printing help or a usage error
+        except OSError as error:
+            # Commands report their own errors. This one comes from printing help or a usage error.
             failed = True
             print(f"error: standard output: {error}", file=sys.stderr)
             raise SystemExit(1) from None
@@ -41,18 +39,20 @@ class Commands(TyperGroup):
 def prepare() -> None:
     """Make the three standard streams usable.
 
-    A closed stream becomes an empty or a silent one. Input is read as UTF-8; `as_text` checks it.
-    Characters that the output's encoding does not have are replaced, so that an ASCII terminal
-    stops no command. Warnings take one line.
+    A closed input becomes an empty one, and a closed output is discarded. Input is read as UTF-8;
+    bytes that are no UTF-8 become lone surrogates, which `as_text` finds. Characters that the
+    encoding of an output lacks are replaced, so that no command fails on an ASCII terminal.
+    Warnings take one line.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except (
-            OSError
-        ):  # a file that is opened later would get its number, and be written to by mistake
+        except OSError:
+            # Otherwise a file opened later would get the number of the closed stream, and what is
+            # meant for that stream would be written into the file.
             os.open(os.devnull, os.O_RDWR)
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+    # These stay open as long as the process runs.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     _reconfigure(sys.stdin, encoding="utf-8", errors="surrogateescape")
@@ -64,20 +64,19 @@ def prepare() -> None:
 
 
 def _reconfigure(stream: TextIO, **options: str) -> None:
-    with contextlib.suppress(
-        AttributeError, ValueError, OSError
-    ):  # not every stand-in can change, such as StringIO
+    # A stream that a caller put in place, such as a StringIO, may not be reconfigurable.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
         stream.reconfigure(**options)  # type: ignore[attr-defined]
 
 
 def finish(failed: bool) -> None:
-    """Write out what standard output still holds; exit with status 1 and one line where that cannot
-    be done.
+    """Flush standard output; exit with status 1 and an error of one line if that fails.
 
-    The stream then leads nowhere, or Python would try again as it ends, and print a traceback.
+    After a failure, standard output is redirected to the null device. Otherwise Python would flush
+    it again at exit and print a traceback.
 
     Args:
-        failed: whether the command has failed, so that its own error stands.
+        failed: True if the command has failed; its own error is then the only one reported.
     """
     try:
         sys.stdout.flush()
@@ -91,12 +90,16 @@ def finish(failed: bool) -> None:
 
 
 def as_text(text: str, place: str) -> str:
-    """Return text that came from outside, without a byte order mark.
+    """Return text from outside the program, checked to be UTF-8 and without a byte order mark.
 
-    Bytes that Python could not decode stand in it as lone surrogates; they are read as UTF-8.
+    Python decodes bytes that do not fit its encoding to lone surrogates. They are turned back into
+    bytes and read as UTF-8.
+
+    Args:
+        place: where the text comes from, for the error.
 
     Raises:
-        ValueError: they are not UTF-8; names `place`.
+        ValueError: the bytes are not UTF-8; names `place`.
     """
     try:
         return (
@@ -110,11 +113,15 @@ def as_text(text: str, place: str) -> str:
         ) from None
 
 
+def note(text: str) -> None:
+    """Write a line that is not a result to stderr, dim on a terminal."""
+    dim = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    typer.echo(typer.style(text, dim=True) if dim else text, err=True)
+
+
 def console() -> Console:
-    """Return a console for standard output in which tables have room where no terminal limits
-    them.
-    """
-    shown = Console()
-    if not shown.is_terminal:
-        shown.width = max(shown.width, PIPED_WIDTH)
-    return shown
+    """Return a console for standard output; without a terminal it is wide enough for any table."""
+    screen = Console()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, PIPED_WIDTH)
+    return screen

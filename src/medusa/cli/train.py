@@ -2,105 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+import typer
 
-from ..data.chats import IGNORED, Encoder, Example
-from ..data.examples import encoded
-from ..data.records import read_records
-from ..training.arguments import processes
 from ..training.recipe import Recipe
-from ..training.run import train
-from ..training.source import Source
-from .models import folder_or_id, hide_piped_bars
+from .errors import reported
+from .options import HubOptions, split_option
+from .parameters import Panel, argument, given_fields, option
+
+if TYPE_CHECKING:
+    from ..training.source import Source
 
 
-def run(
-    source: Source,
-    *,
-    options: dict[str, Any],
-    output: Path | None,
-    hidden_states: Path | None,
-    merge: bool,
-    report_to: str,
-    preview: bool,
+def _read_config(context: typer.Context, name: str | None) -> str | None:
+    """Make the options in a YAML file the defaults of the command, so that flags override them."""
+    if name is not None:
+        with reported(verbose=False):
+            options = {str(parameter.name) for parameter in context.command.params}
+            context.default_map = Recipe.read(name, options - {"config", "help", "verbose"})
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Options that name the model and the data to train on."""
+
+    model: str = argument(
+        "Folder or hub id of a base model or of heads to train further, or 'demo', the heads of "
+        "the embedded model",
+        "MODEL",
+    )
+    data: str = option(
+        "Training data: a .jsonl, .json, .parquet or .txt file, a folder of them, or a dataset on "
+        "the hub",
+        metavar="SOURCE",
+    )
+    evaluation: str | None = option(
+        "Data for evaluation; by default a share of --data", default=None, metavar="SOURCE"
+    )
+    chat_template: Path | None = option(
+        "File with a Jinja chat template; by default the tokenizer's template",
+        default=None,
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+    )
+    split: str = split_option()
+    limit: int | None = option(
+        "Maximum number of records to read; by default all", default=None, min=1
+    )
+    skip_bad: bool = option(
+        "Skip malformed records and report their number", "--skip-bad", default=False
+    )
+
+    def source(self, hub: HubOptions) -> Source:
+        """Return the model and the data as the library takes them.
+
+        Raises:
+            ValueError: the chat template is not UTF-8 text.
+        """
+        from ..training.source import Source
+        from .models import folder_or_id
+
+        template = self.chat_template
+        return Source(
+            folder_or_id(self.model),
+            self.data,
+            self.evaluation,
+            template=None if template is None else template.read_text(encoding="utf-8-sig"),
+            skip_bad=self.skip_bad,
+            limit=self.limit,
+            split=self.split,
+            loading=hub.hub_arguments,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that say where a run keeps its files and what it reports."""
+
+    output: Path | None = option(
+        "Folder for the trained heads; the same command resumes an interrupted run",
+        "--output",
+        "-o",
+        default=None,
+        metavar="FOLDER",
+    )
+    config: str | None = option(
+        "YAML file with options, or the name of a recipe that comes with medusa; flags override "
+        "its options; by default none",
+        default=None,
+        metavar="FILE|NAME",
+        is_eager=True,
+        callback=_read_config,
+    )
+    hidden_states: Path | None = option(
+        "Folder for hidden states that several runs share; by default --cache-hidden-states keeps "
+        "them in the output folder",
+        default=None,
+        metavar="FOLDER",
+    )
+    merge: bool = option(
+        "Write a trained backbone as a whole model instead of as an adapter",
+        "--merge",
+        default=False,
+    )
+    preview: bool = option(
+        "Print the first example, with the tokens to learn in green, and stop",
+        "--preview",
+        default=False,
+    )
+    report_to: str = option(
+        "Service to which transformers logs as well, such as tensorboard or wandb", default="none"
+    )
+
+
+def train(
+    context: typer.Context,
+    data: SourceOptions,
+    options: RunOptions,
+    hub: HubOptions,
+    recipe: Annotated[Recipe, Panel("Recipe")],
 ) -> None:
-    """Train by the recipe that the options make, or show an example of the data.
+    """Train heads for a model (Medusa-1), or heads and backbone together (Medusa-2)."""
+    recipe.check_effect(given_fields(context, Recipe))
+    source = data.source(hub)
+    from rich.console import Console
 
-    Raises:
-        ValueError: no place to write is given, or see `medusa.training.train`.
-    """
-    recipe = Recipe(**options)
-    recipe.check_effect(options)
-    source = replace(source, model=folder_or_id(source.model))
-    console = Console(stderr=True)
+    from ..training.arguments import processes
+    from ..training.run import train as run
+    from .models import hide_piped_bars
+    from .preview import show_preview
+
     hide_piped_bars()
-    if preview:
+    if options.preview:
         show_preview(Console(), source.tokenizer(), source, recipe.max_length, source.stops())
         return
-    if output is None:
+    if options.output is None:
         raise ValueError("where should the heads go? name a folder with --output")
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
+    say = partial(Console(stderr=True).print, soft_wrap=True)
     try:
-        train(
+        run(
             recipe,
             source,
-            output,
-            merge=merge,
-            report_to=report_to,
-            hidden_states=hidden_states,
+            options.output,
+            merge=options.merge,
+            report_to=options.report_to,
+            hidden_states=options.hidden_states,
             say=say,
         )
     except KeyboardInterrupt:
         say("\nstopped; the same command goes on from the last checkpoint, if there is one")
         raise
     processes().destroy_process_group()
-
-
-def show_preview(
-    console: Console,
-    tokenizer: PreTrainedTokenizerBase,
-    source: Source,
-    max_length: int | None = None,
-    stops: Collection[int] = (),
-) -> None:
-    """Print the first example of the data: what is learnt in green, what is only read in grey.
-
-    Args:
-        max_length: tokens an example keeps; None for all.
-        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template
-            shows.
-
-    Raises:
-        ValueError: the source is empty, or its first record is malformed.
-    """
-    record = next(read_records(source.data, source.split))
-    encoder = Encoder(tokenizer, source.template, max_length=max_length, stops=stops)
-    example = encoded(encoder, record)
-    example = example if max_length is None else example.cut(max_length)
-    console.print(
-        f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n",
-        style="bold",
-    )
-    console.print(_coloured(tokenizer, example), soft_wrap=True)
-
-
-def _coloured(tokenizer: PreTrainedTokenizerBase, example: Example) -> Text:
-    text = Text()
-    begin = 0
-    for place in range(1, len(example.ids) + 1):
-        learnt = example.labels[begin] != IGNORED
-        if place == len(example.ids) or (example.labels[place] != IGNORED) != learnt:
-            piece = tokenizer.decode(example.ids[begin:place], skip_special_tokens=False)
-            text.append(piece, style="green" if learnt else "bright_black")
-            begin = place
-    return text

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..text import encode_chat
 from .fields import Messages
 from .template import ChatTemplate, Span, Tools, choose_template, shown
 from .tokens import Tokenised, Tokens
@@ -153,10 +154,7 @@ def encode_prompt(
     """
     if template is None:
         return _untemplated(Tokens(tokenizer), chat, None).ids
-    told = tokenizer.apply_chat_template(
-        shown(chat), chat_template=template, add_generation_prompt=True, return_dict=True
-    )
-    return list(told["input_ids"])
+    return list(encode_chat(tokenizer, shown(chat), template)[0].tolist())
 
 
 def _labelled(text: str, told: Tokenised, spans: Iterable[Span]) -> Example:

@@ -1,5 +1,6 @@
-"""The embedded model: a small Llama that answers seeded tasks, so that speed and quality can be
-measured offline.
+"""The embedded model: a small Llama with Medusa heads that answers generated tasks.
+
+It comes with the package, so that speed and quality can be measured without a download.
 """
 
 from __future__ import annotations
@@ -14,17 +15,12 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 FOLDER = Path(__file__).parent / "model"
+FIRST_CALIBRATION_TASK = 30_000_000
+"""Number of the first task for calibration; benchmarks take tasks with lower numbers."""
 
 
-def load(
-    *, inflate: int | None = None, **kwargs: Any
-) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
-    """The embedded model with its heads, and its tokenizer.
-
-    Args:
-        inflate: widen its MLPs to this many columns whose output is zero: the same function at the
-            cost of a larger model (see `inflated`).
-        kwargs: as of `MedusaModel.from_pretrained`.
+def heads_folder() -> Path:
+    """Return the folder of the embedded model's heads, which name its base model.
 
     Raises:
         FileNotFoundError: this copy of the package came without the model.
@@ -33,25 +29,40 @@ def load(
         raise FileNotFoundError(
             f"no embedded model in {FOLDER}: build it with python -m tools.demo_model.train"
         )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    return FOLDER / "heads"
 
-    from ..loading import MedusaModel
+
+def load(
+    *, inflate: int | None = None, **kwargs: Any
+) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+    """Load the embedded model with its heads, and its tokenizer.
+
+    Args:
+        inflate: widen the MLPs to this many columns, of which the new ones add zero: the same
+            function at the cost of a larger model (see `inflated`).
+        kwargs: `dtype`, by default float32, and arguments of `MedusaModel.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: this copy of the package came without the model.
+    """
+    import torch
+
+    from ..loading import MedusaModel, NamedModel
     from .inflation import inflated
 
-    base = AutoModelForCausalLM.from_pretrained(
-        FOLDER / "base", dtype=kwargs.pop("dtype", torch.float32)
-    )
+    named = NamedModel.find(heads_folder(), dtype=kwargs.pop("dtype", torch.float32))
+    base = named.load_base()
     if inflate is not None:
         base = inflated(base, inflate)
-    model = MedusaModel.from_pretrained(FOLDER / "heads", base=base.eval(), **kwargs)
-    return model, AutoTokenizer.from_pretrained(FOLDER / "base")
+    model = MedusaModel.from_pretrained(heads_folder(), base=base, **kwargs)
+    return model, named.tokenizer()
 
 
 def calibration_tasks(count: int) -> list[Task]:
-    """Held-out tasks of all categories for calibration; no benchmark asks them."""
+    """Return held-out tasks of all categories for calibration; no benchmark uses them."""
     from .tasks import CATEGORIES, make_task
 
     return [
-        make_task(CATEGORIES[place % 6], 30_000_000 + place // 6, "test") for place in range(count)
+        make_task(CATEGORIES[place % 6], FIRST_CALIBRATION_TASK + place // 6, "test")
+        for place in range(count)
     ]

@@ -89,6 +89,11 @@ class Session:
         finally:
             engine.close()
 
+    def tokens(self) -> Iterator[list[int]]:
+        """Yield the new tokens of each step of a single sequence."""
+        for (event,) in self:
+            yield event.tokens
+
     def _stream(self, tokens: Sequence[int]) -> None:
         if self.streamer is not None:
             for token in tokens:

@@ -1,0 +1,67 @@
+"""Checks of base models and of the options and calibrations that come with them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..core.checks import running_device
+from ..core.schedule import UNCALIBRATED, Calibration
+from ..hardware.provenance import device_name
+
+
+def usable_calibration(calibration: Calibration, base: PreTrainedModel, name: str) -> Calibration:
+    """Return a calibration without the figures that do not hold for this base model.
+
+    Latencies hold only on the device and in the dtype that they were measured with. Elsewhere only
+    the accuracies are kept, and a warning says that another tree may be faster.
+    """
+    here = {
+        "device": device_name(running_device(base)),
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
+    differing = [
+        f"{calibration.made[key]} (here {value})"
+        for key, value in here.items()
+        if calibration.made.get(key) not in (None, value)
+    ]
+    if not differing:
+        return calibration
+    warnings.warn(
+        f"the tree of {name} was calibrated on {', '.join(differing)}; it works, but `medusa "
+        f"calibrate {name}` may find a faster one",
+        stacklevel=4,
+    )
+    return Calibration(calibration.accuracies, UNCALIBRATED.latency)
+
+
+def tree_attention(options: dict[str, Any]) -> dict[str, Any]:
+    """Return loading options in which sdpa replaces FlashAttention, which takes no tree mask."""
+    if not str(options.get("attn_implementation", "")).startswith("flash"):
+        return options
+    warnings.warn(
+        "FlashAttention takes no tree mask: using attn_implementation='sdpa'", stacklevel=3
+    )
+    return {**options, "attn_implementation": "sdpa"}
+
+
+def loaded_base(base: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """Return a base model that the user has loaded.
+
+    Raises:
+        TypeError: `base` is no transformers model, or there are options for loading it.
+    """
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(
+            "the base model must be a transformers model, a folder or a hub id, got "
+            f"{type(base).__name__}; of a PEFT model pass get_base_model(), whose layers carry the "
+            "adapter"
+        )
+    if options:
+        raise TypeError(
+            f"{', '.join(sorted(options))}: unknown, or of no use for a base model that is already "
+            "loaded"
+        )
+    return base
