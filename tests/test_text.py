@@ -36,7 +36,7 @@ def test_accepted_candidates_are_told_apart(base_folder, tokenizer):
     ids = encode_text(tokenizer, "one two three", raw=True)
     answer = model.base.generate(ids, max_new_tokens=30, do_sample=False)
     model.heads = ScriptedHeads(model, answer.tolist(), 1.0)
-    pieces = list(stream_text(model.steps(ids, max_new_tokens=24), tokenizer))
+    pieces = list(stream_text(model.steps(ids, max_new_tokens=24).tokens(), tokenizer))
     new = answer[0, ids.shape[1] :][:24]
     assert "".join(text for text, _ in pieces) == tokenizer.decode(new, skip_special_tokens=True)
     assert any(accepted for _, accepted in pieces)
@@ -59,20 +59,19 @@ def test_a_template_that_refuses_a_conversation_is_a_value_error(base_folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "end_ids", "stop_strings", "answer"),
+    ("text", "reason", "stop_strings", "answer"),
     [
-        ("one two<|end|>", True, [], ("one two", True)),
-        ("one two", True, [], ("one two", False)),
-        ("one two; three", False, [";"], ("one two", True)),
-        ("one two; three", False, ["!"], ("one two; three", False)),
-        ("one two<|end|>", False, ["<|end|>"], ("one two", True)),
+        ("one two<|end|>", "stop", [], "one two"),
+        ("one two", "length", [], "one two"),
+        ("one two; three", "stop_string", [";"], "one two"),
+        ("one two; three", "length", ["!"], "one two; three"),
+        ("one two<|end|>", "stop_string", ["<|end|>"], "one two"),
     ],
 )
-def test_what_ends_an_answer_is_no_part_of_it(tokenizer, text, end_ids, stop_strings, answer):
-    ends = tokenizer("<|end|>")["input_ids"] if end_ids else []
-    assert answer_text(tokenizer, tokenizer(text)["input_ids"], ends, stop_strings) == answer
+def test_what_ends_an_answer_is_no_part_of_it(tokenizer, text, reason, stop_strings, answer):
+    assert answer_text(tokenizer, tokenizer(text)["input_ids"], reason, stop_strings) == answer
 
 
 def test_an_answer_cut_inside_a_character_loses_it(tokenizer):
     ids = tokenizer("one 🌳")["input_ids"][:-1]
-    assert answer_text(tokenizer, ids, [], []) == ("one", False)
+    assert answer_text(tokenizer, ids, "length") == "one"

@@ -325,7 +325,8 @@ class MedusaModel(TreeModel):
     ) -> generation.Session:
         """Return a session that decodes step by step when it is iterated.
 
-        Takes the arguments of `generate`. Each iteration gives the new tokens of every row, [B][n].
+        Takes the arguments of `generate`. Each iteration gives the events of one step: the new
+        tokens of each sequence, and why it ended.
         """
         return generation.prepare(self, inputs, generation_config, **kwargs)
 
