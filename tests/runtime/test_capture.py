@@ -68,7 +68,7 @@ def test_a_text_that_outgrows_its_columns_is_captured_again():
     ids = varied_prompt("llama").repeat(1, 20)[:, : BLOCK - 20]
     expected = model.base.generate(ids, max_new_tokens=40, do_sample=False)
     assert torch.equal(model.generate(ids, max_new_tokens=40, do_sample=False, tree=TREE), expected)
-    assert next(iter(model.captures._known)) == (1, 8, 2 * BLOCK), "the smaller shape is forgotten"
+    assert next(iter(model.captures._captured)) == (1, 8, 2 * BLOCK), "the smaller shape is forgotten"
 
 
 def test_other_weights_forget_what_was_captured():

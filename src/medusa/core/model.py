@@ -25,8 +25,9 @@ from transformers import PreTrainedModel
 
 from ..runtime.capture import Captures
 from ..runtime.compiled import Programs
-from ..runtime.packing import PackedStack, Packing, held, setup, unpack, worth_packing
+from ..runtime.packing import PackedStack, Packing, stored_parameters, unpack, worth_packing
 from ..runtime.products import PackedWeight, as_operators, packable
+from ..runtime.state import execution_state
 from ..runtime.twin import Runner, twin
 from .cache import TreeCache
 from .heads import LogitRule, MedusaConfig, MedusaHeads
@@ -282,7 +283,9 @@ class TreeModel(nn.Module):
         width = input_ids.shape[1]
         padding = (width - attention_mask.sum(1)).tolist()
         self.refresh()
-        self._state = setup(self.runner.model) if cache.slots.static or self.compiled else ()
+        self._state = (
+            execution_state(self.runner.model) if cache.slots.static or self.compiled else ()
+        )
         cache.begin_prefill(padding, width)
         logits, hidden = self._forward(
             {
@@ -470,7 +473,9 @@ def running_device(base: PreTrainedModel) -> torch.device:
     """Where a base model runs. Offloaded weights are on no device (`meta`); they come to where the
     others are.
     """
-    places = (each.device for module in base.modules() for each in held(module).values())
+    places = (
+        each.device for module in base.modules() for each in stored_parameters(module).values()
+    )
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
@@ -481,7 +486,9 @@ def capturable(base: PreTrainedModel) -> bool:
     Experts are chosen by values that only the GPU knows, which transformers asks it for.
     """
     config = base.config.get_text_config()
-    devices = {each.device for module in base.modules() for each in held(module).values()}
+    devices = {
+        each.device for module in base.modules() for each in stored_parameters(module).values()
+    }
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     moved = any(hasattr(module, "_hf_hook") for module in base.modules())
     on_gpu = len(devices) == 1 and devices.pop().type == "cuda"
