@@ -57,7 +57,7 @@ def test_written_json_reads_back_unchanged(tmp_path):
     file = tmp_path / "shape.json"
     write_json(file, {"name": "ä", "sizes": [[1], []]})
     assert read_json(file, Shape) == Shape(name="ä", sizes=[[1], []])
-    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["shape.json"]
 
 
 def test_a_failed_write_keeps_the_previous_file(tmp_path):
@@ -74,7 +74,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(file, {"name": object()})
     assert file.read_text() == "good"
-    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["shape.json"]
 
 
 def test_the_target_of_a_link_is_replaced_and_the_link_is_kept(tmp_path):
@@ -133,7 +133,7 @@ def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path):
 
 
 def test_files_of_a_folder_are_replaced_all_or_none(tmp_path, monkeypatch):
-    """At whatever move it fails, a reader finds the files of before."""
+    """Whichever move fails, readers find the previous files."""
     place = tmp_path / "heads"
 
     def save(text):

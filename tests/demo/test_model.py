@@ -54,9 +54,9 @@ def test_medusa_gives_the_base_models_answers_and_most_are_correct(loaded):
 
 def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
     model, tokenizer = loaded
-    told = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
+    stated = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
     card = (demo.FOLDER / "README.md").read_text()
-    assert all(f"{row[0]:.1%}" in card for row in told)
+    assert all(f"{row[0]:.1%}" in card for row in stated)
     prompts = held_out(tokenizer, 3)
     (*results,) = compare(
         model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1
@@ -66,7 +66,7 @@ def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
         for each in results
     ]
     measured = evaluate_heads(model, examples).accuracy
-    assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, told, strict=True))
+    assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, stated, strict=True))
 
 
 def test_inflation_keeps_the_function_and_adds_parameters(loaded):

@@ -1,6 +1,4 @@
-"""Heads name the base model that they are for: where it lies, and whether it still is what its name
-says.
-"""
+"""Heads store the name of their base model, and check that it still is that model."""
 
 import json
 import os
@@ -50,7 +48,7 @@ def base_named(heads):
     return json.loads((heads / CONFIG).read_text())["base_model_name_or_path"]
 
 
-# --- where it lies
+# --- where the base model is
 
 
 @pytest.mark.parametrize("name", ["./base", "base", "../models/base", "ABSOLUTE", "~/models/base"])
@@ -80,7 +78,7 @@ def test_heads_and_base_may_move_together(folder, tmp_path):
 
 
 def test_a_folder_named_like_a_hub_id_is_not_looked_up_on_the_hub(folder, tmp_path, monkeypatch):
-    """From another working directory, a stranger's repository of that name must not answer."""
+    """From another directory, a repository of that name on the hub must not be loaded."""
     shutil.copytree(folder / "base", tmp_path / "owner" / "base")
     monkeypatch.chdir(tmp_path)
     MedusaModel.from_base("owner/base", 2).save_pretrained("heads")
@@ -104,7 +102,7 @@ def test_heads_loaded_and_saved_elsewhere_name_the_same_base(folder, tmp_path):
     )
 
 
-# --- adapters go with the heads
+# --- adapters are saved with the heads
 
 
 def from_adapter_folder(folder):
@@ -163,7 +161,7 @@ def test_a_disabled_adapter_is_not_saved(folder, tmp_path):
     assert not (tmp_path / ADAPTER).exists()
 
 
-# --- a base that is not what its name says any more
+# --- base models that have changed
 
 
 def merged(model, folder):

@@ -30,14 +30,14 @@ def content(file, text):
 
 def field(name, value):
     def write(folder):
-        told = json.loads((folder / TREE).read_text())
-        (folder / TREE).write_text(json.dumps({**told, name: value}))
+        tree_file = json.loads((folder / TREE).read_text())
+        (folder / TREE).write_text(json.dumps({**tree_file, name: value}))
 
     return write
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (content(WEIGHTS, ""), rf"{WEIGHTS} is not a whole safetensors file"),
         (content(WEIGHTS, b"\x10\0\0\0\0\0\0\0{"), rf"{WEIGHTS} is not a whole safetensors file"),
@@ -104,10 +104,10 @@ def field(name, value):
         (field("latency", {"one": 3.0}), rf"{TREE}: latency"),
     ],
 )
-def test_the_error_names_the_broken_file_and_its_field(base, tmp_path, damage, said):
+def test_the_error_names_the_broken_file_and_its_field(base, tmp_path, damage, message):
     changed_heads(base).save_pretrained(tmp_path)
     damage(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         MedusaModel.from_pretrained(tmp_path, base=base)
 
 

@@ -1,4 +1,4 @@
-"""What a name stands for, and formats of heads that are not read yet."""
+"""Names of heads and base models, and formats of heads that are not supported yet."""
 
 import json
 

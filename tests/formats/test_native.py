@@ -27,8 +27,8 @@ def test_saved_heads_and_tree_load_unchanged(base, tmp_path, own, num_layers, bi
     model.save_pretrained(tmp_path / "deep" / "heads")
     again = MedusaModel.from_pretrained(tmp_path / "deep" / "heads", base=base)
     assert again.tree == OWN_TREE
-    for mine, theirs in zip(model.heads.parameters(), again.heads.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    for saved, loaded in zip(model.heads.parameters(), again.heads.parameters(), strict=True):
+        assert torch.equal(saved, loaded)
     hidden = torch.randn(4, 32)
     assert torch.equal(model.heads(hidden, model.lm_head), again.heads(hidden, again.lm_head))
 
@@ -106,7 +106,7 @@ def test_tensors_have_the_names_of_the_original_format(base, tmp_path):
 
 
 def test_the_numbers_of_heads_and_layers_come_from_the_tensors(base, tmp_path):
-    """Released files name other head counts than they hold."""
+    """Some released files state another number of heads than they contain."""
     model = changed_heads(base)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
@@ -160,7 +160,7 @@ def test_a_tree_argument_replaces_the_folders_tree_and_none_means_the_default(ba
 
 
 def test_loaded_heads_generate_the_same_text_on_the_bases_device(base, tmp_path):
-    """The text is the same after a round trip, and the heads stand where the base stands."""
+    """Saving and loading keep the text, and the heads are on the base model's device."""
     model = changed_heads(base)
     model.save_pretrained(tmp_path)
     again = MedusaModel.from_pretrained(tmp_path, base=tiny("llama", torch.float64))
@@ -311,7 +311,7 @@ def test_broken_heads_are_not_saved(base, tmp_path):
 
 def test_heads_do_not_replace_a_model(base, tmp_path):
     base.save_pretrained(tmp_path / "base")
-    before = {each.name: each.read_bytes() for each in (tmp_path / "base").iterdir()}
+    before = {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()}
     model = MedusaModel.from_base(tmp_path / "base", 2)
     for options in ({}, {"base": "."}):
         with pytest.raises(
@@ -319,14 +319,14 @@ def test_heads_do_not_replace_a_model(base, tmp_path):
         ):
             model.save_pretrained(tmp_path / "base", **options)
     model.save_pretrained(tmp_path)
-    assert {each.name: each.read_bytes() for each in (tmp_path / "base").iterdir()} == before
+    assert {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()} == before
 
 
 @pytest.mark.parametrize("failing", ["write_json", "save_file", "write_tree"])
 def test_a_failed_save_keeps_the_previous_heads(base, tmp_path, monkeypatch, failing):
     model = changed_heads(base)
     model.save_pretrained(tmp_path)
-    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     def full(*args, **kwargs):
         raise OSError("disk full")
@@ -336,7 +336,7 @@ def test_a_failed_save_keeps_the_previous_heads(base, tmp_path, monkeypatch, fai
     model.heads.w2.data.add_(1)
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(tmp_path)
-    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_saved_files_have_default_permissions(base, tmp_path):
@@ -347,7 +347,7 @@ def test_saved_files_have_default_permissions(base, tmp_path):
 
 
 def test_heads_may_be_saved_again_if_only_their_weights_are_missing(base, tmp_path):
-    """Their configuration alone is not a model's."""
+    """The configuration of heads does not count as that of a model."""
     changed_heads(base).save_pretrained(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     changed_heads(base).save_pretrained(tmp_path)

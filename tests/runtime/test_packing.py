@@ -49,7 +49,7 @@ def test_a_packed_layer_equals_the_plain_one_up_to_rounding(rows, bias):
 
 
 def test_products_have_few_row_counts(monkeypatch):
-    """oneDNN keeps a program for each, so that memory would grow with every new length of a prompt."""  # noqa: E501
+    """oneDNN keeps a kernel for each row count, so memory would grow with every prompt length."""
     multiply, counts = PackedWeight._multiply, set()
     monkeypatch.setattr(
         PackedWeight,
@@ -191,12 +191,12 @@ def test_half_precision_runs_packed_or_not(dtype):
     assert model.generate(prompt(), max_new_tokens=5).shape == (1, 12)
 
 
-# --- a model the library loaded itself
+# --- a model that the library loaded
 
 
 @pytest.fixture
 def owned(tmp_path):
-    """A model the library loaded itself, after its first answer, and the state it was loaded with."""  # noqa: E501
+    """A model that the library loaded, after its first answer, and a copy of its base model."""
     base = tiny(dtype=torch.float32)
     base.save_pretrained(tmp_path)
     model = MedusaModel.from_base(tmp_path, num_heads=2)
@@ -300,7 +300,7 @@ def test_autocast_and_heads_of_another_precision(owned):
 
 @pytest.fixture
 def alarms():
-    """Alarms raise KeyboardInterrupt in this test."""
+    """Make alarms raise KeyboardInterrupt during a test."""
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -279,7 +279,9 @@ def make(rng: random.Random, split: Split) -> Task:
     body = function.body.replace("\n", "\n    ")
     does = function.does[0].upper() + function.does[1:]
     takes, returns = function.types
-    answer = f'def {name}({function.argument}: {takes}) -> {returns}:\n    """{does}."""\n    {body}'
+    answer = (
+        f'def {name}({function.argument}: {takes}) -> {returns}:\n    """{does}."""\n    {body}'
+    )
     facts = {"name": name, "calls": function.calls}
     return Task("code", prompt, answer, {**facts, "expected": _run(answer, name, function.calls)})
 
