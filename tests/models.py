@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from medusa import MedusaModel
+from medusa import CandidateTree, MedusaModel
 
 VOCAB = 61
 COMMON = {
@@ -159,3 +159,15 @@ def publish(folder: str | Path, hub: Path, repo: str, commit: str = "a" * 40) ->
     shutil.copytree(folder, place / "snapshots" / commit)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text(commit)
+
+
+OWN_TREE = CandidateTree([(0,), (3,), (3, 1), (3, 1, 0)])
+
+
+def changed_heads(base: PreTrainedModel, **options: Any) -> MedusaModel:
+    """Return a model with `OWN_TREE` and heads whose weights all differ from those of new heads."""
+    model = MedusaModel.from_base(base, num_heads=3, tree=OWN_TREE, **options)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.heads.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    return model

@@ -40,27 +40,27 @@ class Shape(Schema):
         ('{"name": "a", "share": NaN}', "share: input should be a finite number"),
     ],
 )
-def test_a_bad_file_is_named_with_its_field(tmp_path, text, problem):
+def test_the_error_names_the_file_and_the_field(tmp_path, text, problem):
     file = tmp_path / "shape.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=f"shape.json: .*{problem}"):
         read_json(file, Shape)
 
 
-def test_text_that_is_not_utf_8_is_named(tmp_path):
+def test_the_error_names_a_file_that_is_not_utf_8(tmp_path):
     (tmp_path / "shape.json").write_bytes(b'{"name": "\xff"}')
     with pytest.raises(ValueError, match=r"shape\.json: not JSON"):
         read_json(tmp_path / "shape.json", Shape)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_json_reads_back_unchanged(tmp_path):
     file = tmp_path / "shape.json"
     write_json(file, {"name": "ä", "sizes": [[1], []]})
     assert read_json(file, Shape) == Shape(name="ä", sizes=[[1], []])
-    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["shape.json"]
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+def test_a_failed_write_keeps_the_previous_file(tmp_path):
     file = tmp_path / "shape.json"
     file.write_text("good")
 
@@ -74,10 +74,10 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
     with pytest.raises(TypeError):
         write_json(file, {"name": object()})
     assert file.read_text() == "good"
-    assert [each.name for each in tmp_path.iterdir()] == ["shape.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["shape.json"]
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_the_target_of_a_link_is_replaced_and_the_link_is_kept(tmp_path):
     (tmp_path / "shape.json").symlink_to("elsewhere.json")
     for content in (1, 2):
         write_json(tmp_path / "shape.json", content)
@@ -95,7 +95,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.close(reader)
 
 
-def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
+def test_check_writable_names_a_file_that_cannot_be_written(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "shape.json")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").touch()
@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
             check_writable(place)
 
 
-def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):
+def test_permissions_of_a_replaced_file_are_kept_and_new_ones_are_default(tmp_path):
     plain, file = tmp_path / "plain", tmp_path / "shape.json"
     plain.touch()
     write_json(file, 1)
@@ -114,7 +114,7 @@ def test_permissions_are_those_of_the_file_before_or_of_any_new_file(tmp_path):
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
+def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path):
     hold = "import sys; from medusa.files import locked\nwith locked(__import__('pathlib').Path(sys.argv[1])):"  # noqa: E501
     place = tmp_path / "run"
     with subprocess.Popen(
@@ -132,8 +132,8 @@ def test_a_place_is_held_by_one_process_until_it_ends(tmp_path):
         pass
 
 
-def test_a_folders_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
-    """At whatever move it fails, a reader finds the files of before."""
+def test_files_of_a_folder_are_replaced_all_or_none(tmp_path, monkeypatch):
+    """Whichever move fails, readers find the previous files."""
     place = tmp_path / "heads"
 
     def save(text):

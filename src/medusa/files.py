@@ -1,6 +1,4 @@
-"""Small files of ours: read with errors that name file and field, written whole or not at all,
-locked while used.
-"""
+"""Helpers for small files: validated JSON, atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -16,13 +14,15 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-SHOWN = 3
-"""Problems of a file that an error message lists."""
+MAX_LISTED_PROBLEMS = 3
+"""Maximum number of a file's problems that an error message lists."""
 
 
 class Schema(BaseModel):
-    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer,
-    NaN no number.
+    """Base class for the schema of a JSON file.
+
+    Types are strict: the number 1 is not accepted as a string, "1" not as a number, `true` not as
+    an integer, and NaN not as a number.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -32,37 +32,39 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def read_json(file: Path, schema: type[S]) -> S:
-    """Return the content of a JSON file, checked against `schema`.
+    """Return the content of a JSON file, validated against `schema`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or does not hold what the schema says; names the file and
-            the fields.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON or does not match the schema. The message names the file
+            and the fields.
     """
     return parse_json(file.read_bytes(), schema, str(file), "the whole file")
 
 
 def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
-    """Return what JSON holds, checked against `schema`.
+    """Return the content of a JSON text, validated against `schema`.
 
     Args:
-        place: where the text is, for errors.
-        whole: what an error calls all of the text, such as "the whole file".
+        text: the JSON, encoded as UTF-8.
+        place: location of the text, such as a path; error messages begin with it.
+        whole: name of the entire text in error messages, such as "the whole file".
 
     Raises:
-        ValueError: the text is not JSON, or does not hold what the schema says; names the place and
-            the fields.
+        ValueError: the text is not JSON or does not match the schema. The message names the place
+            and the fields.
     """
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:
-        problems = [_problem(each, whole) for each in error.errors(include_url=False)]
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"{place}: {'; '.join(problems[:SHOWN])}{more}") from None
+        problems = [_describe(details, whole) for details in error.errors(include_url=False)]
+        unlisted = len(problems) - MAX_LISTED_PROBLEMS
+        more = f"; and {unlisted} more" if unlisted > 0 else ""
+        raise ValueError(f"{place}: {'; '.join(problems[:MAX_LISTED_PROBLEMS])}{more}") from None
 
 
-def _problem(error: Any, whole: str) -> str:
-    """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
+def _describe(error: Any, whole: str) -> str:
+    """Return one pydantic error as text, such as `paths[0][1]: input should be an integer`."""
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     field = "".join(
@@ -73,29 +75,30 @@ def _problem(error: Any, whole: str) -> str:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a
-    part.
+    """Write JSON and a final newline to `file`, atomically.
+
+    A reader sees either the old file or the new one, never a part of it.
 
     Raises:
-        OSError: the file cannot be written; names it.
+        OSError: the file cannot be written. The message names the file.
     """
     text = json.dumps(content, indent=indent) + "\n"
     try:
-        with replacing(file) as beside:
-            beside.write_text(text, encoding="utf-8")
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OSError(
-            error.errno, error.strerror, str(file)
-        ) from None  # a full disk's own error names no file
+        # The error of a full disk does not name a file.
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def check_writable(file: Path) -> None:
-    """Make the folder of `file`, and check that the file could be written: before the work that it
-    is to hold.
+    """Create the folder of `file` and check that `file` can be written.
+
+    Commands call this before long work, so that a wrong output path fails at once.
 
     Raises:
-        OSError: the folder cannot be made, no file can be written there, or `file` is a folder;
-            names `file`.
+        OSError: the folder cannot be created, no file can be written in it, or `file` is a folder.
+            The message names `file`.
     """
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder: name a file")
@@ -108,19 +111,17 @@ def check_writable(file: Path) -> None:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may
-    replace.
-    """
+    """Return True if a path is a pipe or a device, such as /dev/stdout."""
     return file.exists() and not file.is_file() and not file.is_dir()
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty file beside `file`, which takes its place when the block ends
-    without an error.
+    """Yield the path of an empty temporary file that replaces `file` when the block succeeds.
 
-    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is
-    replaced. A pipe or a device is yielded itself.
+    The temporary file is in the folder of `file`. If the block raises an error, `file` is
+    unchanged. If `file` is a symbolic link, its target is replaced and the link is kept. If it is a
+    pipe or a device, which cannot be replaced, its own path is yielded.
     """
     if _is_stream(file):
         yield file
@@ -128,76 +129,80 @@ def replacing(file: Path) -> Iterator[Path]:
     file = Path(os.path.realpath(file))
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
     os.close(handle)
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
-        _permit(beside, file)
-        beside.replace(file)
+        yield temporary
+        _copy_permissions(file, temporary)
+        temporary.replace(file)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder, whose content moves into `folder` when the block ends without an
-    error.
+    """Yield an empty temporary folder whose content moves into `folder` when the block succeeds.
 
-    After an error, in the block or while files move, `folder` is as it was. What has another name
-    in `folder` stays.
+    Files of `folder` with the same names are replaced; other files stay. If the block or a move
+    raises an error, `folder` is restored to its previous state.
 
     Args:
-        folder: made if need be.
+        folder: the destination; created if it does not exist.
         last: names that move after all others, in this order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True
-    ) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
+    ) as temporary:
+        new, backup = Path(temporary, "new"), Path(temporary, "old")
         new.mkdir()
-        old.mkdir()
+        backup.mkdir()
         yield new
-        for file in (each for each in new.rglob("*") if each.is_file()):
-            _permit(file, folder / file.relative_to(new))
+        for file in (path for path in new.rglob("*") if path.is_file()):
+            _copy_permissions(folder / file.relative_to(new), file)
         names = sorted(os.listdir(new), key=lambda name: last.index(name) if name in last else -1)
         try:
             for name in names:
-                _keep(folder / name, old / name)
+                _back_up(folder / name, backup / name)
                 (new / name).replace(folder / name)
         except BaseException:
             for name in names:
-                _put_back(new / name, folder / name, old / name)
+                _restore(new / name, folder / name, backup / name)
             raise
 
 
-def _keep(place: Path, old: Path) -> None:
-    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all
-    times.
+def _back_up(target: Path, backup: Path) -> None:
+    """Move the folder `target` to `backup`, or give the file `target` a second link there.
+
+    A file keeps its old name as well, so that readers find it at all times.
     """
-    if place.is_dir():
-        place.rename(old)
-    elif place.exists():
+    if target.is_dir():
+        target.rename(backup)
+    elif target.exists():
         try:
-            os.link(place, old)
-        except OSError:  # a file system without hard links
-            shutil.copy2(place, old)
+            os.link(target, backup)
+        except OSError:  # the file system has no hard links
+            shutil.copy2(target, backup)
 
 
-def _put_back(new: Path, place: Path, old: Path) -> None:
+def _restore(new: Path, target: Path, backup: Path) -> None:
+    """Undo the move of `new` to `target`, and put the backup of `target` back."""
     if not new.exists():
-        place.rename(new)
-    if old.exists():
-        old.rename(place)
+        target.rename(new)
+    if backup.exists():
+        backup.rename(target)
 
 
-def _permit(new: Path, place: Path) -> None:
-    """Give a new file the permissions of the one that it replaces, or those of any new file."""
-    new.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
+def _copy_permissions(old: Path, new: Path) -> None:
+    """Give `new` the permissions of `old`, or the default ones if `old` does not exist.
+
+    `tempfile` creates files that only their owner can read.
+    """
+    new.chmod(old.stat().st_mode & 0o777 if old.exists() else 0o666 & ~_umask())
 
 
 def _umask() -> int:
-    """The permissions that new files lack. They can only be read by setting them."""
+    """Return the process's umask. The only way to read it is to set it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -207,18 +212,19 @@ def _umask() -> int:
 def locked(
     place: Path, option: str = "--output", waiting: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold `place`, a file or folder that is written to, for this process alone.
+    """Hold an exclusive lock on `place`, a file or folder that this process writes to.
 
-    The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it
-    ends.
+    The lock is the file `.NAME.lock` in the same folder. The operating system releases the lock
+    when the process ends, even if the process is killed.
 
     Args:
-        option: of the command line, which names another place.
-        waiting: called where another process holds the place, before waiting until that process has
-            ended.
+        place: the file or folder; it need not exist yet.
+        option: command-line option that sets `place`; the error message suggests it.
+        waiting: called if another process holds the lock; afterwards this function waits until the
+            lock is free.
 
     Raises:
-        ValueError: another process holds it, and `waiting` is None.
+        ValueError: another process holds the lock, and `waiting` is None.
     """
     place = place.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)

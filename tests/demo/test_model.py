@@ -18,7 +18,7 @@ def loaded():
     return demo.load()
 
 
-def test_it_is_small_enough_for_a_repository(loaded):
+def test_the_model_is_small_enough_for_a_repository(loaded):
     assert sum(file.stat().st_size for file in demo.FOLDER.rglob("*") if file.is_file()) < 30e6
     assert 4e6 < loaded[0].base.num_parameters() < 12e6
     assert loaded[0].base.config.max_position_embeddings >= 2048
@@ -32,7 +32,7 @@ def test_every_digit_is_a_token_and_any_text_round_trips(loaded):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_answers_are_medusas_and_the_models_own_and_mostly_right(loaded):
+def test_medusa_gives_the_base_models_answers_and_most_are_correct(loaded):
     model, tokenizer = loaded
     arguments = {"max_new_tokens": 256, "do_sample": False}
     results = list(
@@ -52,11 +52,11 @@ def test_answers_are_medusas_and_the_models_own_and_mostly_right(loaded):
     assert sum(verdicts) / len(verdicts) > 0.7
 
 
-def test_the_card_tells_the_truth_about_the_heads(loaded):
+def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
     model, tokenizer = loaded
-    told = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
+    stated = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
     card = (demo.FOLDER / "README.md").read_text()
-    assert all(f"{row[0]:.1%}" in card for row in told)
+    assert all(f"{row[0]:.1%}" in card for row in stated)
     prompts = held_out(tokenizer, 3)
     (*results,) = compare(
         model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1
@@ -66,10 +66,10 @@ def test_the_card_tells_the_truth_about_the_heads(loaded):
         for each in results
     ]
     measured = evaluate_heads(model, examples).accuracy
-    assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, told, strict=True))
+    assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, stated, strict=True))
 
 
-def test_inflation_changes_the_cost_and_not_the_function(loaded):
+def test_inflation_keeps_the_function_and_adds_parameters(loaded):
     model, tokenizer = loaded
     ids = held_out(tokenizer, 1)[0].ids
     wide, _ = demo.load(inflate=1000)

@@ -11,7 +11,7 @@ SEEDS = range(150)
 
 @pytest.mark.parametrize("category", CHECKED)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_reference_answer_is_right_and_broken_ones_are_not(category, split):
+def test_checkers_accept_the_reference_answer_and_reject_broken_ones(category, split):
     for seed in SEEDS:
         task = make_task(category, seed, split)
         assert check(task, task.answer)
@@ -25,7 +25,7 @@ def test_the_reference_answer_is_right_and_broken_ones_are_not(category, split):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_a_seed_stands_for_one_task(category):
+def test_a_seed_determines_the_task(category):
     assert make_task(category, 7) == make_task(category, 7)
     assert make_task(category, 7) != make_task(category, 8)
     assert json.loads(json.dumps(make_task(category, 7).facts)) == make_task(category, 7).facts
@@ -35,7 +35,7 @@ def test_a_seed_stands_for_one_task(category):
     ("category", "changed"),
     [("math", r"= (\d+)"), ("extraction", r": (\d+)"), ("tables", r"\| (\d+)")],
 )
-def test_one_changed_number_is_noticed(category, changed):
+def test_checkers_reject_an_answer_with_one_changed_number(category, changed):
     for seed in SEEDS:
         task = make_task(category, seed)
         for match in re.finditer(changed, task.answer):
@@ -45,7 +45,7 @@ def test_one_changed_number_is_noticed(category, changed):
             )
 
 
-def test_sql_notices_another_column_bound_or_order():
+def test_the_sql_checker_rejects_another_column_bound_or_order():
     noticed = total = 0
     for seed in range(40):
         task = make_task("sql", seed)
@@ -67,7 +67,7 @@ def test_sql_notices_another_column_bound_or_order():
         "values.append(1)\n    return eval('1')",
     ],
 )
-def test_code_that_could_do_harm_is_not_run(body):
+def test_harmful_code_is_not_run(body):
     task = make_task("code", 3)
     assert not check(task, f"def {task.facts['name']}(values):\n    {body}")
 
@@ -81,7 +81,7 @@ def test_held_out_values_never_occur_in_training():
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_wordings_are_many_and_the_tests_are_new(category):
+def test_prompts_have_many_wordings_and_those_of_tests_are_new(category):
     def wordings(split):
         values = r"\d+|\b[A-Z][a-z]+\b"
         return {re.sub(values, "_", make_task(category, seed, split).prompt) for seed in range(400)}

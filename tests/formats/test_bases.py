@@ -1,6 +1,4 @@
-"""Heads name the base model that they are for: where it lies, and whether it still is what its name
-says.
-"""
+"""Heads store the name of their base model, and check that it still is that model."""
 
 import json
 import os
@@ -50,11 +48,11 @@ def base_named(heads):
     return json.loads((heads / CONFIG).read_text())["base_model_name_or_path"]
 
 
-# --- where it lies
+# --- where the base model is
 
 
 @pytest.mark.parametrize("name", ["./base", "base", "../models/base", "ABSOLUTE", "~/models/base"])
-def test_a_folder_is_found_again_from_anywhere(folder, tmp_path, monkeypatch, name):
+def test_a_base_folder_is_found_from_any_working_directory(folder, tmp_path, monkeypatch, name):
     work = tmp_path / "models"
     shutil.copytree(folder / "base", work / "base")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -79,8 +77,8 @@ def test_heads_and_base_may_move_together(folder, tmp_path):
     assert MedusaModel.from_pretrained(tmp_path / "two" / "heads").base.config.vocab_size == 61
 
 
-def test_a_folder_that_looks_like_a_hub_id_is_none(folder, tmp_path, monkeypatch):
-    """From another working directory, a stranger's repository of that name must not answer."""
+def test_a_folder_named_like_a_hub_id_is_not_looked_up_on_the_hub(folder, tmp_path, monkeypatch):
+    """From another directory, a repository of that name on the hub must not be loaded."""
     shutil.copytree(folder / "base", tmp_path / "owner" / "base")
     monkeypatch.chdir(tmp_path)
     MedusaModel.from_base("owner/base", 2).save_pretrained("heads")
@@ -104,7 +102,7 @@ def test_heads_loaded_and_saved_elsewhere_name_the_same_base(folder, tmp_path):
     )
 
 
-# --- adapters go with the heads
+# --- adapters are saved with the heads
 
 
 def from_adapter_folder(folder):
@@ -146,7 +144,7 @@ def test_an_adapter_is_saved_with_the_heads(folder, tmp_path, made):
     )
 
 
-def test_an_adapter_that_was_scaled_is_not_saved_as_it_was_trained(folder, tmp_path):
+def test_an_adapter_that_was_scaled_after_training_is_not_saved(folder, tmp_path):
     model = from_loaded_adapter(folder)
     for layer in model.base.modules():
         if hasattr(layer, "scale_layer"):
@@ -163,7 +161,7 @@ def test_a_disabled_adapter_is_not_saved(folder, tmp_path):
     assert not (tmp_path / ADAPTER).exists()
 
 
-# --- a base that is not what its name says any more
+# --- base models that have changed
 
 
 def merged(model, folder):
@@ -190,7 +188,7 @@ def layer_replaced(model, folder):
 
 
 @pytest.mark.parametrize("change", [merged, edited, norm_edited, layer_removed, layer_replaced])
-def test_a_changed_base_is_not_named(folder, tmp_path, change):
+def test_heads_of_a_changed_base_cannot_be_saved_with_its_name(folder, tmp_path, change):
     model = MedusaModel.from_base(folder / "base", 2)
     change(model, folder)
     with pytest.raises(ValueError, match=r"base\.save_pretrained"):
@@ -205,7 +203,7 @@ def test_a_changed_base_is_not_named(folder, tmp_path, change):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_unchanged_base_is_named_and_a_changed_one_is_not(tmp_path, name):
+def test_an_unchanged_base_keeps_its_name_and_a_changed_one_does_not(tmp_path, name):
     """Many architectures are stored under other names than their parameters have."""
     tiny(name, torch.float32, "eager").save_pretrained(tmp_path / "base")
     model = MedusaModel.from_base(tmp_path / "base", 1, own_lm_head=False)
@@ -220,14 +218,14 @@ def test_an_unchanged_base_is_named_and_a_changed_one_is_not(tmp_path, name):
         weight.data.copy_(before)
 
 
-def test_a_changed_configuration_is_named(folder, tmp_path):
+def test_the_error_names_a_changed_configuration_field(folder, tmp_path):
     model = MedusaModel.from_base(folder / "base", 2)
     model.base.config.rope_parameters = {"rope_type": "default", "rope_theta": 5.0}
     with pytest.raises(ValueError, match="another rope_parameters"):
         model.save_pretrained(tmp_path)
 
 
-def test_an_adapter_over_an_edited_base_is_not_enough(folder, tmp_path):
+def test_an_adapter_on_an_edited_base_is_refused(folder, tmp_path):
     model = from_adapter_folder(folder)
     model.base.model.norm.weight.data[5] *= 1.5
     with pytest.raises(ValueError, match=r"base\.save_pretrained"):
@@ -235,7 +233,7 @@ def test_an_adapter_over_an_edited_base_is_not_enough(folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_cast_is_no_change(folder, tmp_path, dtype):
+def test_a_cast_base_counts_as_unchanged(folder, tmp_path, dtype):
     model = MedusaModel.from_base(folder / "base", 2, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -245,7 +243,7 @@ def test_a_cast_is_no_change(folder, tmp_path, dtype):
         model.save_pretrained(tmp_path / "cast")
 
 
-def test_decoding_and_packing_are_no_change(folder, tmp_path):
+def test_decoding_and_packing_do_not_change_the_base(folder, tmp_path):
     model = MedusaModel.from_base(folder / "base", 2)
     model.generate(prompt(), **NEW)
     model.save_pretrained(tmp_path)
@@ -256,6 +254,6 @@ def test_decoding_and_packing_are_no_change(folder, tmp_path):
     model.save_pretrained(tmp_path / "of-tied")
 
 
-def test_a_base_without_a_name_stays_without(tmp_path):
+def test_a_base_without_a_name_is_saved_without_one(tmp_path):
     MedusaModel.from_base(tiny(dtype=torch.float32), 2).save_pretrained(tmp_path)
     assert base_named(tmp_path) == "N/A"

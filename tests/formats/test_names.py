@@ -1,4 +1,4 @@
-"""What a name stands for, and formats of heads that are not read yet."""
+"""Names of heads and base models, and formats of heads that are not supported yet."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_pickled_heads_are_refused(tmp_path):
             use()
 
 
-def test_native_heads_are_no_base_and_a_model_alone_has_no_heads(tmp_path):
+def test_heads_and_base_models_are_distinguished(tmp_path):
     tiny(dtype=torch.float32).save_pretrained(tmp_path / "base")
     MedusaModel.from_base(tmp_path / "base", 2).save_pretrained(tmp_path / "heads")
     assert find_heads(tmp_path / "base") is None

@@ -24,7 +24,7 @@ def scripted(model, ids):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_is_the_models_own_with_static_shapes(name):
+def test_static_shapes_give_the_base_models_text(name):
     model, ids = capturing(name), varied_prompt(name)
     text = scripted(model, ids)
     for _ in range(2):
@@ -62,16 +62,17 @@ def test_rows_of_different_lengths():
         assert row.tolist() == alone.tolist()
 
 
-def test_a_text_that_outgrows_its_columns_is_captured_again():
+def test_a_longer_text_needs_another_capture():
     model = MedusaModel.from_base(tiny(max_position_embeddings=1024), num_heads=3, tree=TREE)
     model.capture = True
     ids = varied_prompt("llama").repeat(1, 20)[:, : BLOCK - 20]
     expected = model.base.generate(ids, max_new_tokens=40, do_sample=False)
     assert torch.equal(model.generate(ids, max_new_tokens=40, do_sample=False, tree=TREE), expected)
-    assert next(iter(model.captures._known)) == (1, 8, 2 * BLOCK), "the smaller shape is forgotten"
+    (shape, *_) = model.captures._captured
+    assert shape == (1, 8, 2 * BLOCK), "the smaller shape is forgotten"
 
 
-def test_other_weights_forget_what_was_captured():
+def test_other_weights_drop_the_captures():
     model, ids = capturing("llama"), varied_prompt("llama")
     model.generate(ids, max_new_tokens=5, do_sample=False)
     before = model.captures.state
@@ -83,7 +84,7 @@ def test_other_weights_forget_what_was_captured():
     assert model.captures.state != before
 
 
-def test_two_requests_at_once_do_not_share_columns():
+def test_two_simultaneous_requests_do_not_share_columns():
     model, ids = capturing("llama"), varied_prompt("llama")
     other = ids[:, 3:]
     sessions = [model.steps(x, max_new_tokens=10, do_sample=False) for x in (ids, other)]
@@ -97,7 +98,7 @@ def test_two_requests_at_once_do_not_share_columns():
         assert session.rows[0].ids == expected[: len(session.rows[0].ids)]
 
 
-def test_inputs_are_copied_and_shapes_known():
+def test_inputs_are_copied_and_each_shape_is_captured_once():
     calls = []
 
     def double(x):
@@ -123,7 +124,7 @@ def test_powers_of_two(columns, power):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures graphs on a GPU only")
 @pytest.mark.parametrize("name", NAMES)
-def test_graphs_give_the_models_own_text(name):
+def test_graphs_give_the_base_models_text(name):
     base = tiny(name, torch.float32).to("cuda")
     model, ids = MedusaModel.from_base(base, num_heads=3, tree=TREE), varied_prompt(name).to("cuda")
     assert model.captures_steps
@@ -132,7 +133,7 @@ def test_graphs_give_the_models_own_text(name):
         assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False), expected)
 
 
-def test_a_model_in_another_dtype_starts_anew():
+def test_another_dtype_drops_the_captures():
     model, ids = capturing("llama"), varied_prompt("llama")
     model.generate(ids, max_new_tokens=4, do_sample=False, tree=TREE)
     model.float()

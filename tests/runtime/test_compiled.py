@@ -33,7 +33,7 @@ def test_one_program_serves_all_sizes_and_writes_in_place():
     assert len(programs) == 1
 
 
-def test_a_program_runs_only_on_sizes_and_types_that_it_holds_for():
+def test_a_program_runs_only_on_sizes_and_dtypes_that_fit():
     programs = Programs()
     for width, dtype in ((5, torch.float32), (1, torch.float32), (5, torch.float64)):
         (values,), stores = arguments(20, width, dtype)
@@ -63,7 +63,7 @@ def scripted(model, prompts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "cohere"])
-def test_a_compiled_model_writes_the_same(name):
+def test_a_compiled_model_generates_the_same_text(name):
     model, ids = compiled(name), varied_prompt(name)
     (text,) = scripted(model, [ids])
     output = model.generate(
@@ -114,7 +114,7 @@ def a_buffer(model):
 @pytest.mark.parametrize(
     "change", [negated, another_weight, a_value_of_an_unpacked_weight, a_buffer]
 )
-def test_what_changes_in_the_base_is_seen(change):
+def test_changes_of_the_base_take_effect(change):
     model, ids = compiled(dtype=torch.float32), varied_prompt("llama")
     before = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_what_changes_in_the_base_is_seen(change):
     )
 
 
-def test_a_model_that_cannot_be_compiled_says_so_and_goes_on(monkeypatch):
+def test_a_model_that_cannot_be_compiled_warns_and_decodes_uncompiled(monkeypatch):
     model, ids = compiled(), varied_prompt("llama")
 
     def no_compiler(*_):

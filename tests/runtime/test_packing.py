@@ -1,3 +1,5 @@
+"""Packed weights: products, models that the library loaded, interrupts and threads."""
+
 import copy
 import gc
 import pickle
@@ -47,7 +49,7 @@ def test_a_packed_layer_equals_the_plain_one_up_to_rounding(rows, bias):
 
 
 def test_products_have_few_row_counts(monkeypatch):
-    """oneDNN keeps a program for each, so that memory would grow with every new length of a prompt."""  # noqa: E501
+    """oneDNN keeps a kernel for each row count, so memory would grow with every prompt length."""
     multiply, counts = PackedWeight._multiply, set()
     monkeypatch.setattr(
         PackedWeight,
@@ -75,7 +77,7 @@ def test_a_packed_model_computes_the_same(name, products):
     )
 
 
-def test_layers_of_one_input_are_one_product(products):
+def test_layers_with_the_same_input_run_as_one_product(products):
     base = tiny(dtype=torch.float32)
     attention = base.model.layers[0].self_attn
     run = packed_twin(base).model.layers[0].self_attn
@@ -93,7 +95,7 @@ def test_layers_of_one_input_are_one_product(products):
     assert len(products) == 1
 
 
-def test_weights_that_float16_holds_are_packed_in_half_and_come_back_exactly():
+def test_weights_that_float16_represents_are_packed_in_half_and_restored_exactly():
     if not sixteen_bits():
         pytest.skip("this processor has no products of 16-bit weights")
     weight = torch.randn(40, 24).bfloat16().float()
@@ -109,7 +111,7 @@ def test_weights_that_float16_holds_are_packed_in_half_and_come_back_exactly():
     assert torch.equal(half.dense(), weight)
 
 
-def test_a_model_in_16_bits_writes_the_same_and_may_go_back(tmp_path):
+def test_16_bit_packing_gives_the_same_text_and_can_be_turned_off(tmp_path):
     base = tiny(dtype=torch.bfloat16).float()
     base.save_pretrained(tmp_path)
     model = MedusaModel.from_base(tmp_path, num_heads=2, prepack="half")
@@ -141,7 +143,7 @@ def test_packed_heads_equal_the_heads(num_layers, bias):
             torch.testing.assert_close(packed, heads(hidden, None, first), rtol=1e-4, atol=1e-4)
 
 
-def test_trained_heads_are_packed_anew():
+def test_trained_heads_are_packed_again():
     stack = torch.randn(2, 24, 16)
     packed = PackedStack()
     before = packed.refresh(stack)
@@ -150,7 +152,7 @@ def test_trained_heads_are_packed_anew():
     torch.testing.assert_close(packed.refresh(stack)[1].dense(), stack[1], rtol=0, atol=0)
 
 
-def test_the_callers_model_is_left_as_it_was():
+def test_the_callers_model_stays_unchanged():
     base = tiny(dtype=torch.float32)
     modules, kinds = dict(base.named_modules()), [type(module) for module in base.modules()]
     own = {name: dict(vars(module)) for name, module in base.named_modules()}
@@ -172,167 +174,7 @@ def test_the_callers_model_is_left_as_it_was():
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
 
 
-# --- every change of the weights is noticed
-
-
-def at_one_value(base):
-    base.model.layers[1].mlp.up_proj.weight.data[5, 7] += 30
-
-
-def in_place(base):
-    with torch.no_grad():
-        base.model.layers[0].mlp.down_proj.weight.mul_(-1)
-
-
-def two_rows_swapped(base):
-    weight = base.lm_head.weight.data
-    weight[[9, 34]] = weight[[34, 9]]
-
-
-def biases(base):
-    for name in ("q_proj", "k_proj", "v_proj"):
-        getattr(base.model.layers[0].self_attn, name).bias.data.add_(3.0)
-
-
-def one_bias_in_place(base):
-    with torch.no_grad():
-        base.model.layers[0].self_attn.v_proj.bias[0] += 50
-
-
-def norms(base):
-    base.model.layers[0].input_layernorm.weight.data.mul_(-2)
-
-
-def another_state(base):
-    base.load_state_dict({name: -value for name, value in base.state_dict().items()})
-
-
-def assigned_state(base):
-    base.load_state_dict({name: -value for name, value in base.state_dict().items()}, assign=True)
-
-
-def another_parameter(base):
-    base.lm_head.weight = nn.Parameter(-base.lm_head.weight.detach())
-
-
-def views_held_before(base):
-    for view in base.held.values():
-        view.mul_(-1)
-
-
-def half_precision_and_back(base):
-    base.to(torch.float16).to(torch.float32)
-
-
-def wrapped(base):
-    inner = nn.Sequential(base.model.layers[0].mlp.down_proj, nn.Linear(32, 32))
-    with torch.no_grad():
-        nn.init.eye_(inner[1].weight).mul_(-1)
-        nn.init.zeros_(inner[1].bias)
-    base.model.layers[0].mlp.down_proj = inner
-
-
-def optimised(base):
-    optimizer = torch.optim.SGD(
-        [each for name, each in base.named_parameters() if "bias" in name], lr=30.0
-    )
-    for _ in range(3):
-        base(prompt(), labels=prompt()).loss.backward()
-        optimizer.step()
-
-
-def adapted_and_merged(base):
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(3)
-    config = peft.LoraConfig(
-        r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_alpha=64
-    )
-    peft.get_peft_model(base, config).merge_and_unload()
-
-
-CHANGES = [
-    at_one_value,
-    in_place,
-    two_rows_swapped,
-    biases,
-    one_bias_in_place,
-    norms,
-    another_state,
-    assigned_state,
-    another_parameter,
-    views_held_before,
-    half_precision_and_back,
-    wrapped,
-    optimised,
-    adapted_and_merged,
-]
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's
-@pytest.mark.parametrize("owned", [False, True], ids=["callers", "owned"])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
-def test_every_change_of_the_base_counts(change, owned):
-    model, reference = (
-        MedusaModel.from_base(tiny("qwen2", dtype=torch.float32), num_heads=2),
-        tiny("qwen2", dtype=torch.float32),
-    )
-    model.owns_base = owned
-    with torch.no_grad():
-        for base in (model.base, reference):
-            for parameter in base.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(
-                        torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-                    )
-    for _ in range(2):
-        before = model.generate(prompt(), max_new_tokens=20)
-    for base in (model.base, reference):
-        if change is views_held_before:
-            base.held = {name: value for name, value in base.state_dict().items() if "proj" in name}
-            model.generate(prompt(), max_new_tokens=2)
-        change(base)
-    for _ in range(2):
-        changed = model.generate(prompt(), max_new_tokens=20)
-        assert torch.equal(
-            changed, reference.generate(prompt(), max_new_tokens=20, do_sample=False)
-        )
-    assert change is half_precision_and_back or not torch.equal(changed, before)
-
-
-def test_settings_and_hooks_of_the_base_count_after_packing():
-    base = tiny(dtype=torch.float32)
-    model = MedusaModel.from_base(base, num_heads=2)
-    model.generate(prompt(), max_new_tokens=20)
-    for layer in (
-        base.model.layers[0].mlp.down_proj,
-        base.model.layers[0].mlp,
-        base.lm_head,
-        base.model.norm,
-    ):
-        handle = layer.register_forward_hook(lambda module, args, output: -output)
-        steered = model.generate(prompt(), max_new_tokens=20)
-        assert torch.equal(steered, base.generate(prompt(), max_new_tokens=20, do_sample=False))
-        handle.remove()
-        assert not torch.equal(steered, model.generate(prompt(), max_new_tokens=20))
-
-
-def test_adapters_may_be_switched_after_packing():
-    peft = pytest.importorskip("peft")
-    base = tiny(dtype=torch.float32)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-    peft.inject_adapter_in_model(config, base)
-    model = MedusaModel.from_base(base, num_heads=2)
-    adapted = model.generate(prompt(), max_new_tokens=20)
-    assert torch.equal(adapted, base.generate(prompt(), max_new_tokens=20, do_sample=False))
-    for module in base.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            module.enable_adapters(False)
-    plain = model.generate(prompt(), max_new_tokens=20)
-    assert torch.equal(plain, base.generate(prompt(), max_new_tokens=20, do_sample=False))
-    assert not torch.equal(plain, adapted)
-
-
-def test_the_switch_and_what_cannot_be_packed(products):
+def test_packing_can_be_turned_off_and_skips_unsupported_layers(products):
     base = tiny(dtype=torch.float32)
     MedusaModel.from_base(base, num_heads=2, prepack=False).generate(prompt(), max_new_tokens=4)
     assert not products
@@ -349,12 +191,12 @@ def test_half_precision_runs_packed_or_not(dtype):
     assert model.generate(prompt(), max_new_tokens=5).shape == (1, 12)
 
 
-# --- a model the library loaded itself
+# --- a model that the library loaded
 
 
 @pytest.fixture
 def owned(tmp_path):
-    """A model the library loaded itself, after its first answer, and the state it was loaded with."""  # noqa: E501
+    """A model that the library loaded, after its first answer, and a copy of its base model."""
     base = tiny(dtype=torch.float32)
     base.save_pretrained(tmp_path)
     model = MedusaModel.from_base(tmp_path, num_heads=2)
@@ -368,7 +210,7 @@ def packed_count(model):
     return sum(map(is_packed, linear)), len(linear)
 
 
-def test_a_model_the_library_loaded_holds_its_weights_once(owned):
+def test_a_model_that_the_library_loaded_stores_its_weights_once(owned):
     model, base = owned
     count, layers = packed_count(model)
     assert count == layers > 0
@@ -381,7 +223,7 @@ def test_a_model_the_library_loaded_holds_its_weights_once(owned):
     assert kept < 0.3 * base.num_parameters()
 
 
-def test_requests_and_the_base_alone_unpack_nothing(owned, monkeypatch):
+def test_neither_requests_nor_the_base_alone_unpack_weights(owned, monkeypatch):
     model, base = owned
     monkeypatch.setattr(PackedWeight, "dense", lambda self: pytest.fail("unpacked"))
     for capture in (None, False, True):
@@ -392,7 +234,7 @@ def test_requests_and_the_base_alone_unpack_nothing(owned, monkeypatch):
     assert torch.equal(text, base.generate(prompt(), max_new_tokens=6, do_sample=False))
 
 
-def test_packed_weights_come_back_as_they_were(owned, tmp_path):
+def test_packed_weights_are_restored_exactly(owned, tmp_path):
     model, base = owned
     state = model.base.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
@@ -408,7 +250,7 @@ def test_packed_weights_come_back_as_they_were(owned, tmp_path):
     assert model.base.num_parameters() == base.num_parameters()
 
 
-def test_a_weight_that_somebody_holds_may_change_at_any_time(owned):
+def test_a_weight_that_other_code_holds_may_change_at_any_time(owned):
     model, base = owned
     mine = model.base.model.layers[0].mlp.down_proj.weight
     for factor in (-1, 2):
@@ -458,7 +300,7 @@ def test_autocast_and_heads_of_another_precision(owned):
 
 @pytest.fixture
 def alarms():
-    """Alarms raise KeyboardInterrupt in this test."""
+    """Make alarms raise KeyboardInterrupt during a test."""
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -469,7 +311,7 @@ def alarms():
 @pytest.mark.usefixtures("alarms")
 @pytest.mark.parametrize("prepack", [True, "half", False])
 @pytest.mark.parametrize("owns", [True, False])
-def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
+def test_interrupts_at_any_moment_do_not_damage_the_model(prepack, owns):
     base = tiny(dtype=torch.bfloat16).float()
     reference = {name: value.clone() for name, value in base.state_dict().items()}
     model = MedusaModel.from_base(base, num_heads=2, prepack=prepack)
@@ -503,7 +345,7 @@ def test_interrupts_at_any_moment_leave_the_model_whole(prepack, owns):
 
 @pytest.mark.parametrize("options", [{}, {"prepack": False}, {"capture": True}], ids=str)
 @pytest.mark.parametrize("owns", [True, False])
-def test_threads_get_the_text_they_would_get_alone(options, owns):
+def test_concurrent_threads_get_the_same_text_as_a_single_one(options, owns):
     base = tiny(dtype=torch.float32)
     prompts = [prompt(5 + seed, seed) for seed in range(6)]
     expected = [
@@ -528,7 +370,7 @@ def test_threads_get_the_text_they_would_get_alone(options, owns):
     assert base.generate(prompts[0], max_new_tokens=15, do_sample=False).tolist() == expected[0]
 
 
-def test_a_layer_becomes_packed_in_place_and_keeps_its_name_and_settings():
+def test_packing_in_place_keeps_a_layers_name_and_settings():
     base = tiny(dtype=torch.float32)
     layer = base.model.layers[0].mlp.down_proj
     layer.mark = "mine"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..runtime.packing import held
+from ..runtime.packing import stored_parameters
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 
 Prepack = Literal["half"] | bool | None
@@ -95,7 +95,9 @@ def running_device(base: PreTrainedModel) -> torch.device:
 
     Offloaded weights are on no device (`meta`); they run on the device of the others.
     """
-    places = (each.device for module in base.modules() for each in held(module).values())
+    places = (
+        each.device for module in base.modules() for each in stored_parameters(module).values()
+    )
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
@@ -106,7 +108,9 @@ def capturable(base: PreTrainedModel) -> bool:
     values that only the GPU knows, and transformers waits for them, which a capture cannot.
     """
     config = base.config.get_text_config()
-    devices = {each.device for module in base.modules() for each in held(module).values()}
+    devices = {
+        each.device for module in base.modules() for each in stored_parameters(module).values()
+    }
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     moved = any(hasattr(module, "_hf_hook") for module in base.modules())
     on_gpu = len(devices) == 1 and devices.pop().type == "cuda"

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from ..runtime.capture import Captures
 from ..runtime.compiled import Programs
-from ..runtime.packing import PackedStack, Packing, setup, unpack, worth_packing
+from ..runtime.packing import PackedStack, Packing, unpack, worth_packing
 from ..runtime.products import PackedWeight, as_operators, packable
+from ..runtime.state import execution_state
 from ..runtime.twin import Runner, twin
 from .cache import TreeCache
 from .checks import (
@@ -145,7 +146,7 @@ class TreeModel(nn.Module):
         with self.lock:
             self._runner = Runner(self.base, self.lm_head, self._packed_layers())
             if self.captures_steps or self.compiled:
-                self._state = setup(self._runner.model)
+                self._state = execution_state(self._runner.model)
             stack = getattr(self.heads, "w2", None)
             packs = self.packs and isinstance(stack, Tensor) and packable(stack)
             self._products = (

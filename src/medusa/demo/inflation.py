@@ -1,8 +1,8 @@
-"""Inflation: a model that computes the same function at the cost of a larger one.
+"""Inflation: give a model the cost of a larger one without changing what it computes.
 
-The MLPs get more columns whose share of the output is zero, so every token and every hidden state
-stays what it was while the weights to read and to multiply grow. It stands in for a large model
-where none can be had; figures measured on it are labelled as inflated.
+The MLPs get additional columns whose contribution to the output is zero. Every hidden state and
+every token stays the same, while there are more weights to read and to multiply. An inflated model
+stands in for a large model where none is available; figures measured on it are labelled as such.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from transformers import LlamaForCausalLM
 
 
 def inflated(base: LlamaForCausalLM, intermediate_size: int) -> LlamaForCausalLM:
-    """The model with MLPs `intermediate_size` wide, in place; new columns are random, their outputs
-    zero.
+    """Widen the MLPs of a model to `intermediate_size` in place, and return the model.
+
+    The new rows of gate_proj and up_proj are random; the new columns of down_proj are zero.
 
     Raises:
-        ValueError: the model's MLPs are wider already.
+        ValueError: the model's MLPs are already wider.
     """
     if intermediate_size < base.config.intermediate_size:
         raise ValueError(
@@ -37,8 +38,9 @@ def inflated(base: LlamaForCausalLM, intermediate_size: int) -> LlamaForCausalLM
 def _widened(
     linear: nn.Linear, dim: int, size: int, generator: torch.Generator | None
 ) -> nn.Linear:
-    """The layer with its weight's dimension `dim` grown to `size`: by small random rows, or by zero
-    columns.
+    """Return a layer whose weight is extended along dimension `dim` to `size`.
+
+    The new entries are small random numbers, or zeros if there is no generator.
     """
     old = linear.weight.detach()
     shape = [size if axis == dim else length for axis, length in enumerate(old.shape)]

@@ -1,6 +1,4 @@
-"""PEFT adapters: told from a base model's layers, written beside heads, and put back on the base
-model.
-"""
+"""PEFT adapters of base models: find them, save them beside heads, and apply them again."""
 
 from __future__ import annotations
 
@@ -23,27 +21,32 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..files import Schema, read_json
 from .checkpoint import cache_arguments, located, opened
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "base = peft_model.merge_and_unload(); base.save_pretrained(folder)"
-"""Code by which a user turns a model with adapters into a model of its own."""
+"""Python code that error messages suggest: it merges a model's adapters and saves the result."""
+_MERGE_FIRST = f"merge them first ({MERGE}) and train heads for the merged model"
 
 
 class AdapterConfig(Schema):
-    """The fields of an adapter's configuration that are read; the others are PEFT's."""
+    """The fields of an `adapter_config.json` that this library reads."""
 
     peft_type: str
     base_model_name_or_path: str | None = None
 
 
 def base_of(name: str, **hub: Any) -> str | None:
-    """Return the base model of the adapter that a folder or hub id holds; None where it holds none
-    of its own.
+    """Return the name of the base model of the adapter in `name`; None if `name` is no adapter.
+
+    Args:
+        name: a folder or hub id.
+        hub: arguments of the hub, such as `revision` and `token`.
 
     Raises:
-        ValueError: the adapter's configuration is broken, or names no base model.
+        FileNotFoundError: the base model is a local folder that does not exist.
+        ValueError: the adapter's configuration is broken or does not name a base model.
     """
     if located(name, "config.json", **cache_arguments(hub)):
-        return None  # a whole model, which may have an adapter in the same folder
+        return None  # a complete model; an adapter in the same folder does not matter
     file = find_adapter_config_file(name, **hub)
     if file is None:
         return None
@@ -58,8 +61,9 @@ def base_of(name: str, **hub: Any) -> str | None:
 
 
 def untie(base: PreTrainedModel) -> None:
-    """Give the lm_head a weight of its own where it shares the embeddings': an adapter is for one
-    of the two.
+    """Give the lm_head its own copy of the weight if it shares the one of the embeddings.
+
+    An adapter of the lm_head would otherwise change the embeddings as well when it is merged.
     """
     lm_head = base.get_output_embeddings()
     if lm_head.weight is base.get_input_embeddings().weight:
@@ -69,36 +73,36 @@ def untie(base: PreTrainedModel) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Return the digest of an adapter's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    """Return the SHA-256 of an adapter's weights file; heads store it to identify the adapter."""
+    return hashlib.sha256((folder / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
 
 
 def check(folder: Path) -> None:
-    """Check an adapter's files.
+    """Check that an adapter's files exist and can be read.
 
     Raises:
-        ValueError: a file is missing or broken; names it.
+        ValueError: a file is missing or broken. The message names it.
     """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"the backbone's adapter is to lie in {folder}, which has no {' and no '.join(missing)}"
+            f"the backbone's adapter must be in {folder}, which has no {' and no '.join(missing)}"
         )
-    read_json(folder / CONFIG, AdapterConfig)
-    with opened(folder / WEIGHTS):
+    read_json(folder / ADAPTER_CONFIG, AdapterConfig)
+    with opened(folder / ADAPTER_WEIGHTS):
         pass
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence a warning about names that peft uses of transformers, which users cannot change."""
+    """Silence a FutureWarning that peft causes in transformers; users cannot avoid it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 
 
 def require_peft() -> None:
-    """Raises ImportError where peft is not installed."""
+    """Raise ImportError if peft is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -106,12 +110,14 @@ def require_peft() -> None:
 
 
 def apply(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return the base with an adapter merged into its weights, or beside them where they are
-    quantised.
+    """Return the base model with an adapter applied.
+
+    The adapter is merged into the weights. Quantised weights cannot be merged; there the adapter
+    stays a separate part of each layer.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: the adapter does not fit the base.
+        ValueError: the adapter does not fit the base model.
     """
     require_peft()
     from peft import PeftModel
@@ -130,9 +136,9 @@ def apply(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
-def _layers(base: PreTrainedModel) -> dict[str, nn.Module]:
-    """The layers, by name, that adapters were put into."""
-    if "peft" not in sys.modules:
+def _adapted_layers(base: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the layers that contain adapters, by name."""
+    if "peft" not in sys.modules:  # without peft no layer can have an adapter
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -146,41 +152,39 @@ def _layers(base: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def attached(base: PreTrainedModel) -> str | None:
-    """Return the name of the adapter that changes what the base computes; None where no adapter
-    does.
+    """Return the name of the adapter that is active in the base model; None if none is active.
 
     Raises:
-        ValueError: it cannot be saved as one adapter beside an unchanged base model.
+        ValueError: the active adapters cannot be saved as one adapter beside an unchanged base
+            model: one is merged in place, several are active, or one is active in some layers only.
     """
-    there: list[set[str]] = []
-    acting: list[set[str]] = []
+    present: list[set[str]] = []  # the adapters of each layer
+    active: list[set[str]] = []  # those of them that are active
     layer: Any
-    for name, layer in _layers(base).items():
+    for name, layer in _adapted_layers(base).items():
         if getattr(layer, "merged", False):
             raise ValueError(
                 f"an adapter is merged into {name} in place: call unmerge_adapter(), or save "
                 f"{MERGE}"
             )
-        there.append(_names(layer))
-        acting.append(set() if layer.disable_adapters else there[-1] & set(layer.active_adapters))
-    names = set().union(*acting)
+        names = _adapter_names(layer)
+        present.append(names)
+        active.append(set() if layer.disable_adapters else names & set(layer.active_adapters))
+    names = set().union(*active)
     if len(names) > 1:
         raise ValueError(
-            f"several adapters act on the base model ({', '.join(sorted(names))}): {_MERGED_FIRST}"
+            f"several adapters act on the base model ({', '.join(sorted(names))}): {_MERGE_FIRST}"
         )
-    if any(names & held != names & acts for held, acts in zip(there, acting, strict=True)):
+    if any(names & held != names & acts for held, acts in zip(present, active, strict=True)):
         raise ValueError(
-            f"adapter {', '.join(names)} acts in some of its layers only: {_MERGED_FIRST}"
+            f"adapter {', '.join(names)} acts in some of its layers only: {_MERGE_FIRST}"
         )
     return names.pop() if names else None
 
 
-_MERGED_FIRST = f"merge them first ({MERGE}) and train heads for the merged model"
-
-
-def _names(layer: Any) -> set[str]:
-    """The names of the adapters that a layer has."""
-    parts = (getattr(layer, each, None) for each in layer.adapter_layer_names)
+def _adapter_names(layer: Any) -> set[str]:
+    """Return the names of a layer's adapters."""
+    parts = (getattr(layer, attribute, None) for attribute in layer.adapter_layer_names)
     return {
         name
         for part in parts
@@ -190,42 +194,53 @@ def _names(layer: Any) -> set[str]:
 
 
 def write(base: PreTrainedModel, name: str, folder: Path) -> None:
-    """Write an adapter of the base's as a PEFT folder.
+    """Write one adapter of the base model as a PEFT folder.
+
+    Args:
+        base: a model with adapters.
+        name: name of the adapter.
+        folder: folder to create.
 
     Raises:
-        ValueError: the adapter was scaled, or needs embeddings and lm_head to share their weights,
-            neither of which loading keeps.
+        ValueError: the adapter was scaled after training, or ties the weights of embeddings and
+            lm_head. A loaded adapter would lose both.
     """
     from peft import get_peft_model_state_dict
 
     scaled = next(
-        (each for each, layer in _layers(base).items() if not _is_scaled_as_trained(layer, name)),
+        (
+            layer_name
+            for layer_name, layer in _adapted_layers(base).items()
+            if not _is_scaled_as_trained(layer, name)
+        ),
         None,
     )
     if scaled is not None:
         raise ValueError(
-            f"adapter {name} was scaled since it was trained, in {scaled} say: {_MERGED_FIRST}"
+            f"adapter {name} was scaled since it was trained, for example in {scaled}: "
+            f"{_MERGE_FIRST}"
         )
     config = copy.copy(base.peft_config[name])
     if getattr(config, "ensure_weight_tying", False):
         raise ValueError(
-            f"adapter {name} ties its weights in embeddings and lm_head: {_MERGED_FIRST}"
+            f"adapter {name} ties its weights in embeddings and lm_head: {_MERGE_FIRST}"
         )
     config.inference_mode = True
     with quiet_peft():
         state = get_peft_model_state_dict(base, adapter_name=name, save_embedding_layers=False)
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    named = {
-        f"base_model.model.{each}": tensor.detach().cpu().contiguous()
-        for each, tensor in state.items()
+    tensors = {
+        f"base_model.model.{tensor_name}": tensor.detach().cpu().contiguous()
+        for tensor_name, tensor in state.items()
     }
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _is_scaled_as_trained(layer: Any, name: str) -> bool:
-    """Whether a layer's LoRA has the scale that its configuration says; other kinds of adapters
-    have none.
+    """Return True if a layer's LoRA has the scale alpha / r of its configuration.
+
+    With rank-stabilised LoRA the scale is alpha / sqrt(r). Other kinds of adapters have no scale.
     """
     ranks, scales = getattr(layer, "r", None), getattr(layer, "scaling", None)
     if (
@@ -243,21 +258,22 @@ def _is_scaled_as_trained(layer: Any, name: str) -> bool:
 
 
 def plain_tensors(base: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the base's parameters and buffers, under their names without adapters; the adapters'
-    own are left out.
+    """Yield the names and tensors of the base model's own parameters and buffers.
+
+    Tensors of adapters are left out, and the names are those of the model without adapters.
     """
-    layers = _layers(base)
+    layers = _adapted_layers(base)
     for name, tensor in (
         *base.named_parameters(remove_duplicate=False),
         *base.named_buffers(remove_duplicate=False),
     ):
-        plain = _plain_name(name, layers)
-        if plain is not None:
-            yield plain, tensor
+        plain_name = _plain_name(name, layers)
+        if plain_name is not None:
+            yield plain_name, tensor
 
 
 def _plain_name(name: str, layers: dict[str, nn.Module]) -> str | None:
-    """A tensor's name without the parts that adapters add; None where it is an adapter's own."""
+    """Return a tensor's name without the parts that adapters add; None for an adapter's tensor."""
     kept: list[str] = []
     path = ""
     for part in name.split("."):

@@ -1,5 +1,7 @@
-"""Base models: loaded by name, and named again by their heads, where they still are what the name
-says.
+"""Base models: load them by name, and check that a loaded model still equals its saved files.
+
+Heads store the name of their base model. That name is only correct while the model in memory has
+the configuration and the weights of the files behind the name.
 """
 
 from __future__ import annotations
@@ -27,26 +29,27 @@ from . import adapters
 from .checkpoint import Checkpoint, cache_arguments, check_files, located
 from .names import CONFIG, HUB_ARGUMENTS, check_config, chosen, is_path, resolved
 
-NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Number formats whose values are compared; others are a quantisation's."""
-UNHEARD = frozenset(
+COMPARABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes whose values are compared. Tensors of other dtypes belong to quantised weights."""
+IGNORED_FIELDS = frozenset(
     """dtype torch_dtype quantization_config use_cache return_dict architectures
     transformers_version tie_word_embeddings model_type""".split()
 )
-"""Fields of a configuration that do not change what a model computes; so are token ids, dropout and
-outputs.
+"""Configuration fields that do not change what a model computes.
+
+`_is_relevant_field` also ignores token ids, dropout rates and fields about outputs.
 """
 REMEDY = "save the base model with base.save_pretrained(folder) and name that folder: base=..."
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin of a base model, which its heads name.
+    """The origin of a base model: the folder or hub id that heads store as its name.
 
     Attributes:
-        name: the absolute path of a folder, a hub id, or "" where the model was not loaded.
-        revision: of the hub id; None is its main branch.
-        cache: of the hub, where it is not the usual one (`cache_dir`).
+        name: absolute path of a folder, a hub id, or "" if the model was not loaded from anywhere.
+        revision: revision of the hub id; None means the main branch.
+        cache: {"cache_dir": ...} if the hub's files are not in the default cache; otherwise empty.
     """
 
     name: str
@@ -54,31 +57,40 @@ class Origin:
     cache: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: PreTrainedModel, asked: str | None = None, **hub: Any) -> Origin:
-        """Return where a base model comes from. A folder's path is seen from the current working
-        directory.
+    def of(cls, base: PreTrainedModel, requested: str | None = None, **hub: Any) -> Origin:
+        """Return the origin of a loaded base model.
+
+        A relative path in the model's configuration is resolved from the working directory.
 
         Args:
-            asked: the name that it was loaded by, where that is known; the hub's arguments belong
-                to it.
+            base: the model.
+            requested: the name that the model was loaded by, if known. `hub` belongs to that name.
+            hub: arguments of the hub that the model was loaded with.
         """
         name = base.config.name_or_path or ""
         folder = Path(name).expanduser()
         if name and folder.is_dir():
             return cls(str(folder.absolute()))
-        known = cache_arguments(hub)
-        return cls(name, known.pop("revision", None) if name == asked else None, known)
+        cache = cache_arguments(hub)
+        revision = cache.pop("revision", None)
+        return cls(name, revision if name == requested else None, cache)
 
     @property
     def is_hub_id(self) -> bool:
+        """Return True if the name is a hub id."""
         return bool(self.name) and not Path(self.name).is_absolute()
 
     def seen_from(self, folder: Path) -> str:
-        """Return what heads in `folder`, which exists, write: a folder's relative path, "./" or
-        "../" first, or the id.
+        """Return the base model's name as heads saved in `folder` store it.
+
+        The name is a hub id, or a path relative to `folder` that begins with "./" or "../". It is
+        "N/A", as in the original checkpoints, if the model has no name.
+
+        Args:
+            folder: the existing folder of the heads.
 
         Raises:
-            FileNotFoundError: the model's folder is not there any more.
+            FileNotFoundError: the model's folder no longer exists.
         """
         if self.is_hub_id or not self.name:
             if is_path(self.name):
@@ -91,32 +103,35 @@ class Origin:
                 f"the base model's folder {self.name} is not there any more: name it, base=..."
             )
         path = os.path.relpath(os.path.abspath(self.name), os.path.abspath(folder))
-        if not os.path.exists(folder / path) or not os.path.samefile(
-            folder / path, self.name
-        ):  # links on the way
+        if not os.path.exists(folder / path) or not os.path.samefile(folder / path, self.name):
+            # A symbolic link within one of the paths makes ".." lead elsewhere.
             path = os.path.relpath(os.path.realpath(self.name), os.path.realpath(folder))
         path = Path(path).as_posix()
         return path if path.startswith("..") else f"./{path}"
 
 
 def load(name: str | Path, **options: Any) -> PreTrainedModel:
-    """Return the causal language model that a folder or hub id holds, by transformers' `options`.
+    """Load the causal language model of a folder or hub id, in evaluation mode.
+
+    Args:
+        name: folder or hub id of a model, or of an adapter (with its base model).
+        options: arguments of transformers' `from_pretrained`.
 
     Raises:
-        FileNotFoundError: the name can only be a folder's, and there is none.
-        ImportError: it holds an adapter, and peft is not installed.
-        ValueError: the configuration or a weights file is broken; names it.
+        FileNotFoundError: the name can only be a folder, and the folder does not exist.
+        ImportError: the name is an adapter's, and peft is not installed.
+        ValueError: the configuration or a weights file is broken. The message names it.
     """
     place = resolved(name)
     if Path(place).is_dir():
         check_config(Path(place))
-    if not located(place, CONFIG) and located(place, adapters.CONFIG):
+    if not located(place, CONFIG) and located(place, adapters.ADAPTER_CONFIG):
         adapters.require_peft()
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **options)
     except SafetensorError as error:
-        for each in (CONFIG, adapters.CONFIG):
-            file = located(place, each, **cache_arguments(options))
+        for config in (CONFIG, adapters.ADAPTER_CONFIG):
+            file = located(place, config, **cache_arguments(options))
             if file is not None:
                 check_files(file.parent)
         raise ValueError(f"the weights of {name} cannot be read: {error}") from error
@@ -124,118 +139,131 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model; of an adapter its own where it has one, else its base
-    model's.
+    """Load the tokenizer of a model or an adapter.
+
+    An adapter without a tokenizer of its own uses its base model's.
 
     Args:
-        options: of transformers; the revision is that of `name`.
+        name: folder or hub id.
+        options: arguments of transformers' `from_pretrained`; `revision` belongs to `name`.
 
     Raises:
-        OSError: there is no such model, or it has no tokenizer.
+        OSError: the model does not exist, or it has no tokenizer.
         ValueError: a file of the tokenizer is broken.
     """
-    of = adapters.base_of(name, **chosen(options, *HUB_ARGUMENTS))
-    if of is not None and not located(name, "tokenizer_config.json", **cache_arguments(options)):
-        name, options = of, {each: value for each, value in options.items() if each != "revision"}
+    base = adapters.base_of(name, **chosen(options, *HUB_ARGUMENTS))
+    if base is not None and not located(name, "tokenizer_config.json", **cache_arguments(options)):
+        name = base
+        options = {option: value for option, value in options.items() if option != "revision"}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ImportError):
         raise
-    except Exception as error:  # tokenizers raises its own kinds, and plain ones
+    except Exception as error:  # the tokenizers library raises many types, even plain Exception
         raise ValueError(f"the tokenizer in {name} cannot be read: {error}") from error
     return tokenizer
 
 
-# --- whether a base model is what its name says
+# --- comparing a base model with its files
 
 
 def check_unchanged(base: PreTrainedModel, origin: Origin) -> None:
-    """Compare a base model, its adapters left out, with the files that it came from. A cast is no
-    change.
+    """Compare a base model, without its adapters, with the files that it was loaded from.
 
-    Warns where something cannot be compared: the files are not on this machine, weights are
-        quantised or offloaded.
+    A model that was only cast to another dtype counts as unchanged. If something cannot be
+    compared, because the files are not on this machine or the weights are quantised or offloaded,
+    the function warns.
 
     Raises:
-        ValueError: configuration or weights differ, so that its name would stand for another model.
+        ValueError: configuration or weights differ, so the origin's name would mean another model.
     """
     if not origin.name:
         return
-    at = {**origin.cache, **({} if origin.revision is None else {"revision": origin.revision})}
-    checkpoint = Checkpoint.find(origin.name, **at)
+    hub = {**origin.cache, **({} if origin.revision is None else {"revision": origin.revision})}
+    checkpoint = Checkpoint.find(origin.name, **hub)
     if checkpoint is None and Path(origin.name).is_dir():
         raise ValueError(f"{origin.name} holds no weights to name as the base model: {REMEDY}")
     if checkpoint is None:
-        _unsure(
+        _warn_not_compared(
             f"the files of {origin.name} are not on this machine, so the base model was not "
             "compared with them"
         )
         return
-    changed = _other_fields(base, located(origin.name, CONFIG, **at)) or _other_tensor(
+    change = _changed_fields(base, located(origin.name, CONFIG, **hub)) or _changed_tensor(
         base, checkpoint, origin.name
     )
-    if changed:
+    if change:
         raise ValueError(
-            f"the base model is not {origin.name} any more ({changed}), and heads that name it "
-            "would be for another "
-            f"model: {REMEDY}. To name {origin.name} all the same, pass it as base=..."
+            f"the base model is not {origin.name} any more ({change}), and heads that name it "
+            f"would be for another model: {REMEDY}. To name {origin.name} all the same, pass it as "
+            "base=..."
         )
 
 
-def _unsure(what: str) -> None:
-    warnings.warn(f"{what}; if it was changed, name another: base=...", stacklevel=5)
+def _warn_not_compared(reason: str) -> None:
+    warnings.warn(f"{reason}; if it was changed, name another: base=...", stacklevel=5)
 
 
-def _other_fields(base: PreTrainedModel, file: Path | None) -> str:
-    """The fields of the configuration that differ from the file's, in words."""
+def _changed_fields(base: PreTrainedModel, file: Path | None) -> str:
+    """Describe the configuration fields that differ from the file's; "" if none does."""
     if file is None:
         return ""
-    there = type(base.config).from_pretrained(file.parent).get_text_config().to_dict()
-    mine = base.config.get_text_config().to_dict()
-    other = [
-        name for name in mine if _is_heard(name) and name in there and mine[name] != there[name]
+    saved = type(base.config).from_pretrained(file.parent).get_text_config().to_dict()
+    current = base.config.get_text_config().to_dict()
+    changed = [
+        name
+        for name, value in current.items()
+        if _is_relevant_field(name) and name in saved and value != saved[name]
     ]
-    return f"another {', '.join(other)}" if other else ""
+    return f"another {', '.join(changed)}" if changed else ""
 
 
-def _is_heard(name: str) -> bool:
-    quiet = name in UNHEARD or name.startswith(("_", "output_")) or name.endswith("_token_id")
-    return not quiet and "drop" not in name and "label" not in name
+def _is_relevant_field(name: str) -> bool:
+    ignored = (
+        name in IGNORED_FIELDS or name.startswith(("_", "output_")) or name.endswith("_token_id")
+    )
+    return not ignored and "drop" not in name and "label" not in name
 
 
-def _other_tensor(base: PreTrainedModel, checkpoint: Checkpoint, name: str) -> str:
-    """The first weight that differs from the checkpoint's, or is left out, in words."""
+def _changed_tensor(base: PreTrainedModel, checkpoint: Checkpoint, name: str) -> str:
+    """Describe the first weight that differs from the checkpoint's or is missing; "" if none."""
     tensors = dict(adapters.plain_tensors(base))
-    unseen = []
-    for plain, mine in tensors.items():
-        same = _is_same(base, plain, mine.detach(), checkpoint) if _is_comparable(mine) else None
+    not_compared = []
+    for tensor_name, tensor in tensors.items():
+        same = (
+            _is_same(base, tensor_name, tensor.detach(), checkpoint)
+            if _is_comparable(tensor)
+            else None
+        )
         if same is False:
-            return f"other weights in {plain}"
-        if same is None and isinstance(mine, nn.Parameter):
-            unseen.append(plain)
-    left_out = _layer_left_out(base, tensors, checkpoint)
-    if left_out:
-        return f"without {left_out}"
-    if unseen:
-        _unsure(
-            f"{len(unseen)} weights of the base model, such as {unseen[0]}, could not be compared "
-            f"with {name}'s"
+            return f"other weights in {tensor_name}"
+        if same is None and isinstance(tensor, nn.Parameter):
+            not_compared.append(tensor_name)
+    removed = _removed_layer(base, tensors, checkpoint)
+    if removed:
+        return f"without {removed}"
+    if not_compared:
+        _warn_not_compared(
+            f"{len(not_compared)} weights of the base model, such as {not_compared[0]}, could not "
+            f"be compared with {name}'s"
         )
     return ""
 
 
 def _is_comparable(tensor: Tensor) -> bool:
-    """Return whether a tensor is neither offloaded nor quantised."""
-    return not tensor.is_meta and tensor.dtype in NUMBERS and type(tensor.data) is Tensor
+    """Return True if a tensor is neither offloaded nor quantised."""
+    return not tensor.is_meta and tensor.dtype in COMPARABLE_DTYPES and type(tensor.data) is Tensor
 
 
-def _is_same(base: PreTrainedModel, name: str, mine: Tensor, checkpoint: Checkpoint) -> bool | None:
-    """Return whether a tensor is the checkpoint's; None where the checkpoint does not tell."""
-    for plain, tensor in _as_stored(base, name, mine, checkpoint):
-        there = checkpoint.read(plain)
-        if there is None or there.dtype not in NUMBERS:
+def _is_same(
+    base: PreTrainedModel, name: str, tensor: Tensor, checkpoint: Checkpoint
+) -> bool | None:
+    """Return True if a tensor equals the checkpoint's; None if the checkpoint cannot tell."""
+    for stored_name, converted in _as_stored(base, name, tensor, checkpoint):
+        stored = checkpoint.read(stored_name)
+        if stored is None or stored.dtype not in COMPARABLE_DTYPES:
             return None
-        if not _equal(tensor, there):
+        if not _equal(converted, stored):
             return False
     return True
 
@@ -243,8 +271,10 @@ def _is_same(base: PreTrainedModel, name: str, mine: Tensor, checkpoint: Checkpo
 def _as_stored(
     base: PreTrainedModel, name: str, tensor: Tensor, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, Tensor]]:
-    """A tensor under the name that the checkpoint has it by, or the tensors that transformers made
-    it of.
+    """Yield the checkpoint's names and tensors for one tensor of the model.
+
+    The checkpoint may store the tensor with or without the model's prefix, or as several tensors
+    that transformers combines when it loads them (experts, say).
     """
     for stored in (name, name.removeprefix(f"{base.base_model_prefix}.")):
         if stored in checkpoint.places:
@@ -252,7 +282,7 @@ def _as_stored(
             return
     try:
         converted = revert_weight_conversion(base, {name: tensor})
-    except Exception:  # a conversion that needs other tensors, too, raises what it likes
+    except Exception:  # the conversion may need other tensors as well and then fails in any way
         converted = {name: tensor}
     tied = getattr(base, "_tied_weights_keys", None)
     if (
@@ -260,51 +290,57 @@ def _as_stored(
         and name in tied
         and not converted.keys() <= checkpoint.places.keys()
     ):
-        converted = {tied[name]: tensor}  # the two are stored once
+        converted = {tied[name]: tensor}  # a checkpoint stores tied weights once
     yield from converted.items()
 
 
-def _equal(mine: Tensor, there: Tensor) -> bool:
-    """Return whether a tensor is the stored one, or a cast of it, by way of 16 bits perhaps."""
-    if mine.shape != there.shape:
+def _equal(tensor: Tensor, stored: Tensor) -> bool:
+    """Return True if a tensor is the stored one, or a cast of it.
+
+    The cast may have gone through a 16-bit dtype: a bfloat16 checkpoint loaded in float32 equals
+    itself, but so does a float32 checkpoint that was cast to bfloat16 and back.
+    """
+    if tensor.shape != stored.shape:
         return False
-    there = there.to(mine.device)
+    stored = stored.to(tensor.device)
     return any(
-        torch.equal(there.to(by).to(mine.dtype), mine)
-        for by in (mine.dtype, torch.bfloat16, torch.float16)
+        torch.equal(stored.to(dtype).to(tensor.dtype), tensor)
+        for dtype in (tensor.dtype, torch.bfloat16, torch.float16)
     )
 
 
-def _layer_left_out(
+def _removed_layer(
     base: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint
 ) -> str | None:
-    """The name of a stored tensor of one of the layers whose like the model has in another layer,
-    but not in this one.
+    """Return the name of a stored tensor of a layer that the model lacks; None if there is none.
 
-    Layers past the last one are for other uses, and transformers leaves them out, too.
+    Only tensors whose counterparts exist in other layers of the model count. Layers beyond the
+    configured number are skipped: they have other uses (such as multi-token prediction), and
+    transformers does not load them either.
     """
     prefix = f"{base.base_model_prefix}."
     names = {*tensors, *(name.removeprefix(prefix) for name in tensors)}
-    likes = {_without_numbers(name) for name in names}
-    layers = base.config.get_text_config().num_hidden_layers
+    patterns = {_without_numbers(name) for name in names}
+    num_layers = base.config.get_text_config().num_hidden_layers
     return next(
         (
             name
             for name in checkpoint.places
             if name not in names
-            and _without_numbers(name) in likes
-            and next(int(part) for part in name.split(".") if part.isdecimal()) < layers
+            and _without_numbers(name) in patterns
+            and next(int(part) for part in name.split(".") if part.isdecimal()) < num_layers
         ),
         None,
     )
 
 
 def _without_numbers(name: str) -> str:
+    """Return a tensor's name with "*" in place of each number, such as "layers.*.weight"."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def fingerprint(base: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
-    """Return a checksum of each of a base model's weights, so that a later change can be told."""
+    """Return the dtype and a checksum of each weight of a base model, to detect later changes."""
     return {
         name: (tensor.dtype, _checksum(tensor.detach()))
         for name, tensor in adapters.plain_tensors(base)
@@ -313,13 +349,15 @@ def fingerprint(base: PreTrainedModel) -> dict[str, tuple[torch.dtype, int]]:
 
 
 def _checksum(tensor: Tensor) -> int:
-    bits = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1).contiguous()
-    whole = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
-    return zlib.crc32(bits.view(whole).sum(-1, dtype=torch.int64).cpu().numpy().tobytes())
+    """Return the CRC-32 of the row sums of a tensor's bits, read as integers."""
+    rows = tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1).contiguous()
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
+    # Sums are computed on the tensor's own device, so only one number a row is copied to the CPU.
+    return zlib.crc32(rows.view(integers).sum(-1, dtype=torch.int64).cpu().numpy().tobytes())
 
 
 def check_same(base: PreTrainedModel, before: Mapping[str, tuple[torch.dtype, int]]) -> None:
-    """Compare a base model with its fingerprint; warns where it was cast since.
+    """Compare a base model with an earlier `fingerprint`; warn if the model was cast since.
 
     Raises:
         ValueError: a weight was changed, added or removed.
@@ -335,6 +373,6 @@ def check_same(base: PreTrainedModel, before: Mapping[str, tuple[torch.dtype, in
             f"{REMEDY}"
         )
     if cast:
-        _unsure(
+        _warn_not_compared(
             "the base model was cast since its adapter was merged, so its weights were not compared"
         )

@@ -1,6 +1,4 @@
-"""Weights files: safetensors files of ours, and a model's files as transformers keeps them, a
-tensor at a time.
-"""
+"""Weights files: safetensors files, and the checkpoints that transformers writes."""
 
 from __future__ import annotations
 
@@ -21,16 +19,18 @@ from ..files import Schema, read_json
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
-POINTER = b"version https://git-lfs.github.com/spec/"
+"""Suffix of the index of a sharded checkpoint."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a Git LFS pointer, which a clone without LFS holds in place of the weights."""
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """Yield a safetensors file, open for reading.
+    """Open a safetensors file for reading.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no whole safetensors file; says what it is.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a complete safetensors file. The message says what it is.
     """
     try:
         with safe_open(file, framework="pt") as content:
@@ -40,52 +40,54 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 def _fault(file: Path) -> str:
+    """Describe why a file cannot be read, for an error message."""
     with file.open("rb") as content:
-        if content.read(len(POINTER)) == POINTER:
+        if content.read(len(LFS_POINTER)) == LFS_POINTER:
             return f"is a Git LFS pointer, not the weights (run `git lfs pull` in {file.parent})"
     return "is not a whole safetensors file (copy or download it again)"
 
 
 def check_files(folder: Path) -> None:
-    """Raises ValueError where a safetensors file of a folder is broken."""
+    """Raise ValueError if a safetensors file of a folder is broken."""
     for file in sorted(folder.glob("*.safetensors")):
         with opened(file):
             pass
 
 
 class _Index(Schema):
-    """Which file of a sharded model holds which tensor."""
+    """The index of a sharded checkpoint: the file name of each tensor."""
 
     weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights files of a model that are on this machine, in the order that transformers looks
-    for them.
+    """A model's weights on this machine; tensors are read one at a time.
 
     Attributes:
-        file: the weights, or the index of a sharded model's weights.
+        file: the weights file, or the index of a sharded checkpoint.
     """
 
     file: Path
 
     @classmethod
     def find(cls, name: str, **hub: Any) -> Checkpoint | None:
-        """Return the checkpoint of a folder or hub id; None where none is on this machine.
+        """Return the checkpoint of a folder or hub id; None if it is not on this machine.
 
         Args:
-            hub: revision and cache_dir of a hub id.
+            name: folder or hub id.
+            hub: `revision` and `cache_dir` of the hub id.
         """
-        for each in (SAFE, SAFE + INDEX, PICKLED, PICKLED + INDEX):
-            file = located(name, each, **hub)
+        # The order is transformers': it prefers safetensors to pickles.
+        for file_name in (SAFE, SAFE + INDEX, PICKLED, PICKLED + INDEX):
+            file = located(name, file_name, **hub)
             if file is not None:
                 return cls(file)
         return None
 
     @cached_property
     def places(self) -> dict[str, Path]:
-        """The file of each tensor, by the tensor's name.
+        """The file that stores each tensor, by the tensor's name.
 
         Raises:
             ValueError: a file is broken.
@@ -98,7 +100,7 @@ class Checkpoint:
             return dict.fromkeys(content.keys(), self.file)
 
     def read(self, name: str) -> Tensor | None:
-        """Return a tensor; None where the checkpoint does not have it, or not on this machine."""
+        """Return a tensor; None if the checkpoint's files on this machine do not contain it."""
         file = self.places.get(name)
         if file is None or not file.is_file():
             return None
@@ -109,40 +111,41 @@ class Checkpoint:
         return tensor
 
     @cached_property
-    def _open(self) -> dict[Path, dict[str, Tensor]]:
+    def _opened_pickles(self) -> dict[Path, dict[str, Tensor]]:
         return {}
 
     def _pickled(self, file: Path) -> dict[str, Tensor]:
-        """The tensors of a pickle, mapped into memory; none where its format cannot be mapped."""
-        if file not in self._open:
+        """Return the memory-mapped tensors of a pickle; {} if its format cannot be mapped."""
+        if file not in self._opened_pickles:
             try:
-                self._open[file] = torch.load(
+                self._opened_pickles[file] = torch.load(
                     file, map_location="cpu", weights_only=True, mmap=True
                 )
             except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-                self._open[file] = {}
-        return self._open[file]
+                self._opened_pickles[file] = {}
+        return self._opened_pickles[file]
 
 
 def tensor_files(index: Path) -> dict[str, Path]:
     """Return the file of each tensor that an index lists.
 
     Raises:
-        ValueError: it is no index.
+        ValueError: the file is not an index.
     """
     return {name: index.parent / file for name, file in read_json(index, _Index).weight_map.items()}
 
 
 def located(name: str, file: str, **hub: Any) -> Path | None:
-    """Return the path of a file of a folder, or of a hub repository where it is cached; None where
-    it is not.
+    """Return the local path of a file of a folder or hub id; None if it does not exist locally.
+
+    Nothing is downloaded: of a hub id only the cache is searched.
     """
     if Path(name).is_dir():
         return Path(name, file) if Path(name, file).is_file() else None
-    found = try_to_load_from_cache(name, file, **hub)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name, file, **hub)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def cache_arguments(hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the hub's arguments that say what is looked for in its cache."""
+    """Return those of the hub's arguments that locate a file in its cache."""
     return {name: hub[name] for name in ("revision", "cache_dir") if hub.get(name) is not None}

@@ -1,8 +1,8 @@
-"""The native folder: `config.json`, `medusa_lm_head.safetensors` with the original tensor names,
-`medusa_tree.json`.
+"""The native folder format of heads, which other inference engines read as well.
 
-The first two are the heads-only format of the authors' code, which other engines read; the tree
-file is ours.
+- `config.json` and `medusa_lm_head.safetensors`: the heads-only format of the original authors'
+  code, with its tensor names.
+- `medusa_tree.json`: the candidate tree and its calibration, an addition of this library.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .checkpoint import opened
 from .names import ADAPTER, CONFIG, MERGED, TREE, WEIGHTS, is_path
 
 VERSIONS = ("1", "2")
-"""Of the heads-only format: with own lm_heads, and with the base model's. The tensors tell them
-apart, too.
-"""
-TENSOR = re.compile(
+"""Versions of the heads-only format: 1 has an lm_head for each head, 2 uses the base model's."""
+TENSOR_NAME = re.compile(
     r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(linear\.weight|linear\.bias|weight)"
 )
 
 
 class HeadsFile(Schema):
-    """The fields of the heads' `config.json` that are read; sizes come from the tensors, as
-    released files err.
+    """The fields of the heads' `config.json` that this library reads.
+
+    The sizes of the heads come from the tensors, because `config.json` is wrong in some released
+    checkpoints.
     """
 
     base_model_name_or_path: str | None = None
@@ -53,35 +53,35 @@ class HeadsFile(Schema):
 
     @field_validator("version")
     @classmethod
-    def _is_known(cls, version: Any) -> Any:
+    def _check_version(cls, version: Any) -> Any:
         if version is not None and (isinstance(version, bool) or str(version) not in VERSIONS):
             raise ValueError(f"{version!r} is unknown; this release reads {' and '.join(VERSIONS)}")
         return version
 
     @field_validator("adapter")
     @classmethod
-    def _lies_within(cls, adapter: str | None) -> str | None:
+    def _check_adapter(cls, adapter: str | None) -> str | None:
         if adapter is not None and (
             not adapter or Path(adapter).is_absolute() or ".." in Path(adapter).parts
         ):
-            raise ValueError(f"{adapter!r} is no folder within the heads' folder")
+            raise ValueError(f"{adapter!r} is not a folder within the heads' folder")
         return adapter
 
 
 def named_base(folder: Path) -> Origin:
-    """Return the base model that the heads name; a relative path is seen from their folder.
+    """Return the base model that the heads name; a relative path starts at their folder.
 
     Raises:
-        ValueError: the folder is not a native one, or names no base.
-        FileNotFoundError: the base is a folder, and it is not there.
+        FileNotFoundError: the base model is a local folder that does not exist.
+        ValueError: the folder is not in the native format, or does not name a base model.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} is not a folder of Medusa heads: it has no {' and no '.join(missing)}"
         )
-    told = read_json(folder / CONFIG, HeadsFile)
-    name = told.base_model_name_or_path
+    config = read_json(folder / CONFIG, HeadsFile)
+    name = config.base_model_name_or_path
     if not name or name == "N/A":
         raise ValueError(
             f"{folder / CONFIG} does not name its base model: pass it (from_pretrained(..., "
@@ -93,25 +93,23 @@ def named_base(folder: Path) -> Origin:
     if is_path(name) or name == MERGED:
         raise FileNotFoundError(
             f"the heads in {folder} are for the base model in {place.resolve()}, which is not "
-            "there: put it back, or "
-            "name it (base=..., --base)"
+            "there: put it back, or name it (base=..., --base)"
         )
-    return Origin(name, told.base_model_revision)
+    return Origin(name, config.base_model_revision)
 
 
 def adapter(folder: Path) -> Path | None:
-    """Return the folder of the adapter that the heads' backbone was trained with; None where there
-    was none.
+    """Return the folder of the adapter that was trained with the heads; None if there is none.
 
     Raises:
-        ValueError: the adapter is not there or broken, or it is another one.
+        ValueError: the adapter is missing or broken, or its digest is not the stored one.
     """
-    told = read_json(folder / CONFIG, HeadsFile)
-    if told.adapter is None:
+    config = read_json(folder / CONFIG, HeadsFile)
+    if config.adapter is None:
         return None
-    place = folder / told.adapter
+    place = folder / config.adapter
     adapters.check(place)
-    if adapters.digest(place) != told.adapter_digest:
+    if adapters.digest(place) != config.adapter_digest:
         raise ValueError(
             f"{place} holds another adapter than the one these heads were trained with"
         )
@@ -119,46 +117,48 @@ def adapter(folder: Path) -> Path | None:
 
 
 def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) -> MedusaHeads:
-    """Return the heads of a native folder, on the device and in the dtype of the base's lm_head.
+    """Load the heads of a native folder, on the device and in the dtype of the base's lm_head.
 
-    The number of heads and layers is told from the tensors, never from `config.json`, which in
-    released files disagrees with them.
+    The numbers of heads and layers are derived from the tensors, because `config.json` is wrong
+    in some released checkpoints.
 
     Args:
-        first: read only so many heads; None reads all.
+        folder: a native folder.
+        base: the base model.
+        first: load only the first `first` heads; None loads all.
 
     Raises:
-        ValueError: the file is broken, or what it holds does not fit the base model; says exactly
-            what.
+        ValueError: the file is broken, or its tensors do not fit the base model. The message names
+            the tensor or the size.
     """
     check_base(base)
     lm_head = base.get_output_embeddings()
-    floating = lm_head.weight.is_floating_point()
-    dtype = lm_head.weight.dtype if floating else base.dtype
+    is_quantised = not lm_head.weight.is_floating_point()
+    dtype = base.dtype if is_quantised else lm_head.weight.dtype
     with opened(folder / WEIGHTS) as file:
         try:
             config = _config(file, base)
-            count = min(first or config.num_heads, config.num_heads)
-            named = {
+            num_heads = min(first or config.num_heads, config.num_heads)
+            tensors = {
                 name: _tensor(file, name, dtype)
                 for name in file.keys()  # noqa: SIM118
-                if int(name.split(".")[0]) < count
+                if int(name.split(".")[0]) < num_heads
             }
         except ValueError as error:
             raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     bias = getattr(lm_head, "bias", None)
     rule = LogitRule.of(base.config.get_text_config())
-    heads = MedusaHeads(
-        replace(config, num_heads=count), rule, None if bias is None else bias.detach().clone()
-    )
-    heads.load_tensors(named)
+    config = replace(config, num_heads=num_heads)
+    heads = MedusaHeads(config, rule, None if bias is None else bias.detach().clone())
+    heads.load_tensors(tensors)
     device = lm_head.weight.device
-    if device.type == "meta":  # offloaded: its hook knows where it runs
+    if device.type == "meta":  # an offloaded lm_head; accelerate's hook knows where it runs
         device = torch.device(lm_head._hf_hook.execution_device)
     return heads.to(dtype=dtype, device=device)
 
 
 def _tensor(file: Any, name: str, dtype: torch.dtype) -> Tensor:
+    """Return one tensor of an open file; raise ValueError if it is not finite in `dtype`."""
     tensor: Tensor = file.get_tensor(name)
     if not tensor.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
@@ -169,53 +169,61 @@ def _tensor(file: Any, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _config(file: Any, base: PreTrainedModel) -> MedusaConfig:
-    """The shape of the heads in a file, told and checked before anything is read or built."""
+    """Return the configuration of the heads in an open file.
+
+    Only names, shapes and dtypes are read, so that a wrong file is refused before its tensors take
+    memory.
+    """
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    whole = next(
-        (name for name, each in slices.items() if not re.match(r"B?F\d", each.get_dtype())), None
+    not_floating = next(
+        (name for name, entry in slices.items() if not re.match(r"B?F\d", entry.get_dtype())), None
     )
-    shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
-    config = _shape(shapes, base)
-    if whole is not None:
+    shapes = {name: tuple(entry.get_shape()) for name, entry in slices.items()}
+    config = _config_of_shapes(shapes, base)
+    if not_floating is not None:
         raise ValueError(
-            f"{whole} holds {slices[whole].get_dtype()}, and weights are floating-point numbers"
+            f"{not_floating} holds {slices[not_floating].get_dtype()}, and weights are "
+            "floating-point numbers"
         )
     check_heads(base, config)
     config.check(shapes)
     return config
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
-    """Return the configuration of heads with tensors of these names and shapes, taken as
-    complete.
+def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
+    """Return the configuration of heads with tensors of these names and shapes.
+
+    `MedusaConfig.check` has to find out afterwards whether the set of tensors is complete.
     """
-    keys = {name: TENSOR.fullmatch(name) for name in shapes}
-    odd = [name for name, key in keys.items() if key is None]
-    if odd or not keys:
+    matches = {name: TENSOR_NAME.fullmatch(name) for name in shapes}
+    unknown = [name for name, match in matches.items() if match is None]
+    if unknown or not matches:
         raise ValueError(
-            f"it holds tensors that are not Medusa heads': {', '.join(odd[:5]) or '(no tensors)'}"
+            "it holds tensors that are not Medusa heads': "
+            f"{', '.join(unknown[:5]) or '(no tensors)'}"
         )
-    found = [(name, key[1], key[2], key[3]) for name, key in keys.items() if key]
+    parts = [(name, match[1], match[2], match[3]) for name, match in matches.items() if match]
     vocab_size, hidden_size = base.get_output_embeddings().weight.shape
-    projections = [shapes[name] for name, _, _, kind in found if kind == "weight"]
-    blocks = [shapes[name] for name, _, _, kind in found if kind == "linear.weight"]
-    flat = [name for name, _, _, kind in found if kind != "linear.bias" and len(shapes[name]) != 2]
-    if flat:
-        raise ValueError(f"{flat[0]} has shape {list(shapes[flat[0]])}, and a matrix is needed")
+    projections = [shapes[name] for name, _, _, kind in parts if kind == "weight"]
+    blocks = [shapes[name] for name, _, _, kind in parts if kind == "linear.weight"]
+    no_matrix = [
+        name for name, _, _, kind in parts if kind != "linear.bias" and len(shapes[name]) != 2
+    ]
+    if no_matrix:
+        name = no_matrix[0]
+        raise ValueError(f"{name} has shape {list(shapes[name])}, and a matrix is needed")
     return MedusaConfig(
-        num_heads=len({head for _, head, _, _ in found}),
-        num_layers=len({layer for _, _, layer, kind in found if kind == "linear.weight"}),
+        num_heads=len({head for _, head, _, _ in parts}),
+        num_layers=len({layer for _, _, layer, kind in parts if kind == "linear.weight"}),
         hidden_size=(blocks or projections)[0][1] if blocks or projections else hidden_size,
         vocab_size=projections[0][0] if projections else vocab_size,
         own_lm_head=bool(projections),
-        bias=any(kind == "linear.bias" for _, _, _, kind in found),
+        bias=any(kind == "linear.bias" for _, _, _, kind in parts),
     )
 
 
-def _check_kept(folder: Path, heads: MedusaHeads) -> None:
-    """Raises ValueError where a model's configuration would be lost, or heads that were left out on
-    loading.
-    """
+def _check_overwrite(folder: Path, heads: MedusaHeads) -> None:
+    """Raise ValueError if saving would replace a model's configuration or remove stored heads."""
     if not (folder / WEIGHTS).is_file():
         if (folder / CONFIG).is_file() and read_json(
             folder / CONFIG, HeadsFile
@@ -226,29 +234,29 @@ def _check_kept(folder: Path, heads: MedusaHeads) -> None:
             )
         return
     with opened(folder / WEIGHTS) as file:
-        there = len({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
-    if there > heads.config.num_heads:
+        stored = len({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
+    if stored > heads.config.num_heads:
         raise ValueError(
-            f"{folder} holds {there} heads and would be left with {heads.config.num_heads}: load "
-            "them all with "
-            "from_pretrained(..., all_heads=True), or save in another folder"
+            f"{folder} holds {stored} heads and would be left with {heads.config.num_heads}: load "
+            "them all with from_pretrained(..., all_heads=True), or save in another folder"
         )
 
 
 @contextmanager
 def saving(folder: Path, heads: MedusaHeads, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder for `write_heads` and what goes with them; all of it moves into
-    `folder` in the end.
+    """Yield a temporary folder for `write_heads`; its content moves into `folder` at the end.
 
-    A save that fails leaves `folder` as it was.
+    If the block raises an error, `folder` is unchanged.
 
     Args:
-        last: files that move after the heads.
+        folder: the destination.
+        heads: the heads that will be written.
+        last: names of files that move after the heads, such as a marker of a complete save.
 
     Raises:
-        ValueError: `folder` holds a model, or more heads than these.
+        ValueError: `folder` holds a model, or more heads than `heads` has.
     """
-    _check_kept(folder, heads)
+    _check_overwrite(folder, heads)
     with replacing_all(folder, (CONFIG, *last)) as new:
         yield new
 
@@ -261,51 +269,56 @@ def write_heads(
     calibration: Calibration = UNCALIBRATED,
     revision: str | None = None,
 ) -> None:
-    """Write the native folder; an adapter that lies in it already belongs to the heads.
+    """Write heads and tree in the native format.
+
+    An adapter that is already in `folder / "adapter"` is recorded as the heads' adapter.
 
     Args:
-        folder: an empty one, of `saving`.
-        base: what to name as the base model.
-        revision: of the base model on the hub.
+        folder: an empty folder, from `saving`.
+        heads: the heads.
+        tree: the candidate tree.
+        base: name of the base model to store (see `Origin.seen_from`).
+        calibration: calibration of the tree.
+        revision: revision of the base model on the hub.
 
     Raises:
-        ValueError: the heads hold NaN or infinite values.
+        ValueError: the heads contain NaN or infinite values.
     """
-    broken = next(
-        (name for name, tensor in heads.tensors().items() if not tensor.isfinite().all()), None
-    )
+    tensors = heads.tensors()
+    broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise ValueError(
             f"the heads are broken ({broken} holds NaN or infinite values), and are not saved"
         )
-    config, lies = heads.config, (folder / ADAPTER).is_dir()
-    content = {
-        "model_type": "medusa",
-        "base_model_name_or_path": base,
-        **({} if revision is None else {"base_model_revision": revision}),
+    write_json(folder / CONFIG, _config_json(folder, heads, base, revision), indent=2)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    write_tree(folder, tree, calibration)
+
+
+def _config_json(
+    folder: Path, heads: MedusaHeads, base: str, revision: str | None
+) -> dict[str, Any]:
+    """Return the content of the heads' `config.json`."""
+    config = heads.config
+    content: dict[str, Any] = {"model_type": "medusa", "base_model_name_or_path": base}
+    if revision is not None:
+        content["base_model_revision"] = revision
+    content |= {
         "medusa_num_heads": config.num_heads,
         "medusa_num_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
         "medusa_fc_bias": config.bias and config.num_layers > 0,
-        **({} if config.own_lm_head else {"version": "2"}),
-        **(
-            {"adapter": ADAPTER, "adapter_digest": adapters.digest(folder / ADAPTER)}
-            if lies
-            else {}
-        ),
     }
-    write_json(folder / CONFIG, content, indent=2)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in heads.tensors().items()}, folder / WEIGHTS
-    )
-    write_tree(folder, tree, calibration)
+    if not config.own_lm_head:
+        content["version"] = "2"
+    if (folder / ADAPTER).is_dir():
+        content |= {"adapter": ADAPTER, "adapter_digest": adapters.digest(folder / ADAPTER)}
+    return content
 
 
 def read_tree(folder: Path) -> tuple[CandidateTree, Calibration] | None:
-    """Return the tree of a native folder and what was measured for it; None where it has no tree
-    file.
-    """
+    """Return the tree and the calibration of a native folder; None if it has no tree file."""
     return tree_file.read_tree(folder / TREE) if (folder / TREE).is_file() else None
 
 

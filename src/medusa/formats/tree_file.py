@@ -1,4 +1,4 @@
-"""The tree file: a candidate tree and what was measured for it, as JSON."""
+"""The tree file `medusa_tree.json`: a candidate tree and its calibration."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 Shares = Annotated[list[Share], Field(min_length=1)]
 
 
-class Made(Schema):
-    """Where and how a calibration was made. Only the fields that are read are checked."""
+class CalibrationMetadata(Schema):
+    """Where and how a calibration was made; other fields are kept without validation."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -26,55 +26,65 @@ class Made(Schema):
 
 
 class TreeFile(Schema):
-    """The content of a tree file."""
+    """The content of a tree file.
+
+    Attributes:
+        version: version of the format.
+        paths: rank path of each node except the root.
+        accuracies: cumulative accuracies; row k has, for head k + 1, the share of positions at
+            which the correct token is among its 1, 2, ... most probable ones.
+        latency: milliseconds of a decoding step, by number of nodes.
+        made: where and how the tree was calibrated.
+    """
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     paths: list[list[int]]
     accuracies: Annotated[list[Shares], Field(min_length=1)] | None = None
     latency: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0)]] | None = None
-    made: Made = Made()
+    made: CalibrationMetadata = CalibrationMetadata()
 
     @field_validator("paths")
     @classmethod
-    def _form_a_tree(cls, paths: list[list[int]]) -> list[list[int]]:
-        CandidateTree(paths)
+    def _check_paths(cls, paths: list[list[int]]) -> list[list[int]]:
+        CandidateTree(paths)  # raises ValueError if the paths do not form a tree
         return paths
 
     @field_validator("accuracies")
     @classmethod
-    def _rise(cls, accuracies: list[list[float]] | None) -> list[list[float]] | None:
-        CandidateTree().probabilities(accuracies or [])
+    def _check_accuracies(cls, accuracies: list[list[float]] | None) -> list[list[float]] | None:
+        CandidateTree().probabilities(accuracies or [])  # raises ValueError if a row decreases
         return accuracies
 
     @field_validator("latency")
     @classmethod
-    def _has_plain_decoding(cls, latency: dict[int, float] | None) -> dict[int, float] | None:
+    def _check_latency(cls, latency: dict[int, float] | None) -> dict[int, float] | None:
         if latency is not None and 1 not in latency:
             raise ValueError('the time of one node, "1", is missing')
         return latency
 
 
 def read_tree(file: Path) -> tuple[CandidateTree, Calibration]:
-    """Return a file's tree and what was measured for it.
+    """Return the tree and the calibration of a tree file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no tree file; names the file and the fields.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a tree file. The message names the file and the fields.
     """
-    told = read_json(file, TreeFile)
-    tree = CandidateTree(told.paths)
-    if told.accuracies is None:
+    content = read_json(file, TreeFile)
+    tree = CandidateTree(content.paths)
+    if content.accuracies is None:
         return tree, UNCALIBRATED
-    latency = UNCALIBRATED.latency if told.latency is None else told.latency
-    return tree, Calibration(told.accuracies, latency, told.made.model_dump(exclude_unset=True))
+    latency = UNCALIBRATED.latency if content.latency is None else content.latency
+    metadata = content.made.model_dump(exclude_unset=True)
+    return tree, Calibration(content.accuracies, latency, metadata)
 
 
 def write_tree(file: Path, tree: CandidateTree, calibration: Calibration = UNCALIBRATED) -> None:
-    """Write a tree, its root implied, and what was measured for it."""
-    told: dict[str, Any] = {"version": 1, "paths": [list(path) for path in tree.paths[1:]]}
+    """Write a tree, without its root, and its calibration."""
+    content: dict[str, Any] = {"version": 1, "paths": [list(path) for path in tree.paths[1:]]}
     if calibration is not UNCALIBRATED:
-        told["accuracies"] = [list(row) for row in calibration.accuracies]
+        content["accuracies"] = [list(row) for row in calibration.accuracies]
     if calibration.made:
-        told["latency"] = {str(nodes): ms for nodes, ms in calibration.latency.items()}
-        told["made"] = dict(calibration.made)
-    write_json(file, told)
+        content["latency"] = {str(nodes): ms for nodes, ms in calibration.latency.items()}
+        content["made"] = dict(calibration.made)
+    write_json(file, content)

@@ -1,8 +1,8 @@
-"""A function of tensors with fixed shapes: on a GPU it is captured once as a graph and replayed
-after.
+"""CUDA graphs of functions whose inputs have fixed shapes.
 
-A step of a large model is hundreds of small kernels; launched one by one from Python they take
-longer than they run.
+A forward of a large model launches hundreds of small kernels. Launching them one by one from Python
+can take longer than running them; replaying a captured graph launches them all at once. On a CPU
+the same code path runs without a graph.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 Inputs = Mapping[str, Tensor]
 WARM_UPS = 2
+"""Calls before a capture, in which libraries allocate workspaces and choose kernels."""
 
 
 class Captured:
-    """Runs `function(**inputs)` on buffers that inputs are copied to; on a GPU by replaying what
-    was captured.
+    """A function that runs on static input buffers, on a GPU as a captured graph.
 
-    What the function reads and writes besides its inputs must stay where it is. The next call
-    overwrites the outputs.
+    All other tensors that the function reads or writes must keep their addresses. Each call
+    overwrites the outputs of the previous one.
 
     Args:
-        function: of named tensors, without synchronisation.
-        inputs: of the shapes that all calls will have.
+        function: takes named tensors and does not synchronise with the CPU.
+        inputs: example inputs; all calls must have these shapes.
     """
 
     def __init__(self, function: Callable[..., Any], inputs: Inputs):
@@ -36,6 +36,7 @@ class Captured:
             self._capture(function)
 
     def _capture(self, function: Callable[..., Any]) -> None:
+        # CUDA requires the warm-up to run on a stream other than the default one.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -47,8 +48,9 @@ class Captured:
             self.outputs = function(**self.inputs)
 
     def __call__(self, function: Callable[..., Any], inputs: Inputs) -> Any:
-        """The function's result for these inputs; the function itself is only run where nothing was
-        captured.
+        """Copy the inputs into the buffers and return the function's result.
+
+        `function` itself is called only if there is no graph, that is, on a CPU.
         """
         for name, buffer in self.inputs.items():
             buffer.copy_(inputs[name])
@@ -59,24 +61,31 @@ class Captured:
 
 
 class Captures:
-    """Captured functions by their shapes, all of one state of the world; another state forgets
-    them.
+    """A store of captured functions, by shapes; all belong to one execution state.
 
     Attributes:
-        state: what they were captured with: addresses of weights and caches, say.
+        state: the execution state of the captures, such as addresses of weights and caches. A
+            call with another state drops them.
     """
 
     def __init__(self) -> None:
         self.state: Any = None
-        self._known: dict[Any, Captured] = {}
+        self._captured: dict[Any, Captured] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._captured)
 
     def run(self, state: Any, key: Any, function: Callable[..., Any], inputs: Inputs) -> Any:
-        """The function's result; captured when first run with this key and state."""
+        """Return the result of `function(**inputs)`, capturing it first if the key is new.
+
+        Args:
+            state: the current execution state.
+            key: identifies the function and the shapes of its inputs.
+            function: see `Captured`.
+            inputs: the function's arguments.
+        """
         if state != self.state:
-            self.state, self._known = state, {}
-        if key not in self._known:
-            self._known[key] = Captured(function, inputs)
-        return self._known[key](function, inputs)
+            self.state, self._captured = state, {}
+        if key not in self._captured:
+            self._captured[key] = Captured(function, inputs)
+        return self._captured[key](function, inputs)

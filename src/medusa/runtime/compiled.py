@@ -1,9 +1,9 @@
-"""A function of tensors as a compiled program: traced once into operators, compiled by Inductor,
-Python left out.
+"""Functions of tensors compiled by Inductor, with symbolic sizes.
 
-Half of a small model's step on a CPU is Python between a thousand operators. Sizes that change from
-step to step stay symbols, so that one program serves every context and every tree. What tracing
-took for granted about sizes is asked before each run; where it does not hold, another program is
+A forward of a small model on a CPU consists of about a thousand operators, and the Python code
+between them takes half of the time. Compiling removes that code. Sizes that change between calls
+are symbols, so one program serves all context lengths and row counts. Tracing makes assumptions
+about sizes (guards); they are checked before each run, and if one fails, another program is
 compiled.
 """
 
@@ -22,108 +22,127 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Program:
-    """`function` compiled for arguments like these; what it writes to its arguments, the program
-    does too.
+    """A compiled function of tensors, including its writes to the arguments.
 
-    Tensors that the function reaches by other ways (weights, say) are read where they lie.
+    Other tensors that the function uses, such as weights, become constants of the program, which
+    are read at their current address.
 
     Args:
-        function: of tensors; it is given the inputs and the stores.
-        inputs: tensors of which all sizes may vary.
-        stores: tensors [B, heads, C, width] to read and write, of which B and C may vary. Those
-            that have equal sizes now have so in every run.
+        function: called with the inputs followed by the stores; returns tensors.
+        inputs: example tensors; all their sizes may vary.
+        stores: example tensors [B, heads, C, width] that the function reads and writes; B and C may
+            vary. Stores that have equal sizes here must have equal sizes in every run.
 
     Raises:
-        Exception: whatever tracing and compiling raise: values decide what is computed, or no C++
-            compiler is there.
+        Exception: any error of tracing and compiling, for example because control flow depends on
+            values, or because there is no C++ compiler.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]):
-        # the compiler takes a second to import, which only those who compile should wait for
+        # Importing the compiler takes a second, so only those who compile import it.
         from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv
 
-        sizes = ShapeEnv(duck_shape=False)  # two sizes that happen to be equal need not stay so
+        # With duck shapes, two sizes that happen to be equal would have to stay equal.
+        sizes = ShapeEnv(duck_shape=False)
         fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
         with torch.inference_mode(False), torch.no_grad():
-            symbolic = [_symbolic(fake, each, range(each.dim())) for each in inputs]
-            first: dict[Any, int] = {}  # of the stores of equal sizes
-            for store in stores:
-                like = first.setdefault((store.shape, store.dtype), len(symbolic))
-                symbolic.append(
-                    _alike(symbolic[like])
-                    if like < len(symbolic)
-                    else _symbolic(fake, store, (0, 2))
-                )
+            symbolic, distinct_stores = _symbolic_arguments(fake, inputs, stores)
             traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
             self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
-        self._asked = [*range(len(inputs)), *first.values()]
-        self._dtypes = [symbolic[place].dtype for place in self._asked]
-        assumed = sizes.produce_guards_expression(
-            [symbolic[place] for place in self._asked], ignore_static=False
+        self._guarded = [*range(len(inputs)), *distinct_stores]
+        self._dtypes = [symbolic[index].dtype for index in self._guarded]
+        guards = sizes.produce_guards_expression(
+            [symbolic[index] for index in self._guarded], ignore_static=False
         )
-        self._assumed = compile(assumed or "True", "<sizes>", "eval")
-        self._names = SYMPY_INTERP
+        self._guards = compile(guards or "True", "<sizes>", "eval")
+        self._guard_names = SYMPY_INTERP
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the program holds for such inputs and stores."""
-        asked = [tensors[place] for place in self._asked]
-        if [tensor.dtype for tensor in asked] != self._dtypes:
+        """Return True if the program's guards hold for these inputs and stores."""
+        guarded = [tensors[index] for index in self._guarded]
+        if [tensor.dtype for tensor in guarded] != self._dtypes:
             return False
-        named = {f"t{number}": tensor for number, tensor in enumerate(asked)}
-        return bool(eval(self._assumed, self._names, {"L": named}))  # torch wrote it, from sizes
+        tensors_by_name = {f"t{number}": tensor for number, tensor in enumerate(guarded)}
+        # torch generated this expression from the sizes, so evaluating it is safe.
+        return bool(eval(self._guards, self._guard_names, {"L": tensors_by_name}))
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the program on inputs and stores."""
         result: tuple[Tensor, ...] = self._run(*tensors)
         return result
 
 
 class Programs:
-    """The programs of one function; another state of the world forgets them.
+    """The compiled programs of one function; all belong to one execution state.
 
     Attributes:
-        state: what else they were compiled with: weights and settings, say.
+        state: the execution state of the programs, such as weights and settings. A call with
+            another state drops them.
     """
 
     def __init__(self) -> None:
         self.state: Any = None
-        self._known: list[Program] = []
+        self._compiled: list[Program] = []
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._compiled)
 
     def get(
         self, state: Any, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]
     ) -> Program:
-        """A program for these arguments; compiled if there is none."""
+        """Return a program that fits these arguments; compile one if there is none."""
         if state != self.state:
-            self.state, self._known = state, []
-        for program in self._known:
+            self.state, self._compiled = state, []
+        for program in self._compiled:
             if program.fits([*inputs, *stores]):
                 return program
-        self._known.append(Program(function, inputs, stores))
-        return self._known[-1]
+        self._compiled.append(Program(function, inputs, stores))
+        return self._compiled[-1]
 
 
-def _symbolic(fake: FakeTensorMode, like: Tensor, varies: Iterable[int]) -> FakeTensor:
-    """A stand-in with symbols for the sizes that vary; besides that, one of size 1 is always of
-    size 1.
+def _symbolic_arguments(
+    fake: FakeTensorMode, inputs: Sequence[Tensor], stores: Sequence[Tensor]
+) -> tuple[list[FakeTensor], list[int]]:
+    """Return fake tensors for a program's arguments, and the indices of stores of distinct sizes.
+
+    Stores of equal sizes share their symbols. Without that, a cache of many layers would have a
+    guard for every layer.
+    """
+    symbolic = [_symbolic(fake, tensor, range(tensor.dim())) for tensor in inputs]
+    first: dict[Any, int] = {}  # the index of the first store of each shape and dtype
+    for store in stores:
+        index = first.setdefault((store.shape, store.dtype), len(symbolic))
+        if index < len(symbolic):
+            symbolic.append(_with_same_sizes(symbolic[index]))
+        else:
+            symbolic.append(_symbolic(fake, store, (0, 2)))
+    return symbolic, list(first.values())
+
+
+def _symbolic(fake: FakeTensorMode, tensor: Tensor, varying: Iterable[int]) -> FakeTensor:
+    """Return a fake tensor with symbols for the sizes of the varying dimensions.
+
+    A varying dimension of size 1 stays 1, because torch specialises programs for sizes 0 and 1.
     """
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
     sizes = [
-        DimDynamic.DYNAMIC if place in varies else DimDynamic.STATIC for place in range(like.dim())
+        DimDynamic.DYNAMIC if dim in varying else DimDynamic.STATIC for dim in range(tensor.dim())
     ]
-    ordinary = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    # Fake tensors need a version counter, which inference tensors lack, so an empty copy is used.
+    ordinary = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
     return fake.from_tensor(
-        ordinary,  # inference tensors have no version, which stand-ins are asked for
+        ordinary,
         source=ConstantSource(f"argument_{id(ordinary)}"),
         symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
     )
 
 
-def _alike(stand_in: FakeTensor) -> FakeTensor:
-    """Another one of the same sizes."""
-    return torch.empty_like(stand_in)  # type: ignore[return-value]
+def _with_same_sizes(fake_tensor: FakeTensor) -> FakeTensor:
+    """Return another fake tensor with the same symbolic sizes."""
+    return torch.empty_like(fake_tensor)  # type: ignore[return-value]

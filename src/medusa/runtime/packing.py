@@ -1,10 +1,11 @@
-"""Linear layers that run packed: in place in a model that nobody else holds, beside the layers of
-one that others hold.
+"""Linear layers whose weights are packed for the CPU (see `products`).
 
-Every change of a dense weight is noticed, because its bytes are hashed before each request, which
-costs about what reading them costs. A weight that lives in packed form alone has nothing to notice:
-    whoever asks for it gets it
-unpacked, and it counts as dense until nobody holds it any more.
+A model that nobody else uses is packed in place, so that its dense weights can be freed. A model
+that the user also holds stays as it is: a twin of it (see `twin`) holds packed copies.
+
+Before each request the dense weights are hashed to notice changes, which takes about as long as
+reading them once. A weight that only exists in packed form cannot change unnoticed: code that reads
+it gets an unpacked parameter, and the layer stays dense until no one holds that parameter.
 """
 
 from __future__ import annotations
@@ -24,46 +25,43 @@ from torch.nn import functional as F
 from .products import Packed, PackedWeight, packable, packed, packed_together
 from .twin import shadow
 
-SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names that layers of one input have in most architectures: such siblings are packed as one
-weight.
-"""
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of sibling layers that read the same input in most architectures; packed as one weight."""
 
 _LOCK = threading.RLock()
-"""Held while a layer changes between packed and dense."""
+"""Lock held while a layer changes between packed and dense."""
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weight lives in packed form until somebody asks for it; then it is an
-    ordinary layer again.
+    """A linear layer whose weight exists in packed form only, until other code reads the weight.
 
-    It is made of a plain layer in place (`pack_in_place`), so that whoever looks at it finds name,
-    hooks and settings.
+    `pack_in_place` changes the class of an ordinary layer to this one, so that the layer keeps its
+    identity, name, hooks and attributes. After the weight was read, it computes like `nn.Linear`.
     """
 
     packed: Packed
 
     @property
     def requires_grad(self) -> bool:
-        """Return whether the weight learns, as it did before it was packed."""
+        """Return the `requires_grad` that the weight had before it was packed."""
         return cast(LazyParameters, self._parameters).requires_grad
 
     def forward(self, states: Tensor) -> Tensor:
-        """states [..., in] -> [..., out]."""
+        """Map states [..., in] to [..., out]."""
         if is_packed(self):
             return self.packed(states)
         return F.linear(states, self.weight, self.bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are of the plain layer: packed tensors can be neither."""
+        """Copy and pickle the layer as an `nn.Linear`, because packed tensors support neither."""
         parameters = dict.copy(self._parameters)
         if parameters["weight"] is None:
             parameters["weight"] = nn.Parameter(self.packed.dense(), self.requires_grad)
-        return _plain, ({**self.__dict__, "_parameters": parameters, "packed": None},)
+        return _plain_linear, ({**self.__dict__, "_parameters": parameters, "packed": None},)
 
 
-def _plain(state: dict[str, Any]) -> nn.Linear:
-    """A plain layer with these attributes."""
+def _plain_linear(state: dict[str, Any]) -> nn.Linear:
+    """Return an `nn.Linear` with the attributes of a pickled `PackedLinear`."""
     layer: nn.Linear = object.__new__(nn.Linear)
     layer.__dict__.update(state)
     del layer.__dict__["packed"]
@@ -71,22 +69,24 @@ def _plain(state: dict[str, Any]) -> nn.Linear:
 
 
 class PackedTwin(nn.Linear):
-    """Stands in a twin of a model for a linear layer that keeps its dense weight, and runs
-    packed.
-    """
+    """A packed linear layer in a twin, for a layer of the original that keeps its dense weight."""
 
     packed: Packed
 
     def forward(self, states: Tensor) -> Tensor:
-        """states [..., in] -> [..., out]."""
+        """Map states [..., in] to [..., out]."""
         return self.packed(states)
 
 
 class LazyParameters(dict[str, Any]):
-    """The parameters of a packed layer. Whatever reads the weight from them finds an ordinary
-    parameter.
+    """The `_parameters` of a packed layer; reading the weight unpacks it.
 
-    Attribute access, state_dict, adapters and `to` all go through this dictionary.
+    Attribute access, `state_dict`, adapters and `to` all read the weight from this dictionary, so
+    they find an ordinary parameter.
+
+    Args:
+        parameters: the parameters of the dense layer.
+        unpack: returns the dense weight.
     """
 
     def __init__(self, parameters: Mapping[str, Any], unpack: Callable[[], Tensor]):
@@ -95,10 +95,10 @@ class LazyParameters(dict[str, Any]):
         self.unpack = unpack
 
     def restore(self) -> None:
-        """Make the weight dense, unless it is."""
+        """Unpack the weight if it is packed."""
         with _LOCK:
             if super().get("weight") is None:
-                # decoding may be what asks, and its tensors could not be trained
+                # The caller may be in inference mode, whose tensors could not be trained later.
                 with torch.inference_mode(False):
                     weight = nn.Parameter(self.unpack(), requires_grad=self.requires_grad)
                 super().__setitem__("weight", weight)
@@ -127,67 +127,73 @@ class LazyParameters(dict[str, Any]):
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
-    def __iter__(
-        self,
-    ) -> Iterator[str]:  # makes `dict(self)` read the items rather than the table behind them
+    # CPython copies the entries of a dict directly unless a subclass overrides `__iter__`; with
+    # this method `dict(self)` calls `__getitem__`.
+    def __iter__(self) -> Iterator[str]:
         return super().__iter__()
 
 
 class Packing:
-    """The packed linear layers of a module, kept up to date with it.
+    """The packed weights of a module's linear layers, updated when the module changes.
 
     Args:
-        half: pack in 16 bits the float32 weights that float16 holds.
+        half: pack float32 weights in 16 bits if float16 represents them.
     """
 
     def __init__(self, half: bool = False) -> None:
         self.half = half
-        self._known: WeakKeyDictionary[nn.Linear, tuple[bytes, Packed]] = WeakKeyDictionary()
+        # The hash of the dense weight at packing time, and the packed weight, of each layer.
+        self._packed_layers: WeakKeyDictionary[nn.Linear, tuple[bytes, Packed]] = (
+            WeakKeyDictionary()
+        )
 
     def refresh(self, module: nn.Module, owned: bool) -> dict[nn.Module, nn.Module]:
-        """Pack what was not packed yet or has changed since; returns the layers that a twin runs in
-        place of others.
+        """Pack the layers that are not packed yet or have changed since.
 
         Args:
-            module: a model that may have changed in any way since the last time.
-            owned: whether nobody else holds the module, so that dense weights that nobody holds may
-                go. Weights tied to others stay.
+            module: the model; it may have changed in any way since the last call.
+            owned: True if only this library uses the module. Then its layers are packed in place,
+                except those whose weight is tied to another or held by other code.
+
+        Returns:
+            The layers that could not be packed in place, with the layers that replace them in a
+            twin of the module.
         """
-        owners = (
-            Counter(id(each) for part in module.modules() for each in held(part).values())
+        users = (
+            Counter(id(p) for part in module.modules() for p in stored_parameters(part).values())
             if owned
             else Counter()
         )
         replaced: dict[nn.Module, nn.Module] = {}
-        for siblings in _siblings(module):
-            dense = [layer for layer in siblings if not _stays_packed(layer) and _packs(layer)]
-            for layer, weight in zip(dense, self._packed(dense), strict=True):
-                if owned and owners[id(layer.weight)] == 1 and not _held_elsewhere(layer):
+        for siblings in _sibling_layers(module):
+            dense = [layer for layer in siblings if not _stays_packed(layer) and _can_pack(layer)]
+            for layer, weight in zip(dense, self._pack(dense), strict=True):
+                if owned and users[id(layer.weight)] == 1 and not _is_held_elsewhere(layer):
                     pack_in_place(layer, weight)
                 else:
                     replaced[layer] = shadow(layer, PackedTwin, packed=weight)
         return replaced
 
-    def _packed(self, layers: list[nn.Linear]) -> list[Packed]:
-        """The packed weights of sibling layers, as they are now."""
+    def _pack(self, layers: list[nn.Linear]) -> list[Packed]:
+        """Return the packed weights of sibling layers; pack them again if one has changed."""
         if not layers:
             return []
-        marks = [_hash(layer.weight) for layer in layers]
-        known = [self._known.get(layer) for layer in layers]
-        same = [
-            each[1]
-            for each, mark in zip(known, marks, strict=True)
-            if each is not None and each[0] == mark
+        hashes = [_hash(layer.weight) for layer in layers]
+        entries = [self._packed_layers.get(layer) for layer in layers]
+        unchanged = [
+            entry[1]
+            for entry, current in zip(entries, hashes, strict=True)
+            if entry is not None and entry[0] == current
         ]
-        if len(same) == len(layers) and all(map(_takes_bias, layers, same)):
-            return same
+        if len(unchanged) == len(layers) and all(map(_update_bias, layers, unchanged)):
+            return unchanged
         weights = list(packed_together(layers, self.half))
-        self._known.update(zip(layers, zip(marks, weights, strict=True), strict=True))
+        self._packed_layers.update(zip(layers, zip(hashes, weights, strict=True), strict=True))
         return weights
 
 
 def unpack(module: nn.Module) -> None:
-    """Make all packed layers of a module plain ones again."""
+    """Turn all packed layers of a module into ordinary ones."""
     for layer in module.modules():
         if isinstance(layer, PackedLinear):
             with _LOCK:
@@ -198,10 +204,10 @@ def unpack(module: nn.Module) -> None:
 
 
 def pack_in_place(layer: nn.Linear, weight: Packed) -> None:
-    """Let a dense layer live in packed form. The layer works after each assignment: an interrupt
-    may come between.
-    """
+    """Turn a dense layer into a `PackedLinear` with this packed weight, and free the dense one."""
     with _LOCK:
+        # An interrupt (Ctrl-C) may come between any two statements; in this order the layer works
+        # after each of them.
         parameters = LazyParameters(dict(layer._parameters.items()), weight.dense)
         layer.__dict__["packed"] = weight
         layer.__class__ = PackedLinear
@@ -209,141 +215,103 @@ def pack_in_place(layer: nn.Linear, weight: Packed) -> None:
 
 
 class PackedStack:
-    """Packed copies of weights stacked along a leading K [K, out, in], kept up to date."""
+    """Packed copies of K weights that are stacked in one tensor [K, out, in].
+
+    Args:
+        half: pack float32 weights in 16 bits if float16 represents them.
+    """
 
     def __init__(self, half: bool = False) -> None:
         self.half = half
-        self._mark = b""
+        self._stack_hash = b""
         self.weights: list[PackedWeight] = []
 
     def refresh(self, stack: Tensor) -> list[PackedWeight]:
-        """Return the products with each of the K weights, packed anew where they have changed."""
-        mark = _hash(stack)
-        if mark != self._mark:
+        """Return the K packed weights; pack them again if the stack has changed."""
+        current = _hash(stack)
+        if current != self._stack_hash:
             self.weights = [packed(weight, None, self.half) for weight in stack.detach()]
-            self._mark = mark
+            self._stack_hash = current
         return self.weights
 
 
 def worth_packing(module: nn.Module) -> bool:
-    """Return whether packed layers can run this module here: oneDNN, and floating-point weights on
-    the CPU.
-    """
-    return any(is_packed(each) or _packs(each) for each in module.modules())
+    """Return True if at least one layer of a module is packed or can be packed on this machine."""
+    return any(is_packed(layer) or _can_pack(layer) for layer in module.modules())
 
 
 def is_packed(layer: nn.Module) -> TypeGuard[PackedLinear]:
-    """Return whether a layer's weight lives in packed form alone."""
+    """Return True if a layer's weight exists in packed form only."""
     return isinstance(layer, PackedLinear) and dict.get(layer._parameters, "weight") is None
 
 
-def held(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters as they are, without unpacking any."""
-    return {name: each for name, each in dict.items(module._parameters) if each is not None}
+def stored_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that a module itself stores, without unpacking packed weights."""
+    # `dict.items` bypasses `LazyParameters.items`, which would unpack.
+    return {name: p for name, p in dict.items(module._parameters) if p is not None}
 
 
 def _stays_packed(layer: nn.Linear) -> bool:
-    """Return whether a layer lives in packed form, which takes the layer's bias as it is now."""
-    return is_packed(layer) and _takes_bias(layer, layer.packed)
+    """Return True if a layer is packed and its packed weight could take over the current bias."""
+    return is_packed(layer) and _update_bias(layer, layer.packed)
 
 
-def _takes_bias(layer: nn.Linear, weight: Packed) -> bool:
-    """Copy the layer's bias to its packed weight; False where that one was packed for another kind
-    of bias.
-    """
-    theirs, ours = layer.bias, weight.bias
-    if theirs is None or ours is None:
-        return theirs is ours
-    if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+def _update_bias(layer: nn.Linear, weight: Packed) -> bool:
+    """Copy a layer's bias to its packed weight; return False if their shapes or dtypes differ."""
+    current, target = layer.bias, weight.bias
+    if current is None or target is None:
+        return current is target
+    if current.shape != target.shape or current.dtype != target.dtype:
         return False
-    ours.copy_(theirs.detach())
+    target.copy_(current.detach())
     return True
 
 
 def _hash(tensor: Tensor) -> bytes:
+    """Return a hash of a tensor's bytes, dtype and shape."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return (
-        bytes(xxhash.xxh3_128_digest(cast(Any, flat.numpy())))
-        + f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    )
+    digest = bytes(xxhash.xxh3_128_digest(cast(Any, flat.numpy())))
+    return digest + f"{tensor.dtype} {tuple(tensor.shape)}".encode()
 
 
-def _held_elsewhere(layer: nn.Linear) -> bool:
-    """Return whether somebody holds the layer's dense weight, itself or as another tensor over its
-    storage.
-    """
+def _is_held_elsewhere(layer: nn.Linear) -> bool:
+    """Return True if other code holds a layer's weight, or another tensor with the same storage."""
     weight = layer.weight
     storage = weight.untyped_storage()
-    tensors = torch._C._storage_Use_Count(storage._cdata) - 1  # less the storage object just made
-    names = sys.getrefcount(weight) - 3  # less the layer's own, ours, and the one of the question
-    return bool(tensors > 1 or names > 0)
+    # Not counted: the storage object of the line above.
+    tensors = torch._C._storage_Use_Count(storage._cdata) - 1
+    # Not counted: the layer's own reference, the variable `weight`, and getrefcount's argument.
+    references = sys.getrefcount(weight) - 3
+    return bool(tensors > 1 or references > 0)
 
 
-def _siblings(module: nn.Module) -> Iterator[list[nn.Linear]]:
-    """The linear layers of a module, those `SHARING` an input together."""
+def _sibling_layers(module: nn.Module) -> Iterator[list[nn.Linear]]:
+    """Yield all linear layers of a module; those of one group in `SIBLINGS` together."""
     seen: set[nn.Linear] = set()
     for parent in module.modules():
-        named = {"": module} if parent is module else {}
-        named.update((name, child) for name, child in parent._modules.items() if child is not None)
+        children = {"": module} if parent is module else {}
+        children.update(
+            (name, child) for name, child in parent._modules.items() if child is not None
+        )
         linear = {
             name: child
-            for name, child in named.items()
+            for name, child in children.items()
             if isinstance(child, nn.Linear) and child not in seen
         }
         seen.update(linear.values())
-        for names in SHARING:
+        for names in SIBLINGS:
             if all(name in linear for name in names):
                 yield [linear.pop(name) for name in names]
         for layer in linear.values():
             yield [layer]
 
 
-def _packs(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Plain layers only: a subclass (quantised, say) or a replaced forward (an offloaded layer's)
-    goes its own way.
+def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return True if a layer is an ordinary linear layer with a packable weight.
+
+    Subclasses (quantised layers) and layers whose `forward` was replaced (offloaded layers) compute
+    in ways of their own.
     """
     if type(layer) not in (nn.Linear, PackedLinear) or "forward" in layer.__dict__:
         return False
     return packable(cast(Tensor, layer.weight))
-
-
-def setup(module: nn.Module) -> tuple[Any, ...]:
-    """All that decides what a forward of the module does to its inputs; what is recorded of it
-    holds only for this.
-
-    Where weights and buffers lie (their values may change), settings, hooks, and how torch runs
-    just now.
-    """
-    running = (
-        torch.get_num_threads(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-    )
-    return running, tuple(map(_own_setup, module.modules()))
-
-
-def _own_setup(module: nn.Module) -> tuple[Any, ...]:
-    tensors = [
-        *held(module).values(),
-        *(each for each in module._buffers.values() if each is not None),
-    ]
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    own = [
-        (name, value)
-        for name, value in module.__dict__.items()
-        if name not in ("_parameters", "_buffers", "_modules")
-    ]
-    settings = [(name, repr(value)) for name, value in own if _is_setting(value)]
-    packed = module.packed.handle if is_packed(module) or isinstance(module, PackedTwin) else None
-    return packed, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), tuple(settings)
-
-
-def _is_setting(value: Any) -> bool:
-    """Plain values, and lists and dictionaries of them: training mode, scalings, which adapters are
-    active.
-    """
-    if isinstance(value, dict):
-        return all(map(_is_setting, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_setting, value))
-    return value is None or isinstance(value, (bool, int, float, str))

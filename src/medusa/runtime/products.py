@@ -1,9 +1,8 @@
-"""Products with weights packed for the CPU, where verifying a few tokens then costs little more
-than one.
+"""Products of states with weights that are packed for the CPU.
 
-A plain CPU linear layer reads its weights again for every few rows: four tokens cost three to four
-    times what one
-does, and no tree can pay. oneDNN's packed layout reads them once.
+torch's linear layer on a CPU reads its weight again for every few rows, so that a product with four
+rows takes three to four times as long as one with a single row. oneDNN's packed layout reads the
+weight once, and a few more rows cost little.
 """
 
 from __future__ import annotations
@@ -21,23 +20,26 @@ from torch import Tensor, library, nn
 from torch.nn import functional as F
 
 PACKED_ROWS = 16
-"""The row count the layout is chosen for: about the size of the trees that pay on a CPU."""
-PACKABLE = (torch.float32, torch.bfloat16, torch.float16)
+"""Row count for which oneDNN chooses the packed layout."""
+PACKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
-"""Row counts that are multiplied at once: few, because oneDNN keeps a program for each row count
-and layer shape.
+"""Row counts of products; other counts are padded to one of these.
+
+oneDNN generates and keeps a kernel for each row count and weight shape, so memory would grow with
+every new prompt length.
 """
 
 Product = Callable[[Tensor], Tensor]
 
 
 class PackedWeight:
-    """A packed copy of a weight [out, in], and the product with it; equal to the plain one up to
-    rounding.
+    """A packed weight [out, in]; its products equal those of `F.linear` up to rounding.
 
     Attributes:
-        bias: a copy of the layer's, which may be written to.
-        handle: the number by which `medusa::packed_product` knows it.
+        bias: a copy of the layer's bias; the owner may overwrite it.
+        dtype: dtype of the weight.
+        features: number of output features.
+        handle: number that identifies the weight in the operator `medusa::packed_product`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -58,8 +60,9 @@ class PackedWeight:
         return product
 
     def __call__(self, states: Tensor) -> Tensor:
-        """states [..., in] -> [..., out], in the weight's dtype, or in autocast's where that is
-        on.
+        """Map states [..., in] to [..., out].
+
+        The result has the weight's dtype, or autocast's if autocast is enabled.
         """
         if _as_operators.get():
             traced: Tensor = torch.ops.medusa.packed_product(states, self.handle, self.features)
@@ -67,7 +70,7 @@ class PackedWeight:
         return self.product(states)
 
     def product(self, states: Tensor) -> Tensor:
-        """The same, computed now and never as an operator for tracing."""
+        """Compute the product immediately, also while a function is traced."""
         with torch.autocast("cpu", enabled=False):
             product = _in_few_sizes(self._multiply, states.to(self.dtype))
         return (
@@ -77,21 +80,21 @@ class PackedWeight:
         )
 
     def dense(self) -> Tensor:
-        """The weight again, exactly as it was."""
+        """Return the dense weight, bit for bit as it was packed."""
         return self.packed.to_dense().clone()
 
 
 class HalfWeight(PackedWeight):
-    """A packed copy of a float32 weight in 16 bits, half as much to read; products are summed in
-    float32 (FBGEMM).
+    """A copy of a float32 weight, packed in float16; FBGEMM sums the products in float32.
 
-    For weights that float16 holds, as it does those of checkpoints in 16 bits but for some next to
-    zero; these are rounded by at most 2^-25, and kept beside so that the weight comes back exactly.
+    It needs half as many bytes to be read. Only weights that float16 represents are packed so,
+    usually those of checkpoints that were saved in 16 bits. Values near zero may be rounded by at
+    most 2^-25; their exact values are stored separately, for `dense`.
     """
 
     @staticmethod
     def holds(weight: Tensor) -> bool:
-        """Return whether a weight may be packed so."""
+        """Return True if float16 represents a weight, up to the rounding of values near zero."""
         if weight.dtype != torch.float32 or not sixteen_bits():
             return False
         return bool((weight.detach().half().float() - weight.detach()).abs().max() <= 2**-25)
@@ -99,24 +102,29 @@ class HalfWeight(PackedWeight):
     def _pack(self, weight: Tensor) -> None:
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
         rounded = weight.half().float()
-        self.lost = (rounded != weight).flatten().nonzero()[:, 0]
-        self.values = weight.flatten()[self.lost]
+        self.rounded_indices = (rounded != weight).flatten().nonzero()[:, 0]
+        self.exact_values = weight.flatten()[self.rounded_indices]
 
     def _multiply(self, states: Tensor) -> Tensor:
         product: Tensor = torch.ops.quantized.linear_dynamic_fp16(states, self.packed)
         return product if self.bias is None else product + self.bias
 
     def dense(self) -> Tensor:
-        """The weight again, exactly as it was."""
+        """Return the dense weight, bit for bit as it was packed."""
         weight, _ = torch.ops.quantized.linear_unpack_fp16(self.packed)
-        weight.view(-1)[self.lost] = self.values
+        weight.view(-1)[self.rounded_indices] = self.exact_values
         return weight
 
 
 class SharedWeight:
-    """The part of a packed weight that belongs to one of several layers with the same input.
+    """One layer's part of a weight that is packed for several layers with the same input.
 
-    The first layer that is asked multiplies for all of them, and the last one drops the product.
+    The first layer that is called computes the product for all of them; the last one frees it.
+
+    Args:
+        share: the weight of all layers.
+        part: the output features of this layer.
+        is_last: True for the last of the layers.
     """
 
     def __init__(self, share: Share, part: slice, is_last: bool):
@@ -124,29 +132,33 @@ class SharedWeight:
 
     @property
     def handle(self) -> int:
+        """Return the handle of the weight of all layers."""
         return self.share.weight.handle
 
     @property
     def bias(self) -> Tensor | None:
+        """Return this layer's part of the bias, as a view that may be overwritten."""
         return None if self.share.weight.bias is None else self.share.weight.bias[self.part]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the dtype of the weight."""
         return self.share.weight.dtype
 
     def __call__(self, states: Tensor) -> Tensor:
-        """states [..., in] -> [..., out]."""
+        """Map states [..., in] to [..., out]."""
         return self.share(states, drop=self.is_last)[..., self.part]
 
     def dense(self) -> Tensor:
-        """The layer's own weight again, exactly as it was."""
+        """Return this layer's dense weight, bit for bit as it was packed."""
         return self.share.weight.dense()[self.part].clone()
 
 
 class Share:
-    """A packed weight of several layers, and its last product.
+    """The packed weight of several layers with the same input, and its last product.
 
-    The product stands beside its states in one tuple, so that another thread sees both or neither.
+    The product is stored with its states in one tuple, so that another thread never combines the
+    states of one call with the product of another.
     """
 
     def __init__(self, weight: PackedWeight):
@@ -154,6 +166,12 @@ class Share:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, states: Tensor, drop: bool) -> Tensor:
+        """Return the product for all layers; compute it if the last one had other states.
+
+        Args:
+            states: [..., in]; compared by identity.
+            drop: do not keep the product for another layer.
+        """
         last = self._last
         product = last[1] if last is not None and last[0] is states else self.weight(states)
         self._last = None if drop else (states, product)
@@ -164,12 +182,12 @@ Packed = PackedWeight | SharedWeight
 
 
 def packed(weight: Tensor, bias: Tensor | None, half: bool) -> PackedWeight:
-    """Return a weight packed, in 16 bits where that is wanted and float16 holds it."""
+    """Pack a weight; with `half`, in 16 bits if float16 represents it."""
     return (HalfWeight if half and HalfWeight.holds(weight) else PackedWeight)(weight, bias)
 
 
 def packed_together(layers: Sequence[nn.Linear], half: bool) -> Sequence[Packed]:
-    """Return one packed weight for layers of one input if they are alike; else one for each."""
+    """Pack the layers of one input as one weight, or separately if they differ in kind."""
     alike = {(layer.weight.dtype, layer.weight.shape[1], layer.bias is None) for layer in layers}
     if len(layers) == 1 or len(alike) > 1:
         return [packed(layer.weight, layer.bias, half) for layer in layers]
@@ -183,22 +201,18 @@ def packed_together(layers: Sequence[nn.Linear], half: bool) -> Sequence[Packed]
 
 
 def packable(weight: Tensor) -> bool:
-    """Return whether a weight can be packed: an ordinary floating-point tensor on a CPU, of a dtype
-    packed here.
-    """
+    """Return True if a weight is an ordinary CPU tensor of a dtype that this machine can pack."""
     plain = type(weight) in (Tensor, nn.Parameter)
     return (
         plain
         and weight.device.type == "cpu"
-        and weight.dtype in PACKABLE
+        and weight.dtype in PACKABLE_DTYPES
         and _supported(weight.dtype)
     )
 
 
 def _in_few_sizes(multiply: Product, states: Tensor) -> Tensor:
-    """The product, by pieces whose row counts are among `ROWS`; the last piece is filled up with
-    zeros.
-    """
+    """Multiply in pieces whose row counts are in `ROWS`; the last piece is padded with zeros."""
     rows = math.prod(states.shape[:-1])
     if rows in ROWS:
         return multiply(states)
@@ -212,14 +226,13 @@ def _in_few_sizes(multiply: Product, states: Tensor) -> Tensor:
 
 
 def _next_size(rows: int) -> int:
+    """Return the smallest count in `ROWS` that is at least `rows`."""
     return next(size for size in ROWS if size >= rows)
 
 
 @contextmanager
 def as_operators() -> Iterator[None]:
-    """While the context lasts, products of this thread are operators that tracing does not look
-    into.
-    """
+    """Make this thread's products opaque operators that tracing records as one call."""
     before = _as_operators.set(True)
     try:
         yield
@@ -229,6 +242,7 @@ def as_operators() -> Iterator[None]:
 
 _as_operators: ContextVar[bool] = ContextVar("as_operators", default=False)
 _HANDLES = itertools.count()
+# Operators take tensors and numbers only, so a compiled program refers to a weight by its handle.
 _PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
 _OPERATORS = library.Library("medusa", "DEF")
 _OPERATORS.define("packed_product(Tensor states, int handle, int features) -> Tensor")
@@ -245,9 +259,7 @@ _OPERATORS.impl("packed_product", library.fallthrough_kernel, "Autograd")
 
 @cache
 def _supported(dtype: torch.dtype) -> bool:
-    """Return whether this torch and this processor pack weights of a dtype: some lack instructions
-    for 16 bits.
-    """
+    """Return True if torch can pack weights of a dtype here; some CPUs lack 16-bit instructions."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -259,7 +271,7 @@ def _supported(dtype: torch.dtype) -> bool:
 
 @cache
 def sixteen_bits() -> bool:
-    """Return whether this torch and this processor multiply by weights in 16 bits."""
+    """Return True if torch can multiply by float16 weights with float32 sums on this CPU."""
     try:
         weight = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
         torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), weight)

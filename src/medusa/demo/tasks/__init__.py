@@ -1,6 +1,7 @@
-"""Seeded tasks for the embedded model: six categories, five of them with an exact checker.
+"""Seeded tasks for the embedded model, in six categories; five have an exact checker.
 
-The generator is the yardstick of the embedded model: it was frozen before any heads were trained.
+The tasks measure the embedded model. They were fixed before any heads were trained, and a change to
+the order of random draws would change every task.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from .task import Split, Task
 
 __all__ = ["CATEGORIES", "CHECKED", "Split", "Task", "check", "make_task"]
 
-_ROOMS: dict[str, ModuleType] = {
+_GENERATORS: dict[str, ModuleType] = {
     "extraction": extraction,
     "tables": tables,
     "sql": sql,
@@ -21,18 +22,24 @@ _ROOMS: dict[str, ModuleType] = {
     "code": code,
     "writing": writing,
 }
-CATEGORIES = tuple(_ROOMS)
+CATEGORIES = tuple(_GENERATORS)
 CHECKED = tuple(name for name in CATEGORIES if name != "writing")
 
 
 def make_task(category: str, seed: int, split: Split = "test") -> Task:
-    """The task of a category that a seed stands for, the same on every machine and in every run."""
-    task: Task = _ROOMS[category].make(random.Random(f"{category}/{split}/{seed}"), split)
+    """Return the task of a category for a seed; it is the same on every machine.
+
+    Args:
+        category: one of `CATEGORIES`.
+        seed: any integer.
+        split: "test" draws values and wordings that never occur in "train".
+    """
+    task: Task = _GENERATORS[category].make(random.Random(f"{category}/{split}/{seed}"), split)
     return task
 
 
 def check(task: Task, text: str) -> bool | None:
-    """Whether `text` answers the task; None where the category has no exact checker (writing)."""
+    """Return True if `text` solves the task; None if its category (writing) has no checker."""
     if task.category not in CHECKED:
         return None
-    return bool(_ROOMS[task.category].check(task, text))
+    return bool(_GENERATORS[task.category].check(task, text))

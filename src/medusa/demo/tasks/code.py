@@ -1,4 +1,4 @@
-"""Code: the description of a small Python function, and the function."""
+"""Code tasks: write a small Python function from its description."""
 
 from __future__ import annotations
 
@@ -50,7 +50,15 @@ _STR_INT, _STR_STR = ("str", "int"), ("str", "str")
 
 
 class Function(NamedTuple):
-    """What a function takes and gives, what it should do, its body after the docstring, and inputs that tell right from wrong."""
+    """A function to write.
+
+    Attributes:
+        argument: name of its argument.
+        types: annotations of the argument and of the result.
+        does: the description, such as "returns the sum of the values".
+        body: the reference body after the docstring.
+        calls: arguments whose results distinguish correct functions from wrong ones.
+    """
 
     argument: str
     types: tuple[str, str]
@@ -60,11 +68,13 @@ class Function(NamedTuple):
 
 
 def _lists(rng: random.Random, *special: int) -> list[Any]:
+    """Return lists of integers for calls; values next to the special ones are among them."""
     near = [value + step for value in special for step in (-1, 0, 1)]
     return [[], near, *([rng.randint(-30, 120) for _ in range(9)] + near for _ in range(3))]
 
 
 def _texts(rng: random.Random, *special: str) -> list[Any]:
+    """Return texts for calls, in which the special letters are frequent."""
     letters = "abcdefghijklmnop aeiou" + "".join(special) * 3
     return [
         "",
@@ -74,6 +84,7 @@ def _texts(rng: random.Random, *special: str) -> list[Any]:
 
 
 def _condition(rng: random.Random, split: Split) -> tuple[str, str, int]:
+    """Return a condition in words and in Python, such as "above 3" and "> 3", and its bound."""
     bound, kind = rng.randint(1, 99), rng.randint(0, 3)
     if kind == 0:
         return f"{_OVER.pick(rng, split)} {bound}", f"> {bound}", bound
@@ -85,44 +96,44 @@ def _condition(rng: random.Random, split: Split) -> tuple[str, str, int]:
 
 
 def _filter(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
+    a, (words, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
     return Function(
         a,
         _LIST_LIST,
-        f"returns a list of the {a} that are {said}",
+        f"returns a list of the {a} that are {words}",
         f"result = []\nfor item in {a}:\n    if item {test}:\n        result.append(item)\nreturn result",
         _lists(rng, bound),
     )
 
 
 def _sum(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
+    a, (words, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
     return Function(
         a,
         _LIST_INT,
-        f"returns the sum of the {a} that are {said}",
+        f"returns the sum of the {a} that are {words}",
         f"total = 0\nfor item in {a}:\n    if item {test}:\n        total += item\nreturn total",
         _lists(rng, bound),
     )
 
 
 def _count(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
+    a, (words, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
     return Function(
         a,
         _LIST_INT,
-        f"counts how many of the {a} are {said}",
+        f"counts how many of the {a} are {words}",
         f"count = 0\nfor item in {a}:\n    if item {test}:\n        count += 1\nreturn count",
         _lists(rng, bound),
     )
 
 
 def _first(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
+    a, (words, test, bound) = _ARGUMENTS.pick(rng, split), _condition(rng, split)
     return Function(
         a,
         _LIST_INT,
-        f"returns the index of the first of the {a} that is {said}, or -1",
+        f"returns the index of the first of the {a} that is {words}, or -1",
         f"for index, item in enumerate({a}):\n    if item {test}:\n        return index\nreturn -1",
         _lists(rng, bound),
     )
@@ -173,7 +184,7 @@ def _multiples(rng: random.Random, split: Split) -> Function:
 
 
 def _replace(rng: random.Random, split: Split) -> Function:
-    a, (said, test, bound), new = (
+    a, (words, test, bound), new = (
         _ARGUMENTS.pick(rng, split),
         _condition(rng, split),
         rng.randint(0, 99),
@@ -181,7 +192,7 @@ def _replace(rng: random.Random, split: Split) -> Function:
     return Function(
         a,
         _LIST_LIST,
-        f"replaces each of the {a} that is {said} by {new} and returns the list",
+        f"replaces each of the {a} that is {words} by {new} and returns the list",
         f"result = []\nfor item in {a}:\n    if item {test}:\n        result.append({new})\n    else:\n"
         f"        result.append(item)\nreturn result",
         _lists(rng, bound),
@@ -258,6 +269,7 @@ _FAMILIES: tuple[Callable[[random.Random, Split], Function], ...] = (
 
 
 def make(rng: random.Random, split: Split) -> Task:
+    """Return a random code task."""
     function = rng.choice(_FAMILIES)(rng, split)
     name = f"{_VERBS.pick(rng, split)}_{_NOUNS.pick(rng, split)}"
     ask = f"{_ASK.pick(rng, split)} {_CALLED.pick(rng, split)} {name}."
@@ -266,8 +278,10 @@ def make(rng: random.Random, split: Split) -> Task:
     )
     body = function.body.replace("\n", "\n    ")
     does = function.does[0].upper() + function.does[1:]
-    given, result = function.types
-    answer = f'def {name}({function.argument}: {given}) -> {result}:\n    """{does}."""\n    {body}'
+    takes, returns = function.types
+    answer = (
+        f'def {name}({function.argument}: {takes}) -> {returns}:\n    """{does}."""\n    {body}'
+    )
     facts = {"name": name, "calls": function.calls}
     return Task("code", prompt, answer, {**facts, "expected": _run(answer, name, function.calls)})
 
@@ -302,15 +316,19 @@ _FORBIDDEN = (
 
 
 def _run(source: str, name: str, calls: list[Any]) -> list[Any]:
-    """The results of a function that has passed `_harmless`."""
-    space: dict[str, Any] = {"__builtins__": _BUILTINS}
+    """Return the results of a function for some calls; it must have passed `_is_harmless`."""
+    namespace: dict[str, Any] = {"__builtins__": _BUILTINS}
     with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(source, "answer", "exec"), space)
-        return [space[name](list(call) if isinstance(call, list) else call) for call in calls]
+        exec(compile(source, "answer", "exec"), namespace)
+        return [namespace[name](list(call) if isinstance(call, list) else call) for call in calls]
 
 
-def _harmless(source: str, name: str) -> bool:
-    """One function with one loop over its argument: nothing it calls can reach out, hang or recurse."""
+def _is_harmless(source: str, name: str) -> bool:
+    """Return True if the source is one function that is safe to run.
+
+    The function may have a single loop, over its argument, and may call only functions that cannot
+    access the system, run for long or recurse.
+    """
     tree = ast.parse(source)
     if (
         len(tree.body) != 1
@@ -335,31 +353,31 @@ def _harmless(source: str, name: str) -> bool:
             )
             if called not in _ALLOWED_CALLS:
                 return False
-        if isinstance(node, ast.For) and not _bounded(node, tree.body[0].args):
+        if isinstance(node, ast.For) and not _is_bounded(node, tree.body[0].args):
             return False
     return True
 
 
-def _bounded(loop: ast.For, arguments: ast.arguments) -> bool:
-    """Whether a loop runs over an argument or its enumeration, which nothing in its body appends to."""
-    given = {argument.arg for argument in arguments.args}
+def _is_bounded(loop: ast.For, arguments: ast.arguments) -> bool:
+    """Return True if a loop runs over an argument, or its enumeration, without extending it."""
+    parameters = {argument.arg for argument in arguments.args}
     over = loop.iter.args[0] if isinstance(loop.iter, ast.Call) and loop.iter.args else loop.iter
     names = {node.id for node in ast.walk(over) if isinstance(node, ast.Name)}
-    grown = {
+    extended = {
         node.func.value.id
         for node in ast.walk(loop)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name)
     }
-    return names <= given | {"range", "len"} and not grown & given
+    return names <= parameters | {"range", "len"} and not extended & parameters
 
 
 def check(task: Task, text: str) -> bool:
-    """The function is harmless and gives the expected results."""
+    """Return True if the text is a harmless function with the expected results."""
     source = text.strip().removeprefix("```python").removeprefix("```").removesuffix("```").strip()
     try:
-        if not _harmless(source, task.facts["name"]):
+        if not _is_harmless(source, task.facts["name"]):
             return False
         return _run(source, task.facts["name"], task.facts["calls"]) == task.facts["expected"]
     except Exception:

@@ -1,4 +1,7 @@
-"""Extraction: a short text about a person, an invoice, an event, a parcel or a job, and the JSON object it holds."""
+"""Extraction tasks: turn a short text into a JSON object.
+
+The text is about a person, an invoice, an event or a parcel.
+"""
 
 from __future__ import annotations
 
@@ -102,6 +105,7 @@ _PARCEL = Pool(
 
 
 def _person(rng: random.Random, split: Split) -> tuple[str, Facts]:
+    """Return a text about a person, and the facts in it."""
     facts = {
         "name": name(rng, split),
         "age": rng.randint(18, 79),
@@ -114,6 +118,7 @@ def _person(rng: random.Random, split: Split) -> tuple[str, Facts]:
 
 
 def _invoice(rng: random.Random, split: Split) -> tuple[str, Facts]:
+    """Return a text about an invoice, and the facts in it."""
     items = [
         {"product": product, "quantity": rng.randint(2, 99), "price": rng.randint(2, 99)}
         for product in PRODUCTS.sample(rng, split, rng.randint(1, 3))
@@ -131,6 +136,7 @@ def _invoice(rng: random.Random, split: Split) -> tuple[str, Facts]:
 
 
 def _event(rng: random.Random, split: Split) -> tuple[str, Facts]:
+    """Return a text about an event, and the facts in it."""
     facts = {
         "kind": _EVENTS.pick(rng, split),
         "topic": TOPICS.pick(rng, split),
@@ -143,6 +149,7 @@ def _event(rng: random.Random, split: Split) -> tuple[str, Facts]:
 
 
 def _parcel(rng: random.Random, split: Split) -> tuple[str, Facts]:
+    """Return a text about a parcel, and the facts in it."""
     facts = {
         "number": rng.randint(10000, 99999),
         "name": name(rng, split),
@@ -164,6 +171,7 @@ _KINDS: tuple[Callable[[random.Random, Split], tuple[str, Facts]], ...] = (
 
 
 def make(rng: random.Random, split: Split) -> Task:
+    """Return a random extraction task."""
     text, facts = rng.choice(_KINDS)(rng, split)
     keys = f"{_KEYS.pick(rng, split)} {', '.join(facts)}."
     ask = phrase(rng, split, _ASK, _FORMAT)
@@ -172,7 +180,7 @@ def make(rng: random.Random, split: Split) -> Task:
 
 
 def check(task: Task, text: str) -> bool:
-    """The text is the JSON object asked for, nothing missing and nothing added."""
+    """Return True if the text is exactly the expected JSON object."""
     body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         return bool(json.loads(body) == task.facts["expected"])

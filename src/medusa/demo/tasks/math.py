@@ -1,4 +1,8 @@
-"""Math: word problems of three or four steps, solved a line at a time with arithmetic within the small tables."""
+"""Math tasks: word problems with three or four steps, solved line by line.
+
+All numbers are at most 100, and products are of the small multiplication table, so that the tasks
+test the steps rather than large arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +30,29 @@ _INTRO = Pool(
 
 
 class Problem(NamedTuple):
-    """The text, its solution in lines, and the final number; numbers stay within the small tables."""
+    """A word problem.
+
+    Attributes:
+        text: the problem.
+        lines: the solution, one step a line.
+        answer: the final number.
+    """
 
     text: str
     lines: list[str]
     answer: int
 
 
-def _table(rng: random.Random) -> tuple[int, int]:
-    """Two factors of the small multiplication table."""
+def _factors(rng: random.Random) -> tuple[int, int]:
+    """Return two random factors from 2 to 9."""
     return rng.randint(2, 9), rng.randint(2, 9)
 
 
 def _shopping(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about the change after buying two products."""
     who, (x, y) = FIRST_NAMES.pick(rng, split), PRODUCTS.sample(rng, split, 2)
     while True:
-        (a, b), (c, d) = _table(rng), _table(rng)
+        (a, b), (c, d) = _factors(rng), _factors(rng)
         total = a * b + c * d
         if total <= 90:
             break
@@ -66,8 +77,9 @@ def _shopping(rng: random.Random, split: Split) -> Problem:
 
 
 def _saving(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about saving money and spending some of it."""
     who, x = FIRST_NAMES.pick(rng, split), PRODUCTS.pick(rng, split)
-    a, b = _table(rng)
+    a, b = _factors(rng)
     start = rng.randint(1, 99 - a * b)
     have = start + a * b
     price = rng.randint(1, have)
@@ -91,6 +103,7 @@ def _saving(rng: random.Random, split: Split) -> Problem:
 
 
 def _bus(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about people getting on and off a bus."""
     driver = FIRST_NAMES.pick(rng, split)
     start, on = rng.randint(10, 50), rng.randint(2, 40)
     first = start + on
@@ -118,8 +131,9 @@ def _bus(rng: random.Random, split: Split) -> Problem:
 
 
 def _boxes(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about products in boxes, of which some are replaced."""
     who, x = FIRST_NAMES.pick(rng, split), PRODUCTS.pick(rng, split)
-    a, b = _table(rng)
+    a, b = _factors(rng)
     broken = rng.randint(1, a * b - 1)
     good = a * b - broken
     more = rng.randint(1, 99 - good)
@@ -141,10 +155,11 @@ def _boxes(rng: random.Random, split: Split) -> Problem:
 
 
 def _work(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about two people producing things together."""
     one, two = FIRST_NAMES.sample(rng, split, 2)
     x = PRODUCTS.pick(rng, split)
     while True:
-        (a, b), (c, d) = _table(rng), _table(rng)
+        (a, b), (c, d) = _factors(rng), _factors(rng)
         if a * b + c * d <= 99:
             break
     total = a * b + c * d
@@ -168,8 +183,9 @@ def _work(rng: random.Random, split: Split) -> Problem:
 
 
 def _reading(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about the remaining pages of a book."""
     who = FIRST_NAMES.pick(rng, split)
-    a, b = _table(rng)
+    a, b = _factors(rng)
     weekend = rng.randint(1, 99 - a * b)
     read = a * b + weekend
     pages = rng.randint(read, 100)
@@ -190,11 +206,12 @@ def _reading(rng: random.Random, split: Split) -> Problem:
 
 
 def _garden(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about plants in rows, of which some are sold."""
     who = FIRST_NAMES.pick(rng, split)
     plant = rng.choice(
         ["tulips", "roses", "carrots", "onions", "beans", "lilies", "peppers", "radishes"]
     )
-    a, b = _table(rng)
+    a, b = _factors(rng)
     sold, given = sorted(rng.sample(range(1, a * b), 2)) if a * b > 4 else (1, 2)
     given -= sold
     left = a * b - sold
@@ -219,6 +236,7 @@ def _garden(rng: random.Random, split: Split) -> Problem:
 
 
 def _points(rng: random.Random, split: Split) -> Problem:
+    """Return a problem about the scores of two players."""
     one, two = FIRST_NAMES.sample(rng, split, 2)
     a, b, c = rng.randint(2, 30), rng.randint(2, 30), rng.randint(2, 30)
     first, total = a + b, a + b + c
@@ -250,6 +268,7 @@ _FAMILIES: tuple[Callable[[random.Random, Split], Problem], ...] = (
 
 
 def make(rng: random.Random, split: Split) -> Task:
+    """Return a random math task."""
     problem = rng.choice(_FAMILIES)(rng, split)
     ask, intro = _ASK.pick(rng, split), _INTRO.pick(rng, split)
     parts = [intro, problem.text, ask] if rng.random() < 0.7 else [ask, problem.text]
@@ -259,12 +278,12 @@ def make(rng: random.Random, split: Split) -> Task:
 
 
 def _equations(text: str) -> list[list[str]]:
-    """Every `a op b = c` of a text."""
+    """Return every equation `a op b = c` of a text as [a, op, b, c]."""
     return [list(match) for match in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", text)]
 
 
 def check(task: Task, text: str) -> bool:
-    """Every step is the right equation, and so is the answer."""
+    """Return True if the text has the expected equations and ends with the expected answer."""
     lines = text.strip().splitlines()
     return (
         bool(lines)

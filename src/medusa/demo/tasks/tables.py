@@ -1,4 +1,4 @@
-"""Tables: records in one of several written forms, and the Markdown table of all or some of their fields."""
+"""Table tasks: turn records in one of several text formats into a Markdown table."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ _STATES = Pool(
 
 
 def _number(low: int, high: int) -> Callable[[random.Random, Split], str]:
+    """Return a function that draws an integer from low to high, as text."""
     return lambda rng, _: str(rng.randint(low, high))
 
 
@@ -118,10 +119,11 @@ def _equals(records: list[Record]) -> str:
     )
 
 
-_FORMS = (_lines, _csv, _jsonl, _bullets, _equals)
+_FORMATS = (_lines, _csv, _jsonl, _bullets, _equals)
 
 
 def make(rng: random.Random, split: Split) -> Task:
+    """Return a random table task; in 30 % of them one field of the records is left out."""
     fields = rng.choice(list(_FIELDS.values()))
     keys = list(fields)[: rng.randint(3, 4)]
     records = [{key: fields[key](rng, split) for key in keys} for _ in range(rng.randint(3, 5))]
@@ -131,19 +133,20 @@ def make(rng: random.Random, split: Split) -> Task:
     if columns != keys:
         ask.insert(1, f"{_COLUMNS.pick(rng, split)} {', '.join(columns)}.")
     request = " ".join(filter(None, ask)).replace("?.", "?")
-    data = rng.choice(_FORMS)(records)
+    data = rng.choice(_FORMATS)(records)
     prompt = f"{request}\n{data}" if rng.random() < 0.75 else f"{data}\n{request}"
     rows = [[record[column] for column in columns] for record in records]
     return Task("tables", prompt, _markdown(columns, rows), {"header": columns, "rows": rows})
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def check(task: Task, text: str) -> bool:
-    """The text is one Markdown table with the wanted header and rows, in order."""
+    """Return True if the text is one Markdown table with the expected header and rows, in order."""
     lines = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
         for line in text.strip().splitlines()

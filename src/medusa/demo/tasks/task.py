@@ -1,4 +1,4 @@
-"""What a task is, and how values and wordings are kept out of training."""
+"""The type of a task, and pools of values that are split between training and tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """One request with the answer the model is taught, and what a checker needs to judge any other.
+    """A request with its reference answer.
 
-    `facts` holds plain values (strings, numbers, lists, dicts), so that a task can be written as JSON.
+    Attributes:
+        category: name of the task's category.
+        prompt: the request.
+        answer: the reference answer, which the model is trained on.
+        facts: what the category's checker needs to judge an answer. It holds only strings, numbers,
+            lists and dictionaries, so that a task can be stored as JSON.
     """
 
     category: str
@@ -26,10 +31,13 @@ class Task:
 
 
 class Pool(Generic[T]):
-    """Values of which a share is never drawn in training: tests draw only from that share.
+    """Values that are split into a share for training and a held-out share for tests.
 
-    Which values are held out depends on the values themselves (a hash of their text), never on their
-    order, so that adding one does not move the others. `held_out=0` shares all values between splits.
+    A hash of each value decides its share, so that adding a value hardly moves the others.
+
+    Args:
+        values: the values; duplicates are dropped.
+        held_out: held-out fraction; with 0, both splits draw from all values.
     """
 
     def __init__(self, values: Sequence[T], held_out: float = 0.2):
@@ -46,8 +54,9 @@ class Pool(Generic[T]):
         return len(set(map(str, self.values["train"] + self.values["test"])))
 
     def pick(self, rng: random.Random, split: Split) -> T:
+        """Return a random value of a split."""
         return rng.choice(self.values[split])
 
     def sample(self, rng: random.Random, split: Split, count: int) -> list[T]:
-        """`count` different values."""
+        """Return `count` different random values of a split."""
         return rng.sample(self.values[split], count)

@@ -1,4 +1,4 @@
-"""Values the tasks are about. A fifth of each pool is held out of training."""
+"""Names, places, products and other values that occur in tasks."""
 
 from __future__ import annotations
 
@@ -99,15 +99,17 @@ _MONTHS = (
 
 
 def name(rng: random.Random, split: Split) -> str:
+    """Return a first and a last name."""
     return f"{FIRST_NAMES.pick(rng, split)} {LAST_NAMES.pick(rng, split)}"
 
 
 def company(rng: random.Random, split: Split) -> str:
+    """Return the name of a company."""
     return f"{_COMPANY_NAMES.pick(rng, split)} {_COMPANY_KINDS.pick(rng, split)}"
 
 
 def date(rng: random.Random) -> str:
-    """A date as people write it: 2025-03-14 or 14 March 2025."""
+    """Return a date, written as 2025-03-14 or 14 March 2025."""
     year, month, day = rng.randint(2015, 2029), rng.randint(1, 12), rng.randint(1, 28)
     return (
         f"{year}-{month:02}-{day:02}"
@@ -117,5 +119,5 @@ def date(rng: random.Random) -> str:
 
 
 def phrase(rng: random.Random, split: Split, *parts: Pool[str]) -> str:
-    """A wording put together from independent parts, each from its own share of the split."""
+    """Return a wording that joins one random value of each pool."""
     return " ".join(filter(None, (part.pick(rng, split) for part in parts)))

@@ -1,4 +1,4 @@
-"""Writing: short stories with a hero, a place and a thing that the request names. There is no one right answer."""
+"""Writing tasks: a short story about a person, a city and an object; there is no checker."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ _PEOPLE = [
     "musician",
 ]
 
-_SLOTS = [
+# Possible sentences for each position of a story.
+_SENTENCES = [
     ["On a {weather} {time}, {hero} walked through {city}.", "One {weather} {time}, {hero} left home early.",
      "It was a {weather} {time} in {city}.", "{hero} had lived in {city} for many years.",
      "Nobody in {city} knew {hero} better than the {person}.", "In {city} there lived a {mood} {person} called {hero}.",
@@ -107,14 +108,15 @@ _SLOTS = [
 
 
 def make(rng: random.Random, split: Split) -> Task:
-    given = {
+    """Return a random writing task."""
+    named = {
         "hero": FIRST_NAMES.pick(rng, split),
         "city": CITIES.pick(rng, split),
         "thing": PRODUCTS.pick(rng, split),
     }
     story = []
-    for slot in _SLOTS:
-        drawn = {
+    for sentences in _SENTENCES:
+        details = {
             "weather": rng.choice(_WEATHER),
             "time": rng.choice(_TIMES),
             "adjective": rng.choice(_ADJECTIVES),
@@ -123,6 +125,6 @@ def make(rng: random.Random, split: Split) -> Task:
             "place": rng.choice(_PLACES),
             "person": rng.choice(_PEOPLE),
         }
-        story.append(rng.choice(slot).format(**given, **drawn))
-    prompt = f"{_ASK.pick(rng, split)} {_WITH.pick(rng, split).format(**given)}"
-    return Task("writing", prompt, " ".join(story), dict(given))
+        story.append(rng.choice(sentences).format(**named, **details))
+    prompt = f"{_ASK.pick(rng, split)} {_WITH.pick(rng, split).format(**named)}"
+    return Task("writing", prompt, " ".join(story), dict(named))

@@ -1,0 +1,55 @@
+"""The execution state of a module: everything besides its inputs that a recorded forward assumes.
+
+A captured graph or a compiled program may only run while the execution state is the one that it was
+recorded with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .packing import PackedTwin, is_packed, stored_parameters
+
+
+def execution_state(module: nn.Module) -> tuple[Any, ...]:
+    """Return a value that changes when a recorded forward of the module becomes invalid.
+
+    The value has the addresses of parameters and buffers (their contents may change), hooks, plain
+    attributes such as `training`, and torch's thread count and autocast settings.
+    """
+    torch_settings = (
+        torch.get_num_threads(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
+    return torch_settings, tuple(map(_own_state, module.modules()))
+
+
+def _own_state(module: nn.Module) -> tuple[Any, ...]:
+    """Return the execution state of one module without its children."""
+    buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+    tensors = [*stored_parameters(module).values(), *buffers]
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    attributes = [
+        (name, value)
+        for name, value in module.__dict__.items()
+        if name not in ("_parameters", "_buffers", "_modules")
+    ]
+    settings = [(name, repr(value)) for name, value in attributes if _is_setting(value)]
+    packed = module.packed.handle if is_packed(module) or isinstance(module, PackedTwin) else None
+    return packed, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), tuple(settings)
+
+
+def _is_setting(value: Any) -> bool:
+    """Return True for plain values, and for lists, tuples and dictionaries of plain values.
+
+    Such attributes are, for example, the training mode, scales, and the names of active adapters.
+    """
+    if isinstance(value, dict):
+        return all(map(_is_setting, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, (bool, int, float, str))
