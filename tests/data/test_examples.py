@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from medusa import MedusaModel
 from medusa.data.chats import Example
-from medusa.data.examples import batches, collator, packed, read_examples
+from medusa.data.examples import batches, collator, pack, read_examples
 from medusa.training.losses import head_targets, next_targets
 from medusa.training.recipe import Recipe
 from medusa.training.run import read_data
@@ -92,7 +92,7 @@ def test_the_ends_of_the_generation_configuration_are_learnt(tmp_path, base_fold
 
 def test_packing_keeps_every_example_once_and_within_the_length():
     examples = [Example([n] * n, [n] * n) for n in (3, 9, 4, 4, 8, 1)]
-    rows = packed(examples, 10)
+    rows = pack(examples, 10)
     assert sorted(len(each.ids) for row in rows for each in row) == [1, 3, 4, 4, 8, 9]
     assert all(sum(len(each.ids) for each in row) <= 10 for row in rows)
     assert len(rows) == 4

@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from medusa.data.fields import read_asked, read_chat, read_prompt, read_tools
+from medusa.data.fields import read_chat, read_prompt, read_questions, read_tools
 from medusa.data.records import Record
 
 PAIR = [("user", "q"), ("assistant", "a")]
@@ -113,7 +113,7 @@ def test_the_same_chat_is_learnt_and_asked_whatever_the_fields(record, expected)
     if ("tool", "42") not in expected:
         asked = [turn for turn in expected if turn[0] != "assistant"]
         assert [
-            turn for turn in said(read_asked(Record(record, "x"))) if turn[0] != "assistant"
+            turn for turn in said(read_questions(Record(record, "x"))) if turn[0] != "assistant"
         ] == asked
 
 
@@ -202,15 +202,15 @@ def test_what_cannot_be_placed_is_named_and_not_dropped(record, message):
 )
 def test_what_cannot_be_asked_is_named(record, message):
     with pytest.raises(ValueError, match=f"file.jsonl, line 7.*{message}"):
-        read_asked(Record(record, "file.jsonl, line 7"))
+        read_questions(Record(record, "file.jsonl, line 7"))
 
 
 def test_of_questions_the_first_is_a_prompt_and_all_are_asked():
     record = Record({"turns": ["q", "r"], "system": "s", "question_id": 1, "category": "c"}, "x")
-    assert said(read_asked(record)) == [("system", "s"), ("user", "q"), ("user", "r")]
+    assert said(read_questions(record)) == [("system", "s"), ("user", "q"), ("user", "r")]
     assert said(read_prompt(record)) == [("system", "s"), ("user", "q")]
     developer = Record({"messages": [{"role": "developer", "content": "d"}, ASKED]}, "x")
-    assert said(read_asked(developer))[0] == ("system", "d")
+    assert said(read_questions(developer))[0] == ("system", "d")
 
 
 def test_an_unknown_field_with_text_is_reported_once_for_each_file():

@@ -22,8 +22,8 @@ from ..calibration.drawing import check_library, draw_tree, save
 from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.report import Prompts, Report, Settings, calibrate
 from ..calibration.search import likelihoods
-from ..data.fields import Messages
 from ..data.prompts import encode, read_prompts
+from ..data.turns import Messages
 from ..formats import names
 from ..formats import native as storage
 from ..loading import MedusaModel

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..data.fields import Messages
+from ..data.turns import Messages
 
 
 @dataclass(frozen=True)

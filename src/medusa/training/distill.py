@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ..data.fields import Messages, read_asked
+from ..data.fields import read_questions
 from ..data.records import read_records
+from ..data.turns import Messages
 from .answers_file import AnswersFile
 from .conversations import Engine, Outcome, conversation
 
@@ -54,7 +55,7 @@ def read_seeds(
         ValueError: the source is empty, a record is malformed, or nobody asks in it.
     """
     for record in itertools.islice(read_records(source, split), limit):
-        asked = read_asked(record)
+        asked = read_questions(record)
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         yield f"{record.place}, {digest}", asked
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..core.tree import CandidateTree
 from ..data.chats import Example, digest
-from ..data.examples import Read, collate_rows, numbered_rows, read_examples
+from ..data.examples import ReadExamples, collate_rows, numbered_rows, read_examples
 from ..files import locked, write_json
 from .arguments import adamw, count_steps, processes
 from .checks import RUN, check_disk, check_folder, check_merge, check_options, check_writable
@@ -300,7 +300,7 @@ def read_data(
     return Data(training, [read.examples[place] for place in sorted(kept)])
 
 
-def _told(source: str, read: Read) -> str:
+def _told(source: str, read: ReadExamples) -> str:
     told = [
         f"{len(read.examples)} examples, {sum(each.learnt for each in read.examples)} tokens to "
         "learn"
