@@ -36,11 +36,11 @@ from medusa.core.tree import CandidateTree
 from medusa.data.examples import collate_rows, numbered_rows
 from medusa.evaluation.report import results_folder, write_json
 from medusa.hardware.provenance import provenance
-from medusa.training.hidden import collate_states, keep
+from medusa.training.hidden import cached_states, collate_states
 from medusa.training.losses import medusa1_loss
 from medusa.training.recipe import Recipe
-from medusa.training.student import Student
-from medusa.training.trainer import StudentTrainer
+from medusa.training.trainer import MedusaTrainer, StageData
+from medusa.training.training_model import TrainingModel
 from tools.demo_model.recipe import EVEN
 from tools.demo_model.stream import varied_tasks
 from tools.demo_model.train import example
@@ -67,7 +67,7 @@ def losses(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
     heads = MedusaHeads.from_lm_head(base.lm_head, MedusaConfig(HEADS, 1, HIDDEN, VOCABULARY))
-    student = Student(base, heads, DECAY)
+    student = TrainingModel(base, heads, DECAY)
     hidden, targets = torch.randn(TOKENS, HIDDEN), torch.randint(VOCABULARY, (TOKENS, 1 + HEADS))
 
     def whole() -> Tensor:
@@ -140,10 +140,10 @@ def states(options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"kept": [], "computed again": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        student = Student(model.base, new_heads(model.base, HEADS, 3, False, bias=True))
+        student = TrainingModel(model.base, new_heads(model.base, HEADS, 3, False, bias=True))
         student.base.requires_grad_(False)
         begun = time.perf_counter()
-        kept = keep(student, examples, folder / "states")
+        kept = cached_states(student, examples, folder / "states")
         keeping = time.perf_counter() - begun
         given: dict[str, tuple[Any, Any]] = {
             "kept": (collate_states, kept),
@@ -152,19 +152,17 @@ def states(options: argparse.Namespace) -> dict[str, Any]:
         for turn, way in itertools.product(range(options.epochs), given):
             collate, training = given[way]
             place = folder / f"{way}-{turn}"
-            trainer = StudentTrainer(
+            trainer = MedusaTrainer(
                 student,
                 recipe,
                 "heads",
                 1.0,
                 place,
-                collate,
-                training,
-                [],
+                StageData(collate, training, []),
                 CandidateTree.chain(HEADS),
             )
             begun = time.perf_counter()
-            trainer.go()
+            trainer.train_from_checkpoint()
             seconds[way].append(time.perf_counter() - begun)
     tokens = sum(len(each.ids) for each in examples)
     rates = {way: tokens / statistics.median(each) for way, each in seconds.items()}
@@ -224,14 +222,14 @@ def _step(
         tie_word_embeddings=True,
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
-    student = Student(
+    student = TrainingModel(
         base, new_heads(base, HEADS, layers, own, bias=True).requires_grad_(True), DECAY
     )
     tokens = torch.randperm(shape["vocab_size"])[:OCCURRING].sort().values
     hidden = torch.randn(options.tokens, shape["hidden_size"])
     targets = tokens[torch.randint(OCCURRING, (options.tokens, 1 + HEADS))]
     if restricted:
-        student.restrict(tokens)
+        student.restrict_vocabulary(tokens)
     optimizer = torch.optim.AdamW(student.heads.parameters(), lr=1e-4, weight_decay=0.0)
 
     def step() -> None:

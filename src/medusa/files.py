@@ -89,22 +89,38 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
         ) from None  # a full disk's own error names no file
 
 
-def check_writable(file: Path) -> None:
-    """Make the folder of `file`, and check that the file could be written: before the work that it
-    is to hold.
+def check_writable(place: Path, *, folder: bool = False) -> None:
+    """Check that a file, or the files of a folder, can be written, before the work it is to hold.
+
+    The parent folder of a file is made if it is missing; with `folder`, nothing is made.
+
+    Args:
+        place: path of the file or the folder.
+        folder: True if `place` is to be a folder.
 
     Raises:
-        OSError: the folder cannot be made, no file can be written there, or `file` is a folder;
-            names `file`.
+        OSError: `place` cannot be written, or is a folder where a file is wanted, or the reverse;
+            the message begins with `place`.
     """
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder: name a file")
+    if folder and place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file: name a folder")
+    if not folder and place.is_dir():
+        raise IsADirectoryError(f"{place} is a folder: name a file")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_stream(file):
-            tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent).close()
+        if folder:
+            tempfile.TemporaryFile(dir=nearest_existing(place)).close()
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_stream(place):
+            tempfile.TemporaryFile(dir=Path(os.path.realpath(place)).parent).close()
     except OSError as error:
-        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+        raise OSError(f"{place} cannot be written to ({error.strerror})") from None
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the absolute `path`, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _is_stream(file: Path) -> bool:

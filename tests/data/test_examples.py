@@ -13,7 +13,7 @@ from medusa.training.losses import head_targets, next_targets
 from medusa.training.recipe import Recipe
 from medusa.training.run import read_data
 from medusa.training.source import Source
-from medusa.training.student import Student
+from medusa.training.training_model import TrainingModel
 
 
 def test_reading_counts_what_it_leaves_out(tmp_path, tokenizer):
@@ -130,7 +130,7 @@ def test_packed_examples_do_not_see_each_other(name, attention):
         pytest.skip("has a soft-cap in its attention, which is eager's alone")
     base = tiny(name, attention=attention).requires_grad_(False)
     model = MedusaModel.from_base(base, num_heads=2)
-    student = Student(base, model.heads).eval()
+    student = TrainingModel(base, model.heads).eval()
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, 61, (n,), generator=generator).tolist() for n in (14, 11, 5)]
     examples = [Example(each, each) for each in ids]

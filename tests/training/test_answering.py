@@ -5,7 +5,13 @@ from transformers import AutoTokenizer
 
 from medusa import MedusaModel
 from medusa.training.answering import OwnEngine
-from medusa.training.conversations import Ask, Ended, Settings, Turn, conversation
+from medusa.training.conversations import (
+    Ask,
+    FinishedConversation,
+    GenerationSettings,
+    Turn,
+    conversation,
+)
 
 ROOM = 24
 WORD = "cat "
@@ -23,7 +29,7 @@ def engine(base, tokenizer, ends=True, batch_size=3, **options):
     """
     if ends:
         base.generation_config.eos_token_id = list(range(2, 298, 3))
-    settings = Settings("tiny", **{"max_new_tokens": ROOM, "temperature": 0.0, **options})
+    settings = GenerationSettings("tiny", **{"max_new_tokens": ROOM, "temperature": 0.0, **options})
     made = OwnEngine(MedusaModel.from_base(base, num_heads=1), tokenizer, settings, batch_size)
     made.ends = made.ends if ends else set()
     return made
@@ -177,7 +183,7 @@ def test_one_conversation_that_cannot_be_asked_costs_no_other(own):
     ):
         assert isinstance(found[name].result, ValueError)
         assert problem in str(found[name].result)
-    assert all(isinstance(found[name].result, Ended) for name, _ in seeds(2))
+    assert all(isinstance(found[name].result, FinishedConversation) for name, _ in seeds(2))
 
 
 def test_the_model_asks_itself_after_what_its_template_puts_before_a_user(own):

@@ -6,13 +6,14 @@ import pytest
 from medusa.files import locked
 from medusa.training import answers_file as module
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Ended, Settings
+from medusa.training.conversations import FinishedConversation, GenerationSettings
 
-SETTINGS = Settings("m", seed=2**70)
+SETTINGS = GenerationSettings("m", seed=2**70)
+QUESTION = {"role": "user", "content": "?"}
 
 
 def answered(text):
-    return Ended([{"role": "user", "content": "?"}, {"role": "assistant", "content": text}])
+    return FinishedConversation([QUESTION, {"role": "assistant", "content": text}])
 
 
 def write(path, *names, settings=SETTINGS):
@@ -29,7 +30,7 @@ def path(tmp_path):
 def test_a_file_is_resumed_with_what_it_holds(path):
     write(path, "a")
     with answers_file(path, SETTINGS) as answers:
-        answers.append("b", Ended([{"role": "user", "content": "?"}], "answer 1 was empty"))
+        answers.append("b", FinishedConversation([QUESTION], "answer 1 was empty"))
         answers.append("é", answered("京"))
     with answers_file(path, SETTINGS) as answers:
         assert (answers.kept, answers.left_out) == ({"a", "é"}, {"b"})
@@ -108,7 +109,7 @@ def test_settings_that_cannot_be_read_are_named_and_nothing_is_lost(path, text, 
 
 def test_a_file_is_one_of_its_settings_and_an_empty_one_of_any(path):
     write(path)
-    other = Settings("m", seed=3, leave_out_cut=True)
+    other = GenerationSettings("m", seed=3, leave_out_cut=True)
     path.with_name("answers.jsonl.settings.json").write_text("")
     write(path, "a", settings=other)
     with pytest.raises(

@@ -1,6 +1,6 @@
 import pytest
 
-from medusa.training.conversations import Settings, Turn, conversation
+from medusa.training.conversations import GenerationSettings, Turn, conversation
 
 ASKED = [
     {"role": "system", "content": "be kind"},
@@ -12,7 +12,7 @@ ASKED = [
 
 def driven(turns, **options):
     """How a conversation ends when it is sent these turns, and what it asked."""
-    talk = conversation("c", ASKED, Settings("m", **options))
+    talk = conversation("c", ASKED, GenerationSettings("m", **options))
     asks = [next(talk)]
     for turn in turns:
         try:
@@ -93,4 +93,4 @@ def test_what_a_model_thought_stays_beside_its_answer():
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(ValueError, match="temperature must be 0 or a positive number"):
-        Settings("m", **wrong)
+        GenerationSettings("m", **wrong)

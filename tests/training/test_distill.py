@@ -3,10 +3,10 @@ import json
 import pytest
 
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Outcome, Settings, Turn
-from medusa.training.distill import Progress, distill, read_seeds
+from medusa.training.conversations import GenerationSettings, Outcome, Turn
+from medusa.training.distill import DistillProgress, distill, read_seeds
 
-SETTINGS = Settings("m")
+SETTINGS = GenerationSettings("m")
 CHAT = [
     {"role": "system", "content": "be kind"},
     *({"role": "user", "content": text} for text in "ab"),
@@ -67,7 +67,7 @@ def test_what_comes_of_each_conversation_is_kept_and_counted(tmp_path):
     assert refused == "refuse: not this one"
     assert "surrogates not allowed" in unwritten
     told.refused.clear()
-    assert told == Progress(6, finished=4, cut=1, left_out=1, tokens=10)
+    assert told == DistillProgress(6, finished=4, cut=1, left_out=1, tokens=10)
 
 
 def test_a_run_that_was_stopped_goes_on_without_loss_or_repetition(tmp_path):

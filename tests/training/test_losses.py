@@ -7,13 +7,13 @@ from medusa import MedusaModel
 from medusa.data.chats import Example
 from medusa.data.examples import collator
 from medusa.training.losses import (
-    chunked,
-    chunked_each,
+    chunked_sum,
+    chunked_sums,
     cross_entropy_sum,
     divergence_sum,
     medusa1_loss,
 )
-from medusa.training.student import Student
+from medusa.training.training_model import TrainingModel
 
 WEIGHTS = (0.8, 0.64, 0.512)
 
@@ -40,7 +40,7 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
 
     whole = entropy(states, targets, weight)
     expected = torch.autograd.grad(3 * whole, (states, weight))
-    found = chunked(entropy, [states, targets], [weight], size)
+    found = chunked_sum(entropy, [states, targets], [weight], size)
     torch.testing.assert_close(found, whole)
     (3 * found).backward()
     torch.testing.assert_close((states.grad, weight.grad), expected, rtol=1e-5, atol=1e-5)
@@ -59,7 +59,7 @@ def test_stacked_sums_are_weighted_each_by_its_own():
     scales = torch.tensor(WEIGHTS)
     whole = torch.stack([entropy(*each) for each in zip(states, targets, weights, strict=True)])
     expected = torch.autograd.grad(scales @ whole, (states, weights))
-    found = chunked_each(entropy, [states, targets], [weights], 4)
+    found = chunked_sums(entropy, [states, targets], [weights], 4)
     torch.testing.assert_close(found, whole)
     (scales @ found).backward()
     torch.testing.assert_close((states.grad, weights.grad), expected, rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_chunks_under_autocast_share_one_cast_of_the_weights():
         return cross_entropy_sum(F.linear(states, weight), targets)
 
     with torch.autocast("cpu", torch.bfloat16):
-        found = chunked(entropy, [states, targets], [weight], 3)
+        found = chunked_sum(entropy, [states, targets], [weight], 3)
     found.backward()
     assert len(given) == 4
     assert all(each is given[0] and each.dtype == torch.bfloat16 for each in given)
@@ -136,7 +136,7 @@ def test_the_student_computes_both_equations_with_their_gradients(batch, name, o
         for parameter in model.heads.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     base.requires_grad_(backbone)
-    student = Student(base, model.heads, chunk=4)
+    student = TrainingModel(base, model.heads, chunk=4)
     for_gradients = [each for each in student.parameters() if each.requires_grad]
     own_loss, theirs, both = slow_losses(student, batch, weight=0.2)
     expected = torch.autograd.grad(both if backbone else theirs, for_gradients, allow_unused=True)
@@ -157,7 +157,7 @@ def test_the_student_computes_both_equations_with_their_gradients(batch, name, o
 
 def test_a_frozen_backbone_has_no_gradient_and_no_dropout(batch):
     base = tiny("gpt2", dtype=torch.float32, resid_pdrop=0.5).requires_grad_(False)
-    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads).train()
+    student = TrainingModel(base, MedusaModel.from_base(base, num_heads=2).heads).train()
     first, second = student(**batch), student(**batch)
     assert torch.equal(first["loss"], second["loss"])
     assert all(parameter.grad is None for parameter in base.parameters())
@@ -165,7 +165,7 @@ def test_a_frozen_backbone_has_no_gradient_and_no_dropout(batch):
 
 def test_evaluation_counts_hits_by_rank(batch):
     base = tiny(dtype=torch.float32).requires_grad_(False)
-    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads, chunk=3).eval()
+    student = TrainingModel(base, MedusaModel.from_base(base, num_heads=2).heads, chunk=3).eval()
     with torch.no_grad():
         told, learnt = student(**batch, top=4), student.positions(**batch)
         logits = student.heads(learnt.hidden)

@@ -4,14 +4,14 @@ import torch
 from models import tiny
 from torch.optim.lr_scheduler import LambdaLR
 
-from medusa.training.muon import Muon, matrices
+from medusa.training.muon import Muon, muon_matrices
 
 ROWS = torch.arange(24).reshape(2, 12)
 
 
 def test_muon_is_for_the_layers_linear_maps_alone():
     base = tiny("llama")
-    names = {name for name, each in base.named_parameters() if each in matrices(base)}
+    names = {name for name, each in base.named_parameters() if each in muon_matrices(base)}
     assert {name.split(".")[-2] for name in names} == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
@@ -24,8 +24,8 @@ def test_one_optimizer_does_what_the_two_would_do_by_themselves():
     two.load_state_dict(one.state_dict())
 
     def parts(model):
-        inside = [each for each in model.parameters() if each in matrices(model)]
-        others = [each for each in model.parameters() if each not in matrices(model)]
+        inside = [each for each in model.parameters() if each in muon_matrices(model)]
+        others = [each for each in model.parameters() if each not in muon_matrices(model)]
         return inside, torch.optim.AdamW(others, lr=2e-2, weight_decay=0.0)
 
     def learn(model, *optimizers):

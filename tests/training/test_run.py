@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from medusa import MedusaModel
 from medusa.files import locked
 from medusa.training import Recipe, Source, checks, hidden, train
-from medusa.training.learner import Learner
-from medusa.training.trainer import NotFiniteError, StudentTrainer
+from medusa.training.staged_model import StagedModel
+from medusa.training.trainer import MedusaTrainer, NotFiniteError
 
 SMALL = {
     "num_heads": 2,
@@ -133,15 +133,21 @@ def test_stages_come_one_after_the_other_and_warm_up_lambda(
     base_folder, chats, tmp_path, monkeypatch
 ):
     seen = []
-    original = StudentTrainer._heads_weight
+    original = MedusaTrainer._heads_weight
 
     def noted(self):
+        model = self.training_model
         seen.append(
-            (self.stage, original(self), self.student.backbone_learns, self.student.heads_learn)
+            (
+                self.stage,
+                original(self),
+                model.backbone_learns,
+                model.heads_learn,
+            )
         )
         return seen[-1][1]
 
-    monkeypatch.setattr(StudentTrainer, "_heads_weight", noted)
+    monkeypatch.setattr(MedusaTrainer, "_heads_weight", noted)
     options = {
         "method": "medusa-2",
         "heads_epochs": 1,
@@ -173,14 +179,14 @@ def test_stages_come_one_after_the_other_and_warm_up_lambda(
 
 def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path, monkeypatch):
     groups = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
 
     def noted(self, model=None):
         made = original(self, model)
         groups.append([(group["lr"], len(group["params"])) for group in made.param_groups])
         return made
 
-    monkeypatch.setattr(StudentTrainer, "create_optimizer", noted)
+    monkeypatch.setattr(MedusaTrainer, "create_optimizer", noted)
     go(base_folder, chats, tmp_path, method="medusa-2", epochs=1, lora_rank=2)
     assert [rate for rate, _ in groups[0]] == [2e-3, 8e-3]
     assert groups[0][1][1] == 3  # w1, b1, w2
@@ -193,9 +199,9 @@ def test_weight_decay_is_the_recipes_and_spares_norms(
     base_folder, chats, tmp_path, monkeypatch, decay
 ):
     made = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer,
+        MedusaTrainer,
         "create_optimizer",
         lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
@@ -244,9 +250,9 @@ def test_muon_takes_the_matrices_of_a_backbone_that_learns(
     base_folder, chats, tmp_path, monkeypatch
 ):
     made = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer,
+        MedusaTrainer,
         "create_optimizer",
         lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
@@ -292,13 +298,13 @@ def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(
     base_folder, chats, tmp_path, monkeypatch, options
 ):
     counts = []
-    original = StudentTrainer._get_num_items_in_batch
+    original = MedusaTrainer._get_num_items_in_batch
 
     def noted(self, *given):
         counts.append(original(self, *given))
         return counts[-1]
 
-    monkeypatch.setattr(StudentTrainer, "_get_num_items_in_batch", noted)
+    monkeypatch.setattr(MedusaTrainer, "_get_num_items_in_batch", noted)
     said = go(base_folder, chats, tmp_path, **options)
     place, told = next((place, line) for place, line in enumerate(said) if "plan:" in line)
     assert said.index(f"loading {base_folder}") > place
@@ -355,12 +361,12 @@ def test_a_run_that_fails_after_its_last_step_loses_nothing(
 
     with monkeypatch.context() as patch_:
         patch_.setattr("medusa.training.run.save", full) if broken == "save" else patch_.setattr(
-            StudentTrainer, "last_evaluation", full
+            MedusaTrainer, "last_evaluation", full
         )
         with pytest.raises(OSError, match="No space"):
             go(base_folder, chats, tmp_path / "run", **options)
     with monkeypatch.context() as patch_:
-        patch_.setattr(StudentTrainer, "go", full)
+        patch_.setattr(MedusaTrainer, "train_from_checkpoint", full)
         go(base_folder, chats, tmp_path / "run", **options)
     go(base_folder, chats, tmp_path / "whole", **options)
     for name, tensor in weights(tmp_path / "whole").items():
@@ -397,7 +403,7 @@ def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
 
 def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "get_available_reporting_integrations", list)
-    monkeypatch.setattr(Learner, "of", None)  # nothing is loaded
+    monkeypatch.setattr(StagedModel, "load", None)  # nothing is loaded
     out = tmp_path / "out"
     for options, said in (
         ({"batch_size": 5}, "no multiple"),
@@ -490,15 +496,15 @@ def test_heads_of_the_hub_go_on_training(base_folder, chats, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(
     base_folder, chats, tmp_path, monkeypatch
 ):
-    original = StudentTrainer.compute_loss
+    original = MedusaTrainer.compute_loss
 
     def broken(self, model, inputs, **options):
         if self.model.training and self.state.global_step == 3:
             with torch.no_grad():
-                self.student.heads.b1[0][1] = float("nan")
+                self.training_model.heads.b1[0][1] = float("nan")
         return original(self, model, inputs, **options)
 
-    monkeypatch.setattr(StudentTrainer, "compute_loss", broken)
+    monkeypatch.setattr(MedusaTrainer, "compute_loss", broken)
     with pytest.raises(
         NotFiniteError,
         match=r"step 4: the loss of head 2 is not finite, in the batch of examples \d+",

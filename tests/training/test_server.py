@@ -11,11 +11,11 @@ import pytest
 
 from medusa.training import server as module
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Ended, Settings, conversation
+from medusa.training.conversations import FinishedConversation, GenerationSettings, conversation
 from medusa.training.distill import distill
-from medusa.training.server import Server, pause
+from medusa.training.server import ServerAnswerer, pause
 
-SETTINGS = Settings("big", seed=2**70, max_new_tokens=50)
+SETTINGS = GenerationSettings("big", seed=2**70, max_new_tokens=50)
 
 
 def body(told):
@@ -80,7 +80,7 @@ def seeds(count):
 
 
 def outcomes(address, count=1, settings=SETTINGS, **options):
-    server = Server(address, settings, **options)
+    server = ServerAnswerer(address, settings, **options)
     return {
         each.name: each
         for each in server.drive([(n, conversation(n, s, settings)) for n, s in seeds(count)])
@@ -88,7 +88,7 @@ def outcomes(address, count=1, settings=SETTINGS, **options):
 
 
 def message(outcome):
-    assert isinstance(outcome.result, Ended), outcome.result
+    assert isinstance(outcome.result, FinishedConversation), outcome.result
     return outcome.result.messages[-1]
 
 
@@ -154,7 +154,7 @@ def test_a_bad_reply_is_asked_again_and_costs_no_other(tmp_path, monkeypatch, ba
         return body(reply(f"answer to {text}"))
 
     with serving(answer) as (address, _), answers_file(tmp_path / "out.jsonl", SETTINGS) as answers:
-        server = Server(address, SETTINGS, in_flight=1)
+        server = ServerAnswerer(address, SETTINGS, in_flight=1)
         progress = distill(server, seeds(12), answers)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     told = {line["id"]: line["messages"][-1]["content"] for line in lines}
@@ -235,7 +235,9 @@ def test_what_a_request_says(monkeypatch):
     chat = [{"role": "user", "content": "half a pair: \ud83d"}, {"role": "user", "content": "two"}]
     with serving(lambda *_: body(reply("one", reasoning_content="hm"))) as (address, asked):
         ended = next(
-            iter(Server(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))]))
+            iter(
+                ServerAnswerer(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))])
+            )
         ).result
     assert [turn.get("reasoning_content") for turn in ended.messages] == [None, "hm", None, "hm"]
     (first, head), (second, _) = asked
@@ -293,7 +295,7 @@ def test_an_interrupt_ends_a_run_at_once_and_keeps_what_is_finished(tmp_path, ha
     try:
         with serving(answer) as (address, _), answers_file(path, SETTINGS) as answers:
             with pytest.raises(KeyboardInterrupt):
-                distill(Server(address, SETTINGS, in_flight=1), seeds(3), answers)
+                distill(ServerAnswerer(address, SETTINGS, in_flight=1), seeds(3), answers)
             assert not [thread for thread in threading.enumerate() if thread.name == module.THREAD]
     finally:
         released.set()
@@ -333,7 +335,7 @@ def test_a_server_that_is_away_ends_the_run():
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ftp://x", "http://", "http://a:b/v1"])
 def test_an_address_that_is_none(address):
     with pytest.raises(ValueError, match="address"):
-        Server(address, SETTINGS)
+        ServerAnswerer(address, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +344,9 @@ def test_an_address_that_is_none(address):
         ({"key": "é"}, "OPENAI_API_KEY"),
         ({"key": "a\nb"}, "OPENAI_API_KEY"),
         ({"timeout": float("nan")}, "timeout must be positive"),
-        ({"settings": Settings("m", self_talk=1)}, "--self-talk"),
+        ({"settings": GenerationSettings("m", self_talk=1)}, "--self-talk"),
     ],
 )
 def test_options_that_cannot_be(options, problem):
     with pytest.raises(ValueError, match=problem):
-        Server(**{"address": "http://x/v1", "settings": SETTINGS, **options})
+        ServerAnswerer(**{"address": "http://x/v1", "settings": SETTINGS, **options})

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from medusa.core.model import new_heads
 from medusa.data.chats import Example
-from medusa.training.student import Student
-from medusa.training.vocabulary import occurring
+from medusa.training.training_model import TrainingModel
+from medusa.training.vocabulary import occurring_tokens
 
 HEADS, POSITIONS = 2, 13
 
@@ -19,7 +19,7 @@ def student_of(own, **config):
     heads = new_heads(base, HEADS, 1, own, bias=True)
     with torch.no_grad():
         heads.w1[0].normal_(std=0.1)
-    return Student(base, heads, decay=0.8)
+    return TrainingModel(base, heads, decay=0.8)
 
 
 def batch_of(student, tokens):
@@ -42,7 +42,7 @@ def gradients(student, batch):
 def test_it_is_the_cross_entropy_of_the_logits_of_these_tokens_and_trains_no_others(own):
     student, tokens = student_of(own), torch.tensor([2, 3, 7, 19, 30])
     batch = batch_of(student, tokens)
-    student.restrict(tokens)
+    student.restrict_vocabulary(tokens)
     loss, found = gradients(student, batch)
 
     logits = student.heads(batch["hidden"], student.base.lm_head)[..., tokens]
@@ -80,7 +80,7 @@ def test_over_all_tokens_it_is_the_usual_loss(own):
     every = torch.arange(student.heads.config.vocab_size)
     batch = batch_of(student, every)
     loss, grads = gradients(student, batch)
-    student.restrict(every)
+    student.restrict_vocabulary(every)
     again, others = gradients(student, batch)
     torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(others, grads, rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_evaluations_are_over_the_whole_vocabulary():
     student, tokens = student_of(True), torch.tensor([2, 3, 7])
     batch = batch_of(student, tokens)
     before = student(**batch, top=3)
-    student.restrict(tokens)
+    student.restrict_vocabulary(tokens)
     for name, value in student(**batch, top=3).items():
         assert torch.equal(value, before[name])
 
@@ -98,11 +98,11 @@ def test_evaluations_are_over_the_whole_vocabulary():
 def test_a_target_from_elsewhere_is_refused():
     student = student_of(True)
     batch = batch_of(student, torch.tensor([5]))
-    student.restrict(torch.tensor([2, 3]))
+    student.restrict_vocabulary(torch.tensor([2, 3]))
     with pytest.raises(ValueError, match="not among the tokens"):
         student(**batch)
 
 
 def test_tokens_that_are_only_read_do_not_count():
     examples = [Example.answered([1, 2], [9, 4]), Example.answered([5], [4, 7])]
-    assert occurring(examples).tolist() == [4, 7, 9]
+    assert occurring_tokens(examples).tolist() == [4, 7, 9]

@@ -558,13 +558,13 @@ def distill(
     """Let a model answer prompts: its own answers are what its heads learn from."""
     _check_devices(device, device_map)
     with _reported(verbose):
-        from ..training.conversations import Settings
+        from ..training.conversations import GenerationSettings
         from .distill import run
 
         run(
             model,
             prompts,
-            Settings(model, temperature, seed, max_new_tokens, self_talk, leave_out_cut),
+            GenerationSettings(model, temperature, seed, max_new_tokens, self_talk, leave_out_cut),
             output,
             batch_size=batch_size,
             limit=limit,

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ..training import distill as data
 from ..training.answers_file import AnswersFile, answers_file
-from ..training.conversations import Engine, Settings
+from ..training.conversations import Answerer, GenerationSettings
 from .models import load
 
 LOG_EVERY = 30.0
@@ -26,7 +26,7 @@ SHOWN = 5
 def run(
     name: str,
     prompts: str,
-    settings: Settings,
+    settings: GenerationSettings,
     output: Path,
     *,
     batch_size: int,
@@ -47,11 +47,11 @@ def run(
     console = Console(stderr=True)
     seeds = list(data.read_seeds(prompts, limit, split))
     with answers_file(output, settings) as answers:
-        engine: Engine
+        engine: Answerer
         if server is not None:
-            from ..training.server import Server
+            from ..training.server import ServerAnswerer
 
-            engine = Server(server, settings, in_flight=in_flight, timeout=timeout)
+            engine = ServerAnswerer(server, settings, in_flight=in_flight, timeout=timeout)
         else:
             from ..training.answering import OwnEngine
 
@@ -66,14 +66,14 @@ def run(
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
+def watching(console: Console) -> Iterator[Callable[[data.DistillProgress], None]]:
     """Yield a function that shows progress: as a bar on a terminal, elsewhere as a line every
     `LOG_EVERY` seconds.
     """
     started = time.monotonic()
     refused = 0
 
-    def named(progress: data.Progress) -> None:
+    def named(progress: data.DistillProgress) -> None:
         nonlocal refused
         for problem in progress.refused[refused:SHOWN]:
             _say(console, f"refused: {problem}")
@@ -83,7 +83,7 @@ def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
         with Progress(TextColumn("{task.description}"), BarColumn(), console=console) as bar:
             task = bar.add_task("conversations")
 
-            def show(progress: data.Progress) -> None:
+            def show(progress: data.DistillProgress) -> None:
                 named(progress)
                 line = status(progress, time.monotonic() - started)
                 bar.update(task, description=line, completed=progress.done, total=progress.total)
@@ -92,7 +92,7 @@ def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
     else:
         shown = started
 
-        def log(progress: data.Progress) -> None:
+        def log(progress: data.DistillProgress) -> None:
             nonlocal shown
             named(progress)
             now = time.monotonic()
@@ -103,7 +103,7 @@ def watching(console: Console) -> Iterator[Callable[[data.Progress], None]]:
         yield log
 
 
-def status(progress: data.Progress, seconds: float) -> str:
+def status(progress: data.DistillProgress, seconds: float) -> str:
     """Return a line that says what is done after so many seconds, how fast, and how long the rest
     will take.
     """
@@ -117,7 +117,7 @@ def status(progress: data.Progress, seconds: float) -> str:
     return ", ".join(parts)
 
 
-def _report(console: Console, answers: AnswersFile, progress: data.Progress) -> None:
+def _report(console: Console, answers: AnswersFile, progress: data.DistillProgress) -> None:
     _say(console, _kept(answers))
     if progress.cut:
         limit = f"{answers.settings.max_new_tokens} tokens or the model's positions"

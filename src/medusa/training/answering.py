@@ -1,4 +1,4 @@
-"""A model on this machine answers conversations, a batch of them turn by turn."""
+"""Answers from a local model, for a batch of conversations turn by turn."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.chats import Encoder
 from ..loading import MedusaModel
-from .conversations import Ask, Conversation, Outcome, Settings, Turn
+from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
 
 class OwnEngine:
-    """Lets a model on this machine answer.
+    """An answerer that runs a local model.
 
     Args:
-        batch_size: conversations that are decoded at once.
+        model: model that generates the answers.
+        tokenizer: its tokenizer.
+        settings: settings of the answers.
+        batch_size: number of conversations that are decoded at once.
 
     Raises:
-        ValueError: the model is to ask itself, and its tokenizer has no chat template.
+        ValueError: the settings ask for self-talk, and the tokenizer has no chat template.
     """
 
     def __init__(
         self,
         model: MedusaModel,
         tokenizer: PreTrainedTokenizerBase,
-        settings: Settings,
+        settings: GenerationSettings,
         batch_size: int,
     ):
         self.model, self.tokenizer, self.settings, self.batch_size = (
@@ -52,7 +55,7 @@ class OwnEngine:
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
     ) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each conversation; one that cannot be asked costs no other."""
+        """Run named conversations; yield each outcome. A refused one does not stop the others."""
         for begin in range(0, len(conversations), self.batch_size):
             talking = [
                 (name, each, next(each), 0)
@@ -73,19 +76,19 @@ class OwnEngine:
                 talking = going
 
     def answer(self, asks: Sequence[Ask]) -> list[Turn | ValueError]:
-        """Return a turn for each ask, or the error because of which it cannot be asked.
+        """Return the next turn of each conversation, or the error that prevents it.
 
-        A row's limit depends on its own prompt alone. A prompt that leaves no room gets an empty
-        turn.
+        The limit of new tokens of a conversation depends on its own prompt only, not on the batch.
+        A prompt that leaves no room for an answer gets an empty turn.
         """
         turns: dict[int, Turn | ValueError] = {}
-        # Rows of one limit at a time: where a model's rotary factors change with the length
-        # (longrope), they are chosen for a whole batch.
+        # Rows are decoded in groups with the same limit: models whose rotary factors change with
+        # the length (longrope) choose them for a whole batch.
         groups: dict[int | None, list[tuple[int, list[int], int]]] = defaultdict(list)
         for place, ask in enumerate(asks):
             try:
                 prompt = self._prompt(ask)
-            except Exception as error:  # chat templates and tokenizers raise what they like
+            except Exception as error:  # chat templates and tokenizers can raise any error
                 turns[place] = ValueError(
                     f"the conversation cannot be written as a prompt: {error}"
                 )
@@ -106,7 +109,7 @@ class OwnEngine:
         return [turns[place] for place in range(len(asks))]
 
     def _decode(self, requests: Sequence[tuple[list[int], int, str]]) -> list[Turn]:
-        """Return the turns for prompts with their own limits of new tokens and their keys."""
+        """Return the turns for (prompt, limit of new tokens, key) triples."""
         sessions = []
         for prompt, room, key in requests:
             ids = torch.tensor([prompt], device=self.model.device)
@@ -129,7 +132,7 @@ class OwnEngine:
         ]
 
     def _turn(self, ids: list[int]) -> Turn:
-        """The turn that a row's new tokens are; what ended it is no part of its text."""
+        """Return the turn of a row's new tokens, without the final EOS token or stop string."""
         ended = ids[-1] in self.ends
         text = str(self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
         if self.stop_strings and not ended:
@@ -138,12 +141,12 @@ class OwnEngine:
         for string in self.stop_strings:
             text = text.split(string)[0]
         if not ended:
-            text = text.rstrip(
-                "\N{REPLACEMENT CHARACTER}"
-            )  # a character of which some bytes are missing
+            # A cut answer can end inside a character, whose missing bytes decode to this one.
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         return Turn(text.strip(), len(ids), cut=not ended)
 
     def _sampling(self, key: str) -> dict[str, Any]:
+        """Return the sampling options of a turn; its key seeds its own random numbers."""
         if not self.settings.temperature:
             return {"do_sample": False}
         seed = int(hashlib.sha256(f"{self.settings.seed}/{key}".encode()).hexdigest()[:12], 16)
@@ -155,7 +158,7 @@ class OwnEngine:
         }
 
     def _prompt(self, ask: Ask) -> list[int]:
-        """The token ids after which the model speaks in the role that is asked for."""
+        """Return the token ids of a chat, up to where the requested role begins to speak."""
         if ask.role == "assistant":
             ids = self.encoder.prompt(ask.chat)
         else:
@@ -172,7 +175,7 @@ class OwnEngine:
 
 
 def _listed(value: Any) -> list[Any]:
-    """What a generation configuration names: one, several or none, as a list."""
+    """Return a value of a generation configuration as a list: it can be None, one or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple, set)) else [value]

@@ -1,4 +1,4 @@
-"""What a run starts from: a base model, or heads to go on with, and data."""
+"""Sources of a training run: the data, and a base model or heads to continue from."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Source:
-    """What a run starts from.
+    """Names of the model and the data that a training run starts from.
 
     Attributes:
-        model: folder or hub id of a base model, or of heads to go on with.
-        data: what to learn from: a file, a folder, a dataset's name.
-        evaluation: held-out data; by default a share of `data`.
-        template: a chat template in place of the tokenizer's.
-        skip_bad: pass over malformed records.
-        limit: read at most so many records.
-        split: of a dataset on the hub.
-        loading: passed to transformers (revision of `model`, token, trust_remote_code, ...).
+        model: folder or hub id of a base model, or of heads to continue from.
+        data: training data: path of a file or a folder, or id of a dataset on the hub.
+        evaluation: evaluation data, named likewise; by default a share of `data` is held out.
+        template: a chat template to use instead of the tokenizer's.
+        skip_bad: skip malformed records instead of stopping at the first.
+        limit: maximum number of training records read.
+        split: split of hub datasets.
+        loading: arguments for transformers (revision of `model`, token, trust_remote_code, ...).
     """
 
     model: str
@@ -51,22 +51,22 @@ class Source:
 
     @cached_property
     def heads(self) -> Path | None:
-        """The folder of the heads to go on with; None where `model` is a base model.
+        """Folder of the heads to continue from; None if `model` is a base model.
 
         Raises:
-            FileNotFoundError: `model` can only be a folder, and there is none.
-            OSError: neither is there such a hub id, or it cannot be reached.
+            FileNotFoundError: `model` is a path, and there is no such folder.
+            OSError: there is no such hub id either, or the hub cannot be reached.
         """
         return names.find_heads(self.model, **names.chosen(self.loading, *names.HUB_ARGUMENTS))
 
     @cached_property
     def origin(self) -> Origin:
-        """The base model: its absolute folder, or its hub id with the revision.
+        """The base model: its absolute folder, or its hub id and revision.
 
         Raises:
-            FileNotFoundError: the name can only be a folder's, and there is none.
-            OSError: neither is there such a hub id, or it cannot be reached.
-            ValueError: `model` is a PEFT adapter, or holds heads in a format that is not read.
+            FileNotFoundError: the name is a path, and there is no such folder.
+            OSError: there is no such hub id either, or the hub cannot be reached.
+            ValueError: `model` is a PEFT adapter, or holds heads in an unsupported format.
         """
         if self.heads is not None:
             return storage.named_base(self.heads)
@@ -75,46 +75,43 @@ class Source:
         if of is not None:
             raise ValueError(
                 f"{self.model} is a PEFT adapter for {of}, and heads are trained on a whole model: "
-                "merge it first "
-                f"({adapters.MERGE})"
+                f"merge it first ({adapters.MERGE})"
             )
         return Origin(name, self.loading.get("revision"))
 
     @property
     def base(self) -> str:
-        """Folder or hub id of the base model; see `origin` for what it raises."""
+        """Folder or hub id of the base model; raises the errors of `origin`."""
         return self.origin.name
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's."""
+        """Load the base model's tokenizer."""
         return bases.load_tokenizer(self.base, **self._named)
 
     def config(self) -> PreTrainedConfig:
-        """The base model's; it can be read before the weights."""
+        """Load the base model's configuration, without its weights."""
         config: PreTrainedConfig = AutoConfig.from_pretrained(self.base, **self._named)
         return config
 
     def stops(self) -> set[int]:
-        """Return the ids that end an answer by the base model's generation configuration."""
+        """Return the EOS token ids of the base model's generation configuration."""
         try:
-            found = GenerationConfig.from_pretrained(
+            config = GenerationConfig.from_pretrained(
                 self.base, **names.chosen(self._of_base, *names.HUB_ARGUMENTS)
             )
-        except OSError:  # it has none of its own
-            found = GenerationConfig.from_model_config(self.config())
-        ends = found.eos_token_id
+        except OSError:  # the model has no generation_config.json
+            config = GenerationConfig.from_model_config(self.config())
+        ends = config.eos_token_id
         return set() if ends is None else set(ends if isinstance(ends, list) else [ends])
 
     def load_base(self, **options: Any) -> PreTrainedModel:
-        """Return the base model, loaded by transformers' `options`; see `bases.load` for what is
-        raised.
-        """
+        """Load the base model with `options` of transformers; raises the errors of `bases.load`."""
         return bases.load(self.base, **{**self._of_base, **options})
 
     @property
     def _of_base(self) -> dict[str, Any]:
-        """`loading`, with the base model's revision in place of the one of the heads."""
-        others = {each: value for each, value in self.loading.items() if each != "revision"}
+        """`loading` with the base model's revision; the given one can be the heads' revision."""
+        others = {name: value for name, value in self.loading.items() if name != "revision"}
         return {
             **others,
             **({} if self.origin.revision is None else {"revision": self.origin.revision}),
@@ -122,16 +119,18 @@ class Source:
 
     @property
     def _named(self) -> dict[str, Any]:
-        """What configuration and tokenizer take of it."""
+        """Arguments for loading the configuration and the tokenizer."""
         return names.chosen(self._of_base, *names.HUB_ARGUMENTS, "trust_remote_code")
 
 
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
-    """The base model as the recipe runs it, frozen: quantised, or in float32 or bfloat16 where its
-    weights will learn.
+    """Load the base model in the recipe's precision, frozen.
+
+    It is quantised if the recipe says so. A backbone that is trained is in float32, or has an
+    adapter, and is then never in float16.
 
     Raises:
-        ImportError: bits are asked for, and bitsandbytes is not installed.
+        ImportError: the recipe quantises the backbone, and bitsandbytes is not installed.
     """
     options: dict[str, Any] = {"dtype": "auto"}
     if recipe.bits:
@@ -139,12 +138,11 @@ def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
         if torch.cuda.is_available() and "device_map" not in source.loading:
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     if recipe.backbone_learns and not recipe.adapts:
-        options["dtype"] = torch.float32  # 16 bits lose the small steps of a fine-tuning
+        options["dtype"] = torch.float32  # 16 bits lose the small updates of fine-tuning
     base = source.load_base(**options)
     if recipe.backbone_learns and not recipe.bits and base.dtype == torch.float16:
-        base = base.to(
-            torch.bfloat16 if recipe.bf16 else torch.float32
-        )  # gradients overflow float16
+        # Gradients overflow in float16.
+        base = base.to(torch.bfloat16 if recipe.bf16 else torch.float32)
     base.requires_grad_(False)
     return base
 
@@ -170,10 +168,10 @@ def _quantisation(recipe: Recipe) -> Any:
 
 
 def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaHeads:
-    """The heads to go on with, or new ones.
+    """Load the heads to continue from, or create new heads.
 
     Raises:
-        ValueError: the heads have a shape that the recipe does not say, or a backbone of their own.
+        ValueError: the heads have another shape than the recipe sets, or an adapter of their own.
     """
     if source.heads is None:
         return new_heads(base, recipe.num_heads, recipe.num_layers, recipe.own_lm_head, bias=True)
@@ -182,12 +180,13 @@ def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaH
             f"{source.model} has an adapter; training goes on from merged models: medusa train ... "
             "--merge"
         )
-    found = storage.read_heads(source.heads, base)
-    standard = Recipe()
+    heads = storage.read_heads(source.heads, base)
+    defaults = Recipe()
     for name in ("num_heads", "num_layers", "own_lm_head"):
-        asked, there = getattr(recipe, name), getattr(found.config, name)
-        if asked not in (there, getattr(standard, name)):
+        wanted, existing = getattr(recipe, name), getattr(heads.config, name)
+        # A value that is the default was probably not set by the user.
+        if wanted not in (existing, getattr(defaults, name)):
             raise ValueError(
-                f"{name} is {asked}, but the heads in {source.model} have {there}: leave it out"
+                f"{name} is {wanted}, but the heads in {source.model} have {existing}: leave it out"
             )
-    return found
+    return heads
