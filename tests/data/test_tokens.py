@@ -61,7 +61,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("made", [pieces_of_words, pieces_of_texts, likeliest_pieces])
-def test_the_first_tokens_are_those_of_the_whole_text(made):
+def test_the_first_tokens_equal_those_of_the_whole_text(made):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made())
     chance = random.Random(0)
     alphabet = [*WORDS, " ", "   ", "\n", "a", "the cat", "ZZ", "🌳"]
@@ -83,14 +83,14 @@ def test_the_first_tokens_are_those_of_the_whole_text(made):
             assert tokenised.complete == (len(whole["input_ids"]) <= most)
 
 
-def test_what_is_tokenised_grows_with_what_is_asked_for_and_not_with_the_text():
+def test_the_amount_of_tokenised_text_grows_with_the_tokens_wanted():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces_of_words())
     counting = Counting(tokenizer)
     assert len(PrefixTokenizer(counting, 100).tokenise("where is the cat? " * 100_000).ids) == 100
     assert counting.characters < 10_000
 
 
-def test_what_the_tokenizer_adds_around_a_text_is_added_once():
+def test_special_tokens_around_a_text_are_added_once():
     bpe = pieces_of_words(add_prefix_space=False)
     bpe.add_special_tokens(["<s>", "</s>"])
     begin, end = bpe.token_to_id("<s>"), bpe.token_to_id("</s>")

@@ -9,7 +9,7 @@ from medusa.training.muon import Muon, muon_matrices
 ROWS = torch.arange(24).reshape(2, 12)
 
 
-def test_muon_is_for_the_layers_linear_maps_alone():
+def test_muon_moves_only_the_linear_layers():
     base = tiny("llama")
     names = {name for name, each in base.named_parameters() if each in muon_matrices(base)}
     assert {name.split(".")[-2] for name in names} == {
@@ -19,7 +19,7 @@ def test_muon_is_for_the_layers_linear_maps_alone():
     assert len(names) == 7 * base.config.num_hidden_layers
 
 
-def test_one_optimizer_does_what_the_two_would_do_by_themselves():
+def test_the_combined_optimizer_equals_the_two_alone():
     one, two = (tiny("llama") for _ in range(2))
     two.load_state_dict(one.state_dict())
 
@@ -40,7 +40,7 @@ def test_one_optimizer_does_what_the_two_would_do_by_themselves():
     inside, adamw = parts(two)
     muon = torch.optim.Muon(inside, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
-        if step == 2:  # stopped, and gone on with
+        if step == 2:  # stop and resume
             state, place = copy.deepcopy(together.state_dict()), schedule.state_dict()
             together = Muon(*parts(one), lr=1e-2, weight_decay=0.1)
             schedule = LambdaLR(together, lambda step: 1 / (1 + step))
