@@ -126,8 +126,8 @@ class Source:
 def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
     """Load the base model in the recipe's precision, frozen.
 
-    It is quantised if the recipe says so. A backbone that is trained is in float32, or has an
-    adapter, and is then never in float16.
+    It is quantised if the recipe says so. A backbone whose own weights are trained is loaded in
+    float32. One with an adapter keeps its precision, but float16 becomes bfloat16 or float32.
 
     Raises:
         ImportError: the recipe quantises the backbone, and bitsandbytes is not installed.
