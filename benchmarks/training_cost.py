@@ -35,11 +35,11 @@ from medusa.core.tree import CandidateTree
 from medusa.data.examples import collate_rows, numbered_rows
 from medusa.hardware.timing import Timed, interleaved, spread, timed
 from medusa.training import Example
-from medusa.training.hidden import collate_states, keep
+from medusa.training.hidden import cached_states, collate_states
 from medusa.training.losses import medusa1_loss
 from medusa.training.recipe import Recipe
-from medusa.training.student import Student
-from medusa.training.trainer import StudentTrainer
+from medusa.training.trainer import MedusaTrainer, StageData
+from medusa.training.training_model import TrainingModel
 from tools.demo_model.recipe import EVEN
 from tools.demo_model.stream import varied_tasks
 from tools.demo_model.train import chat_example
@@ -78,7 +78,7 @@ def loss_functions(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Te
     base = LlamaForCausalLM(config).requires_grad_(False)
     shape = MedusaConfig(NUM_HEADS, 1, HIDDEN_SIZE, VOCABULARY)
     heads = MedusaHeads.from_lm_head(base.lm_head, shape)
-    student = Student(base, heads, DECAY)
+    student = TrainingModel(base, heads, DECAY)
     hidden = torch.randn(TOKENS, HIDDEN_SIZE)
     targets = torch.randint(VOCABULARY, (TOKENS, 1 + NUM_HEADS))
 
@@ -140,11 +140,11 @@ def compare_hidden_states(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     model, tokenizer = demo.load(inflate=INFLATED_WIDTH)
     examples = _examples(tokenizer, options.examples)
-    student = Student(model.base, new_heads(model.base, NUM_HEADS, 3, False, bias=True))
+    student = TrainingModel(model.base, new_heads(model.base, NUM_HEADS, 3, False, bias=True))
     student.base.requires_grad_(False)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keeping = timed(partial(keep, student, examples, folder / "states"))
+        keeping = timed(partial(cached_states, student, examples, folder / "states"))
         sources: dict[str, tuple[Any, Any]] = {
             "kept": (collate_states, keeping.result),
             "computed again": (collate_rows(0), numbered_rows(examples)),
@@ -171,21 +171,19 @@ def _examples(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Example]:
     ]
 
 
-def _time_epoch(student: Student, collate: Any, training: Any, folder: Path) -> Timed[None]:
+def _time_epoch(student: TrainingModel, collate: Any, training: Any, folder: Path) -> Timed[None]:
     """Train for one epoch; the making of the trainer does not count."""
     recipe = Recipe(batch_size=16, micro_batch_size=16, evaluate_every=0, save_every=0)
-    trainer = StudentTrainer(
+    trainer = MedusaTrainer(
         student,
         recipe,
         "heads",
         1.0,
         Path(tempfile.mkdtemp(dir=folder)),
-        collate,
-        training,
-        [],
+        StageData(collate, training, []),
         CandidateTree.chain(NUM_HEADS),
     )
-    return timed(trainer.go)
+    return timed(trainer.train_from_checkpoint)
 
 
 def compare_vocabularies(options: argparse.Namespace) -> dict[str, Any]:
@@ -236,12 +234,12 @@ def _training_step(
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
     heads = new_heads(base, NUM_HEADS, layers, own_lm_head, bias=True).requires_grad_(True)
-    student = Student(base, heads, DECAY)
+    student = TrainingModel(base, heads, DECAY)
     occurring = torch.randperm(shape["vocab_size"])[:OCCURRING].sort().values
     hidden = torch.randn(tokens, shape["hidden_size"])
     targets = occurring[torch.randint(OCCURRING, (tokens, 1 + NUM_HEADS))]
     if restricted:
-        student.restrict(occurring)
+        student.restrict_vocabulary(occurring)
     optimizer = torch.optim.AdamW(student.heads.parameters(), lr=1e-4, weight_decay=0.0)
 
     def step() -> None:

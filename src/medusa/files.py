@@ -1,4 +1,6 @@
-"""Helpers for small files: validated JSON, atomic writes, and locks between processes."""
+"""Small files of ours: read with errors that name file and field, written whole or not at all,
+locked while used.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,13 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-MAX_LISTED_PROBLEMS = 3
-"""Maximum number of a file's problems that an error message lists."""
+SHOWN = 3
+"""Problems of a file that an error message lists."""
 
 
 class Schema(BaseModel):
-    """Base class for the schema of a JSON file.
-
-    Types are strict: the number 1 is not accepted as a string, "1" not as a number, `true` not as
-    an integer, and NaN not as a number.
+    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer,
+    NaN no number.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -32,39 +32,37 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def read_json(file: Path, schema: type[S]) -> S:
-    """Return the content of a JSON file, validated against `schema`.
+    """Return the content of a JSON file, checked against `schema`.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is not JSON or does not match the schema. The message names the file
-            and the fields.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or does not hold what the schema says; names the file and
+            the fields.
     """
     return parse_json(file.read_bytes(), schema, str(file), "the whole file")
 
 
 def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
-    """Return the content of a JSON text, validated against `schema`.
+    """Return what JSON holds, checked against `schema`.
 
     Args:
-        text: the JSON, encoded as UTF-8.
-        place: location of the text, such as a path; error messages begin with it.
-        whole: name of the entire text in error messages, such as "the whole file".
+        place: where the text is, for errors.
+        whole: what an error calls all of the text, such as "the whole file".
 
     Raises:
-        ValueError: the text is not JSON or does not match the schema. The message names the place
-            and the fields.
+        ValueError: the text is not JSON, or does not hold what the schema says; names the place and
+            the fields.
     """
     try:
         return schema.model_validate_json(text)
     except ValidationError as error:
-        problems = [_describe(details, whole) for details in error.errors(include_url=False)]
-        unlisted = len(problems) - MAX_LISTED_PROBLEMS
-        more = f"; and {unlisted} more" if unlisted > 0 else ""
-        raise ValueError(f"{place}: {'; '.join(problems[:MAX_LISTED_PROBLEMS])}{more}") from None
+        problems = [_problem(each, whole) for each in error.errors(include_url=False)]
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(f"{place}: {'; '.join(problems[:SHOWN])}{more}") from None
 
 
-def _describe(error: Any, whole: str) -> str:
-    """Return one pydantic error as text, such as `paths[0][1]: input should be an integer`."""
+def _problem(error: Any, whole: str) -> str:
+    """One of pydantic's errors, as `paths[0][1]: what is wrong`."""
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
     field = "".join(
@@ -75,53 +73,70 @@ def _describe(error: Any, whole: str) -> str:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a final newline to `file`, atomically.
-
-    A reader sees either the old file or the new one, never a part of it.
+    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a
+    part.
 
     Raises:
-        OSError: the file cannot be written. The message names the file.
+        OSError: the file cannot be written; names it.
     """
     text = json.dumps(content, indent=indent) + "\n"
     try:
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with replacing(file) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        # The error of a full disk does not name a file.
-        raise OSError(error.errno, error.strerror, str(file)) from None
+        raise OSError(
+            error.errno, error.strerror, str(file)
+        ) from None  # a full disk's own error names no file
 
 
-def check_writable(file: Path) -> None:
-    """Create the folder of `file` and check that `file` can be written.
+def check_writable(place: Path, *, folder: bool = False) -> None:
+    """Check that a file, or the files of a folder, can be written, before the work it is to hold.
 
-    Commands call this before long work, so that a wrong output path fails at once.
+    The parent folder of a file is made if it is missing; with `folder`, nothing is made.
+
+    Args:
+        place: path of the file or the folder.
+        folder: True if `place` is to be a folder.
 
     Raises:
-        OSError: the folder cannot be created, no file can be written in it, or `file` is a folder.
-            The message names `file`.
+        OSError: `place` cannot be written, or is a folder where a file is wanted, or the reverse;
+            the message begins with `place`.
     """
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder: name a file")
+    if folder and place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file: name a folder")
+    if not folder and place.is_dir():
+        raise IsADirectoryError(f"{place} is a folder: name a file")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_stream(file):
-            tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent).close()
+        if folder:
+            tempfile.TemporaryFile(dir=nearest_existing(place)).close()
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_stream(place):
+            tempfile.TemporaryFile(dir=Path(os.path.realpath(place)).parent).close()
     except OSError as error:
-        raise OSError(f"{file} cannot be written: {error.strerror}") from None
+        raise OSError(f"{place} cannot be written to ({error.strerror})") from None
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the absolute `path`, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _is_stream(file: Path) -> bool:
-    """Return True if a path is a pipe or a device, such as /dev/stdout."""
+    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may
+    replace.
+    """
     return file.exists() and not file.is_file() and not file.is_dir()
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path of an empty temporary file that replaces `file` when the block succeeds.
+    """Yield the path of an empty file beside `file`, which takes its place when the block ends
+    without an error.
 
-    The temporary file is in the folder of `file`. If the block raises an error, `file` is
-    unchanged. If `file` is a symbolic link, its target is replaced and the link is kept. If it is a
-    pipe or a device, which cannot be replaced, its own path is yielded.
+    After an error, such as a full disk, `file` is as it was. A link stays, and what it leads to is
+    replaced. A pipe or a device is yielded itself.
     """
     if _is_stream(file):
         yield file
@@ -129,80 +144,76 @@ def replacing(file: Path) -> Iterator[Path]:
     file = Path(os.path.realpath(file))
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
     os.close(handle)
-    temporary = Path(name)
+    beside = Path(name)
     try:
-        yield temporary
-        _copy_permissions(file, temporary)
-        temporary.replace(file)
+        yield beside
+        _permit(beside, file)
+        beside.replace(file)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield an empty temporary folder whose content moves into `folder` when the block succeeds.
+    """Yield an empty folder, whose content moves into `folder` when the block ends without an
+    error.
 
-    Files of `folder` with the same names are replaced; other files stay. If the block or a move
-    raises an error, `folder` is restored to its previous state.
+    After an error, in the block or while files move, `folder` is as it was. What has another name
+    in `folder` stays.
 
     Args:
-        folder: the destination; created if it does not exist.
+        folder: made if need be.
         last: names that move after all others, in this order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=folder, prefix=".", suffix=".part", ignore_cleanup_errors=True
-    ) as temporary:
-        new, backup = Path(temporary, "new"), Path(temporary, "old")
+    ) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
         new.mkdir()
-        backup.mkdir()
+        old.mkdir()
         yield new
-        for file in (path for path in new.rglob("*") if path.is_file()):
-            _copy_permissions(folder / file.relative_to(new), file)
+        for file in (each for each in new.rglob("*") if each.is_file()):
+            _permit(file, folder / file.relative_to(new))
         names = sorted(os.listdir(new), key=lambda name: last.index(name) if name in last else -1)
         try:
             for name in names:
-                _back_up(folder / name, backup / name)
+                _keep(folder / name, old / name)
                 (new / name).replace(folder / name)
         except BaseException:
             for name in names:
-                _restore(new / name, folder / name, backup / name)
+                _put_back(new / name, folder / name, old / name)
             raise
 
 
-def _back_up(target: Path, backup: Path) -> None:
-    """Move the folder `target` to `backup`, or give the file `target` a second link there.
-
-    A file keeps its old name as well, so that readers find it at all times.
+def _keep(place: Path, old: Path) -> None:
+    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all
+    times.
     """
-    if target.is_dir():
-        target.rename(backup)
-    elif target.exists():
+    if place.is_dir():
+        place.rename(old)
+    elif place.exists():
         try:
-            os.link(target, backup)
-        except OSError:  # the file system has no hard links
-            shutil.copy2(target, backup)
+            os.link(place, old)
+        except OSError:  # a file system without hard links
+            shutil.copy2(place, old)
 
 
-def _restore(new: Path, target: Path, backup: Path) -> None:
-    """Undo the move of `new` to `target`, and put the backup of `target` back."""
+def _put_back(new: Path, place: Path, old: Path) -> None:
     if not new.exists():
-        target.rename(new)
-    if backup.exists():
-        backup.rename(target)
+        place.rename(new)
+    if old.exists():
+        old.rename(place)
 
 
-def _copy_permissions(old: Path, new: Path) -> None:
-    """Give `new` the permissions of `old`, or the default ones if `old` does not exist.
-
-    `tempfile` creates files that only their owner can read.
-    """
-    new.chmod(old.stat().st_mode & 0o777 if old.exists() else 0o666 & ~_umask())
+def _permit(new: Path, place: Path) -> None:
+    """Give a new file the permissions of the one that it replaces, or those of any new file."""
+    new.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
 
 
 def _umask() -> int:
-    """Return the process's umask. The only way to read it is to set it."""
+    """The permissions that new files lack. They can only be read by setting them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -212,19 +223,18 @@ def _umask() -> int:
 def locked(
     place: Path, option: str = "--output", waiting: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold an exclusive lock on `place`, a file or folder that this process writes to.
+    """Hold `place`, a file or folder that is written to, for this process alone.
 
-    The lock is the file `.NAME.lock` in the same folder. The operating system releases the lock
-    when the process ends, even if the process is killed.
+    The lock lies beside it, as `.NAME.lock`; the system frees it when the process ends, however it
+    ends.
 
     Args:
-        place: the file or folder; it need not exist yet.
-        option: command-line option that sets `place`; the error message suggests it.
-        waiting: called if another process holds the lock; afterwards this function waits until the
-            lock is free.
+        option: of the command line, which names another place.
+        waiting: called where another process holds the place, before waiting until that process has
+            ended.
 
     Raises:
-        ValueError: another process holds the lock, and `waiting` is None.
+        ValueError: another process holds it, and `waiting` is None.
     """
     place = place.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)

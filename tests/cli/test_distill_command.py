@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 
@@ -5,11 +6,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from medusa.cli import app, progress
+from medusa.cli import app
 from medusa.files import locked
-from medusa.training.distill import Progress
+from medusa.training.distill import DistillProgress
 
 runner = CliRunner()
+module = importlib.import_module("medusa.cli.distill")
 
 
 @pytest.fixture
@@ -81,8 +83,8 @@ def test_prompts_and_output_are_checked_before_anything_is_asked(
         raise AssertionError("it was asked")
 
     go()
-    monkeypatch.setattr("medusa.cli.models.load", unasked)
-    monkeypatch.setattr("medusa.training.server.Server.drive", unasked)
+    monkeypatch.setattr(module, "load", unasked)
+    monkeypatch.setattr("medusa.training.server.ServerAnswerer.drive", unasked)
     output, bad = tmp_path / "out.jsonl", tmp_path / "bad.txt"
     bad.write_bytes(b"" if problem == "no prompts" else b"\xff")
     if problem in ("no prompts", "not UTF-8"):
@@ -109,45 +111,47 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medusa.training.distill.distill", interrupted)
+    monkeypatch.setattr(module.data, "distill", interrupted)
     code, told = go()
     assert code == 130
     assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", told)
 
 
 @pytest.mark.parametrize(
-    ("state", "seconds", "line"),
+    ("progress", "seconds", "line"),
     [
-        (Progress(10), 0.0, "0/10 conversations"),
-        (Progress(10, earlier=4), 5.0, "4/10 conversations"),
+        (DistillProgress(10), 0.0, "0/10 conversations"),
+        (DistillProgress(10, earlier=4), 5.0, "4/10 conversations"),
         (
-            Progress(10, earlier=4, finished=2, tokens=300),
+            DistillProgress(10, earlier=4, finished=2, tokens=300),
             60.0,
             "6/10 conversations, 5 tokens/s, 0:02:00 left",
         ),
         (
-            Progress(10, earlier=4, finished=1, tokens=300, refused=["x"]),
+            DistillProgress(10, earlier=4, finished=1, tokens=300, refused=["x"]),
             60.0,
             "6/10 conversations, 5 tokens/s, 0:02:00 left, 1 refused",
         ),
     ],
 )
-def test_a_line_of_progress(state, seconds, line):
-    assert progress.status(state, seconds) == line
+def test_a_line_of_progress(progress, seconds, line):
+    assert module.status(progress, seconds) == line
 
 
 def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
     now = iter([0.0, 10.0, 31.0, 40.0, 62.0, 63.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    with progress.watching(Console(stderr=True)) as watch:
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    with module.watching(Console(stderr=True)) as watch:
         for finished in range(5):
-            watch(Progress(4, finished=finished, refused=["a: no"] if 1 < finished < 4 else []))
+            watch(
+                DistillProgress(4, finished=finished, refused=["a: no"] if 1 < finished < 4 else [])
+            )
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == ["1/4 conversations", "refused: a: no", "4/4 conversations", "4/4 conversations"]
 
 
 def test_a_terminal_has_a_bar(monkeypatch):
     console = Console(force_terminal=True, record=True, width=100)
-    with progress.watching(console) as watch:
-        watch(Progress(4, finished=4, tokens=9))
+    with module.watching(console) as watch:
+        watch(DistillProgress(4, finished=4, tokens=9))
     assert "4/4 conversations" in console.export_text()

@@ -36,18 +36,18 @@ REASONING = (  # leaves out the reasoning of all turns but the last
 
 
 def learnt(tokenizer, example):
-    """The texts of the learnt stretches."""
-    stretches, inside = [], False
+    """Return the texts of the spans that are trained on."""
+    spans, inside = [], False
     for token, label in zip(example.ids, example.labels, strict=True):
         assert label in (IGNORED, token)
         if label == IGNORED:
             inside = False
             continue
         if not inside:
-            stretches.append([])
+            spans.append([])
         inside = True
-        stretches[-1].append(token)
-    return [tokenizer.decode(stretch, skip_special_tokens=False) for stretch in stretches]
+        spans[-1].append(token)
+    return [tokenizer.decode(span, skip_special_tokens=False) for span in spans]
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def learnt(tokenizer, example):
         (VICUNA, [" on the mat<|end|>", " a cat sat<|end|>"]),
     ],
 )
-def test_assistant_turns_and_their_ends_are_learnt_and_nothing_else(tokenizer, template, said):
+def test_only_assistant_turns_and_their_end_marks_are_trained_on(tokenizer, template, said):
     assert learnt(tokenizer, Encoder(tokenizer, template)(CHAT)) == said
 
 
-def test_the_tokenizers_own_template_and_a_pad_that_is_the_end(tokenizer):
+def test_the_tokenizers_own_template_works_with_eos_as_padding(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.pad_token = other.eos_token
     example = Encoder(other)(CHAT[1:3])
@@ -70,7 +70,7 @@ def test_the_tokenizers_own_template_and_a_pad_that_is_the_end(tokenizer):
     assert example.labels[-1] == other.eos_token_id or example.labels[-2] == other.eos_token_id
 
 
-def test_what_a_template_leaves_out_is_not_learnt(tokenizer):
+def test_text_that_a_template_leaves_out_is_not_trained_on(tokenizer):
     thought = [{**turn} for turn in CHAT[1:]]
     thought[1]["content"] = "<think>the mat</think>on the mat"
     thought[3]["content"] = "<think>a cat</think>a cat sat"
@@ -78,7 +78,7 @@ def test_what_a_template_leaves_out_is_not_learnt(tokenizer):
     assert found == ["on the mat<|end|>", "<think>a cat</think>a cat sat<|end|>"]
 
 
-def test_a_prompt_of_the_encoder_is_how_its_examples_begin(tokenizer):
+def test_an_example_begins_with_its_prompt(tokenizer):
     encoder = Encoder(tokenizer)
     prompt = encoder.prompt(CHAT[1:2])
     assert encoder(CHAT[1:3]).ids[: len(prompt)] == prompt
@@ -92,14 +92,14 @@ def test_texts_and_models_without_a_template(tokenizer):
     assert learnt(tokenizer, encoder(CHAT[1:3])) == ["on the mat<|end|>"]
 
 
-# the answer's span begins with the text, and ends in blanks that the tokenizer leaves out
+# The answer's span begins the text, and ends in blanks that the tokenizer drops.
 STRIPPED = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|end|>   "  # noqa: E501
     "{% endgeneration %}{% else %}{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
 )
 
 
-def test_marked_spans_that_end_in_nothing_or_begin_a_text_stay_spans(tokenizer):
+def test_marked_spans_may_end_in_blanks_without_tokens_or_begin_the_text(tokenizer):
     from tokenizers import normalizers, pre_tokenizers
 
     blind = copy.deepcopy(tokenizer)
@@ -120,7 +120,7 @@ def test_marked_spans_that_end_in_nothing_or_begin_a_text_stay_spans(tokenizer):
 
 
 @pytest.mark.parametrize("template", [None, CHATML, MARKED, VICUNA, REASONING])
-def test_behind_an_answer_that_is_cut_nothing_is_learnt(tokenizer, template):
+def test_nothing_after_a_cut_answer_is_trained_on(tokenizer, template):
     encoder = Encoder(tokenizer, template)
     encoder.template = template
     chat = [*CHAT[1:4], {"role": "assistant", "content": "a cat sa", "cut": True}]
@@ -138,7 +138,7 @@ def test_the_mark_of_a_cut_answer_does_not_reach_templates(tokenizer):
     assert "cut" not in tokenizer.decode(encode_prompt(tokenizer, chat, template))
 
 
-def test_without_a_template_chats_are_learnt_as_they_are_asked(tokenizer):
+def test_without_a_template_examples_begin_with_their_prompts(tokenizer):
     encoder = Encoder(tokenizer)
     encoder.template = None
     ids = encoder(CHAT).ids
@@ -150,7 +150,7 @@ def test_without_a_template_chats_are_learnt_as_they_are_asked(tokenizer):
     assert learnt(tokenizer, encoder(CHAT)) == ["on the mat<|end|>", " a cat sat\n<|end|>"]
 
 
-def test_a_text_that_begins_and_ends_as_the_tokenizer_begins_and_ends_it_is_not_marked_twice(
+def test_special_tokens_in_the_text_are_not_added_again(
     tokenizer,
 ):
     from tokenizers import processors
@@ -183,7 +183,7 @@ LONG = "where is the cat? on the mat " * 2000
     ],
     ids=["answer", "question", "turns", "text"],
 )
-def test_examples_cut_at_a_length_are_those_of_the_whole_chat(tokenizer, template, chat):
+def test_truncated_examples_equal_the_beginning_of_the_whole_chat(tokenizer, template, chat):
     whole, bounded = Encoder(tokenizer, template), Encoder(tokenizer, template, max_length=200)
     whole.template = bounded.template = template
     example = bounded(chat)
@@ -191,14 +191,14 @@ def test_examples_cut_at_a_length_are_those_of_the_whole_chat(tokenizer, templat
     assert example.cut(200) == whole(chat).cut(200)
 
 
-def test_a_huge_chat_costs_what_is_kept_of_it(tokenizer, monkeypatch):
+def test_little_of_a_huge_chat_is_tokenised_and_rendered(tokenizer, monkeypatch):
     encoder = Encoder(tokenizer, CHATML, max_length=100)
     seen = []
-    told = type(tokenizer).__call__
+    original = type(tokenizer).__call__
     monkeypatch.setattr(
         type(tokenizer),
         "__call__",
-        lambda self, text, **o: seen.append(len(text)) or told(self, text, **o),
+        lambda self, text, **o: seen.append(len(text)) or original(self, text, **o),
     )
     renders = []
     rendered = type(tokenizer).apply_chat_template
@@ -212,7 +212,7 @@ def test_a_huge_chat_costs_what_is_kept_of_it(tokenizer, monkeypatch):
     assert sum(len(text) > 10_000 for text in renders) <= 3
 
 
-def test_labels_are_as_many_as_ids():
+def test_labels_must_be_as_many_as_ids():
     with pytest.raises(ValueError, match="as many labels"):
         Example([1, 2], [1])
     assert Example.answered([1, 2], [3]).labels == [IGNORED, IGNORED, 3]

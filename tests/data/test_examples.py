@@ -8,15 +8,15 @@ from transformers import GenerationConfig
 
 from medusa import MedusaModel
 from medusa.data.chats import Example
-from medusa.data.examples import batches, collator, packed, read_examples
+from medusa.data.examples import batches, collator, pack, read_examples
 from medusa.training.losses import head_targets, next_targets
 from medusa.training.recipe import Recipe
 from medusa.training.run import read_data
 from medusa.training.source import Source
-from medusa.training.student import Student
+from medusa.training.training_model import TrainingModel
 
 
-def test_reading_counts_what_it_leaves_out(tmp_path, tokenizer):
+def test_truncated_empty_and_malformed_records_are_counted(tmp_path, tokenizer):
     file = tmp_path / "data.jsonl"
     lines = [
         {"text": "a cat sat on the mat"},
@@ -36,8 +36,8 @@ def test_reading_counts_what_it_leaves_out(tmp_path, tokenizer):
         read_examples(str(file), tokenizer, skip_bad=True, **options)
 
 
-def test_every_failure_of_a_record_is_a_bad_record(tmp_path, tokenizer):
-    picky = (  # refuses some texts and writes all calls of tools
+def test_any_error_of_a_record_is_a_bad_record(tmp_path, tokenizer):
+    picky = (  # refuses some texts and writes all tool calls
         "{% for m in messages %}{% if 'refuse' in m.content %}{{ raise_exception('no\nsuch\nthing') }}{% endif %}"  # noqa: E501
         "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call }}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %}>{% endif %}"
@@ -69,7 +69,7 @@ def test_every_failure_of_a_record_is_a_bad_record(tmp_path, tokenizer):
     assert not any("\n" in each for each in read.bad)
 
 
-def test_the_ends_of_the_generation_configuration_are_learnt(tmp_path, base_folder, tokenizer):
+def test_eos_ids_of_the_generation_configuration_are_trained_on(tmp_path, base_folder, tokenizer):
     folder, data = tmp_path / "base", tmp_path / "data.jsonl"
     shutil.copytree(base_folder, folder)
     turns = [("user", "q"), ("assistant", "a cat"), ("system", "s"), ("assistant", "sat")]
@@ -92,13 +92,13 @@ def test_the_ends_of_the_generation_configuration_are_learnt(tmp_path, base_fold
 
 def test_packing_keeps_every_example_once_and_within_the_length():
     examples = [Example([n] * n, [n] * n) for n in (3, 9, 4, 4, 8, 1)]
-    rows = packed(examples, 10)
+    rows = pack(examples, 10)
     assert sorted(len(each.ids) for row in rows for each in row) == [1, 3, 4, 4, 8, 9]
     assert all(sum(len(each.ids) for each in row) <= 10 for row in rows)
     assert len(rows) == 4
 
 
-def test_batches_stay_within_their_size():
+def test_batches_stay_within_their_token_limit():
     examples = [Example([1] * n, [1] * n) for n in range(1, 20)]
     found = list(batches(examples, 40))
     assert sum(map(len, found)) == 19
@@ -106,7 +106,7 @@ def test_batches_stay_within_their_size():
 
 
 def test_targets_are_the_tokens_ahead_within_an_example():
-    """Against the definition, position by position."""
+    """Compare with the definition, position by position."""
     one, other = Example.answered([5, 6, 7], [8, 9, 10]), Example([1, 2, 3, 4], [1, 2, 3, 4])
     batch = collator(0)([[one, other]])
     following = next_targets(batch["labels"], batch["segments"])[0]
@@ -125,20 +125,20 @@ def test_targets_are_the_tokens_ahead_within_an_example():
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"mixtral", "qwen3_moe"}))
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_examples_do_not_see_each_other(name, attention):
-    """Hidden states in a packed row are those of each example alone, sliding windows and all."""
+    """Hidden states in a packed row equal those of each example alone, even in sliding windows."""
     if name == "gemma2" and attention == "sdpa":
         pytest.skip("has a soft-cap in its attention, which is eager's alone")
     base = tiny(name, attention=attention).requires_grad_(False)
     model = MedusaModel.from_base(base, num_heads=2)
-    student = Student(base, model.heads).eval()
+    training_model = TrainingModel(base, model.heads).eval()
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(1, 61, (n,), generator=generator).tolist() for n in (14, 11, 5)]
     examples = [Example(each, each) for each in ids]
-    row = student.positions(**collator(0)([examples]))
-    alone = [student.positions(**collator(0)([[example]])) for example in examples]
+    row = training_model.positions(**collator(0)([examples]))
+    alone = [training_model.positions(**collator(0)([[example]])) for example in examples]
     torch.testing.assert_close(
         row.hidden, torch.cat([each.hidden for each in alone]), rtol=1e-3, atol=1e-5
     )
     assert torch.equal(row.ahead, torch.cat([each.ahead for each in alone]))
-    padded = student.positions(**collator(0)([[example] for example in examples]))
+    padded = training_model.positions(**collator(0)([[example] for example in examples]))
     torch.testing.assert_close(padded.hidden, row.hidden, rtol=1e-3, atol=1e-5)

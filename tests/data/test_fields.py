@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 
-from medusa.data.fields import read_asked, read_chat, read_prompt, read_tools
+from medusa.data.fields import read_chat, read_prompt, read_questions, read_tools
 from medusa.data.records import Record
 
 PAIR = [("user", "q"), ("assistant", "a")]
@@ -106,18 +106,18 @@ def _no_field_is_reported_by_accident():
         ({"question": "q", "answer": 5, "response": "a"}, PAIR),
     ],
 )
-def test_the_same_chat_is_learnt_and_asked_whatever_the_fields(record, expected):
+def test_all_field_names_give_the_same_chat_to_train_on_and_to_ask(record, expected):
     assert said(read_chat(Record(record, "x"))) == expected
     asked = max(place for place, (role, _) in enumerate(expected) if role == "user")
     assert said(read_prompt(Record(record, "x"))) == expected[: asked + 1]
     if ("tool", "42") not in expected:
         asked = [turn for turn in expected if turn[0] != "assistant"]
         assert [
-            turn for turn in said(read_asked(Record(record, "x"))) if turn[0] != "assistant"
+            turn for turn in said(read_questions(Record(record, "x"))) if turn[0] != "assistant"
         ] == asked
 
 
-def test_what_tells_the_template_something_stays_with_its_turn():
+def test_keys_that_a_template_reads_stay_in_their_turn():
     call = {**CALL, "reasoning_content": "hm"}
     chat = read_chat(
         Record(
@@ -185,7 +185,7 @@ def test_what_tells_the_template_something_stays_with_its_turn():
         ("\ud800", "half of a surrogate pair"),
     ],
 )
-def test_what_cannot_be_placed_is_named_and_not_dropped(record, message):
+def test_text_without_a_place_in_the_chat_is_an_error_that_names_it(record, message):
     with pytest.raises(ValueError, match=f"file.jsonl, line 7.*{message}"):
         read_chat(Record(record, "file.jsonl, line 7"))
 
@@ -200,17 +200,17 @@ def test_what_cannot_be_placed_is_named_and_not_dropped(record, message):
         ({"prompt": ["q", {"role": "user"}]}, r"prompt\[0\] needs role"),
     ],
 )
-def test_what_cannot_be_asked_is_named(record, message):
+def test_records_that_cannot_be_asked_are_errors(record, message):
     with pytest.raises(ValueError, match=f"file.jsonl, line 7.*{message}"):
-        read_asked(Record(record, "file.jsonl, line 7"))
+        read_questions(Record(record, "file.jsonl, line 7"))
 
 
-def test_of_questions_the_first_is_a_prompt_and_all_are_asked():
+def test_the_first_of_several_questions_is_the_prompt_and_all_are_asked():
     record = Record({"turns": ["q", "r"], "system": "s", "question_id": 1, "category": "c"}, "x")
-    assert said(read_asked(record)) == [("system", "s"), ("user", "q"), ("user", "r")]
+    assert said(read_questions(record)) == [("system", "s"), ("user", "q"), ("user", "r")]
     assert said(read_prompt(record)) == [("system", "s"), ("user", "q")]
     developer = Record({"messages": [{"role": "developer", "content": "d"}, ASKED]}, "x")
-    assert said(read_asked(developer))[0] == ("system", "d")
+    assert said(read_questions(developer))[0] == ("system", "d")
 
 
 def test_an_unknown_field_with_text_is_reported_once_for_each_file():

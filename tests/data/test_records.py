@@ -10,7 +10,7 @@ def contents(source):
     return [(record.content, record.place) for record in read_records(str(source))]
 
 
-def test_lines_keep_their_numbers_and_bad_ones_their_reason(tmp_path):
+def test_records_have_line_numbers_and_bad_lines_have_a_problem(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one"}\n\n{"text": \n"a line\\u2028break"\n', encoding="utf-8")
     one, bad, text = read_records(str(file))
@@ -21,12 +21,12 @@ def test_lines_keep_their_numbers_and_bad_ones_their_reason(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
+def test_a_byte_order_mark_is_removed(tmp_path, name):
     (tmp_path / name).write_text("one" if name == "a.txt" else '"one"', encoding="utf-8-sig")
     assert [record.content for record in read_records(str(tmp_path / name))] == ["one"]
 
 
-def test_a_line_that_cannot_be_read_costs_no_other(tmp_path):
+def test_an_unreadable_line_does_not_stop_the_reading(tmp_path):
     lines = [
         b'{"text": "one"}',
         b'{"text": "caf\xe9"}',
@@ -59,7 +59,7 @@ def test_lines_are_read_one_at_a_time(tmp_path):
     tracemalloc.stop()
 
 
-def test_folders_are_read_in_the_order_of_names(tmp_path):
+def test_files_of_a_folder_are_read_in_the_order_of_names(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"n": 2}, {"n": 3}]))
     (tmp_path / "a.txt").write_text("first\n\nsecond\n")
     (tmp_path / "notes.md").write_text("no data")
@@ -98,7 +98,7 @@ def test_parquet(tmp_path):
         ("folder/", None, ValueError, "holds no file"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, content, error, said):
+def test_unreadable_sources_are_errors_of_one_line(tmp_path, name, content, error, said):
     path = tmp_path / name
     if name.endswith("/"):
         path.mkdir()

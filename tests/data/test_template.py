@@ -35,7 +35,7 @@ ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-PHI = (  # ends a chat with another token than a turn
+PHI = (  # the end mark of a chat differs from that of a turn
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
@@ -65,15 +65,15 @@ UNHEARD = (
 
 
 def learnt(tokenizer, example):
-    """The texts of the learnt stretches."""
-    stretches, inside = [], False
+    """Return the texts of the spans that are trained on."""
+    spans, inside = [], False
     for token, label in zip(example.ids, example.labels, strict=True):
         assert label in (IGNORED, token)
         if label != IGNORED:
-            stretches += [] if inside else [[]]
-            stretches[-1].append(token)
+            spans += [] if inside else [[]]
+            spans[-1].append(token)
         inside = label != IGNORED
-    return [tokenizer.decode(stretch, skip_special_tokens=False) for stretch in stretches]
+    return [tokenizer.decode(span, skip_special_tokens=False) for span in spans]
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def with_tokens(tokenizer):
         (UNHEARD, [], " [over]"),
     ],
 )
-def test_what_ends_a_turn_is_learnt_with_it_in_templates_of_every_style(
+def test_the_end_mark_of_a_turn_is_trained_on_in_templates_of_every_style(
     with_tokens, template, special, end
 ):
     tokenizer = with_tokens(*special, bos_token="<s>", eos_token="</s>")
@@ -129,7 +129,7 @@ def test_what_ends_a_turn_is_learnt_with_it_in_templates_of_every_style(
         assert encoder.prompt(chat[:-1]) == example.ids[: len(encoder.prompt(chat[:-1]))]
 
 
-def test_the_generation_configurations_ends_are_learnt_too(with_tokens):
+def test_stop_tokens_are_trained_on(with_tokens):
     tokenizer = with_tokens("<|observation|>", eos_token="</s>")
     stop = tokenizer.convert_tokens_to_ids("<|observation|>")
     chat = [Q, A, {"role": "observation", "content": "4"}, LAST]
@@ -140,14 +140,14 @@ def test_the_generation_configurations_ends_are_learnt_too(with_tokens):
     )
 
 
-def test_calls_of_tools_are_learnt(with_tokens):
+def test_tool_calls_are_trained_on(with_tokens):
     tokenizer = with_tokens("<|im_start|>", "<|im_end|>")
     chat = [Q, CALL, {"role": "tool", "content": "on the mat"}, LAST]
     said = ["<call>cat</call><|im_end|>", "a cat sat<|im_end|>"]
     assert learnt(tokenizer, Encoder(tokenizer, CHATML)(chat)) == said
     silent = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ m.tool_calls }}{% endfor %}"
     silent += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    example = Encoder(tokenizer, silent)([Q, CALL])  # a tool speaks next, and not the user
+    example = Encoder(tokenizer, silent)([Q, CALL])  # the next turn is the tool's, not the user's
     assert not learnt(tokenizer, example)[0].endswith("<|user|>")
     plain = Encoder(tokenizer)
     plain.template = None
@@ -176,6 +176,6 @@ def test_one_of_several_templates_is_chosen_as_transformers_does(with_tokens):
     assert learnt(tokenizer, Encoder(tokenizer, "rag")([Q, A])) == ["on the mat<|im_end|>"]
 
 
-def test_a_template_that_cannot_be_read_is_named(tokenizer):
+def test_an_invalid_template_is_an_error(tokenizer):
     with pytest.raises(ValueError, match="template cannot be read"):
         Encoder(tokenizer, "{% if %}")

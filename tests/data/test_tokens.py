@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from medusa.data.tokens import Tokens
+from medusa.data.tokens import PrefixTokenizer
 
 WORDS = [
     "a cat sat on the mat",
@@ -61,7 +61,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("made", [pieces_of_words, pieces_of_texts, likeliest_pieces])
-def test_the_first_tokens_are_those_of_the_whole_text(made):
+def test_the_first_tokens_equal_those_of_the_whole_text(made):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made())
     chance = random.Random(0)
     alphabet = [*WORDS, " ", "   ", "\n", "a", "the cat", "ZZ", "🌳"]
@@ -77,29 +77,29 @@ def test_the_first_tokens_are_those_of_the_whole_text(made):
     for text in texts:
         whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         for most in (1, 7, 50, 100_000):
-            told = Tokens(tokenizer, most).of(text)
-            assert told.ids == whole["input_ids"][:most]
-            assert told.offsets == whole["offset_mapping"][:most]
-            assert told.whole == (len(whole["input_ids"]) <= most)
+            tokenised = PrefixTokenizer(tokenizer, most).tokenise(text)
+            assert tokenised.ids == whole["input_ids"][:most]
+            assert tokenised.offsets == whole["offset_mapping"][:most]
+            assert tokenised.complete == (len(whole["input_ids"]) <= most)
 
 
-def test_what_is_tokenised_grows_with_what_is_asked_for_and_not_with_the_text():
+def test_the_amount_of_tokenised_text_grows_with_the_tokens_wanted():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces_of_words())
     counting = Counting(tokenizer)
-    assert len(Tokens(counting, 100).of("where is the cat? " * 100_000).ids) == 100
+    assert len(PrefixTokenizer(counting, 100).tokenise("where is the cat? " * 100_000).ids) == 100
     assert counting.characters < 10_000
 
 
-def test_what_the_tokenizer_adds_around_a_text_is_added_once():
+def test_special_tokens_around_a_text_are_added_once():
     bpe = pieces_of_words(add_prefix_space=False)
     bpe.add_special_tokens(["<s>", "</s>"])
     begin, end = bpe.token_to_id("<s>"), bpe.token_to_id("</s>")
     bpe.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", special_tokens=[("<s>", begin), ("</s>", end)]
     )
-    tokens = Tokens(
+    tokens = PrefixTokenizer(
         PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
     )
     for text in ("a cat", "<s>a cat", "a cat</s>", "<s>a cat</s>"):
-        ids = tokens.ended(tokens.closed(tokens.begun(tokens.of(text).ids)))
+        ids = tokens.add_eos(tokens.add_suffix(tokens.add_prefix(tokens.tokenise(text).ids)))
         assert (ids[0], ids.count(begin), ids[-1], ids.count(end)) == (begin, 1, end, 1)

@@ -4,8 +4,14 @@ from models import tiny
 from transformers import AutoTokenizer
 
 from medusa import MedusaModel
-from medusa.training.answering import OwnEngine
-from medusa.training.conversations import Ask, Ended, Settings, Turn, conversation
+from medusa.training.answering import LocalAnswerer
+from medusa.training.conversations import (
+    Ask,
+    FinishedConversation,
+    GenerationSettings,
+    Turn,
+    conversation,
+)
 
 ROOM = 24
 WORD = "cat "
@@ -13,18 +19,19 @@ WORD = "cat "
 
 @pytest.fixture
 def own(base_folder):
-    """A tokenizer that a test may change."""
+    """A tokenizer of its own for a test, which may change it."""
     return AutoTokenizer.from_pretrained(base_folder)
 
 
 def engine(base, tokenizer, ends=True, batch_size=3, **options):
-    """An engine over a tiny random model, which never ends by itself: some common tokens shall end
-    a turn.
+    """Return an answerer with a tiny random model, and with a third of all tokens as EOS tokens.
+
+    The model alone would hardly ever generate its EOS token.
     """
     if ends:
         base.generation_config.eos_token_id = list(range(2, 298, 3))
-    settings = Settings("tiny", **{"max_new_tokens": ROOM, "temperature": 0.0, **options})
-    made = OwnEngine(MedusaModel.from_base(base, num_heads=1), tokenizer, settings, batch_size)
+    settings = GenerationSettings("tiny", **{"max_new_tokens": ROOM, "temperature": 0.0, **options})
+    made = LocalAnswerer(MedusaModel.from_base(base, num_heads=1), tokenizer, settings, batch_size)
     made.ends = made.ends if ends else set()
     return made
 
@@ -60,7 +67,7 @@ def answers(made, asks):
 
 
 def asks(*lengths):
-    """Asks whose questions have so many words."""
+    """Return requests for answers to questions with these numbers of words."""
     return [
         Ask([{"role": "user", "content": WORD * length}], "assistant", f"{length}")
         for length in lengths
@@ -68,7 +75,7 @@ def asks(*lengths):
 
 
 def generated(made, ask, room):
-    """The answer and whether it is cut, by transformers."""
+    """Return the turn that transformers generates."""
     ids = torch.tensor([made.encoder.prompt(ask.chat)])
     base = made.model.base
     options = {
@@ -85,7 +92,7 @@ def generated(made, ask, room):
     )
 
 
-def test_answers_are_those_of_generate_and_cut_ones_are_marked(own):
+def test_answers_equal_those_of_generate_and_cut_ones_are_marked(own):
     made = engine(model(own), own, max_new_tokens=3)
     found = outcomes(made, seeds(8))
     expected = {name: generated(made, Ask(seed, "assistant", ""), 3) for name, seed in seeds(8)}
@@ -100,16 +107,16 @@ def test_answers_are_those_of_generate_and_cut_ones_are_marked(own):
 
 @pytest.mark.parametrize("seed", [0, 1, 2**70])
 def test_sampled_turns_depend_on_the_seed_and_not_on_the_batch(own, seed):
-    def told(seed, size):
+    def answers(seed, size):
         made = engine(model(own), own, temperature=1.0, seed=seed, batch_size=size)
         return {name: each.result for name, each in outcomes(made, seeds()).items()}
 
-    assert told(seed, 3) == told(seed, 1) != told(seed + 1, 3)
+    assert answers(seed, 3) == answers(seed, 1) != answers(seed + 1, 3)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_rows_limit_is_its_own(own, name):
-    """A prompt that all but fills the model costs its neighbours nothing."""
+def test_each_row_has_its_own_limit(own, name):
+    """A prompt near the limit of positions does not shorten the answers to other prompts."""
     positions = {"n_positions" if name == "gpt2" else "max_position_embeddings": 128}
     made = engine(model(own, name, **positions), own, ends=False, max_new_tokens=ROOM)
     batch = asks(2, 55, 52, 30)
@@ -125,14 +132,14 @@ def test_a_rows_limit_is_its_own(own, name):
     assert len({turn.tokens for turn in turns}) == 3
 
 
-def test_a_prompt_without_room_is_answered_with_nothing(own):
+def test_a_prompt_without_room_gets_an_empty_turn(own):
     made = engine(model(own), own, ends=False)
     short, long = asks(2, 100)
     assert answers(made, [long, short]) == [Turn("", 0, cut=True), *answers(made, [short])]
 
 
-def test_rows_end_where_the_rotary_factors_change(own):
-    """Prompts before and behind the change are answered, each as if it were alone."""
+def test_rows_end_at_the_length_where_the_rotary_factors_change(own):
+    """Prompts below and above that length are answered as if each were alone."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     rope = {
         "rope_type": "longrope",
@@ -159,18 +166,18 @@ def test_rows_end_where_the_rotary_factors_change(own):
     ]
 
 
-def test_stop_strings_of_the_model_end_an_answer_and_are_no_part_of_it(own):
+def test_stop_strings_of_the_model_end_an_answer_and_are_removed(own):
     made = engine(model(own), own, ends=False)
     whole = answers(made, asks(2))[0].text
     stop = whole[len(whole) // 2 :][:2]
     made.model.base.generation_config.stop_strings = stop
-    made = OwnEngine(made.model, own, made.settings, 3)
+    made = LocalAnswerer(made.model, own, made.settings, 3)
     turn = answers(made, asks(2))[0]
     assert turn == Turn(whole[: whole.index(stop)].strip(), turn.tokens)
     assert turn.tokens < ROOM
 
 
-def test_one_conversation_that_cannot_be_asked_costs_no_other(own):
+def test_a_conversation_that_cannot_be_asked_does_not_stop_the_others(own):
     own.chat_template = (
         "{% for m in messages %}{% if m['content'] == 'bad' %}{{ raise_exception('no such chat') }}{% endif %}"  # noqa: E501
         "{{ m['content'] }}{% endfor %}"
@@ -188,10 +195,10 @@ def test_one_conversation_that_cannot_be_asked_costs_no_other(own):
     ):
         assert isinstance(found[name].result, ValueError)
         assert problem in str(found[name].result)
-    assert all(isinstance(found[name].result, Ended) for name, _ in seeds(2))
+    assert all(isinstance(found[name].result, FinishedConversation) for name, _ in seeds(2))
 
 
-def test_the_model_asks_itself_after_what_its_template_puts_before_a_user(own):
+def test_the_prompt_of_self_talk_ends_where_the_template_lets_the_user_begin(own):
     own.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }};{% endfor %}"
     made = engine(model(own), own, self_talk=1)
     ids = made._prompt(Ask([{"role": "user", "content": "one"}], "user", "k"))

@@ -6,13 +6,14 @@ import pytest
 from medusa.files import locked
 from medusa.training import answers_file as module
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Ended, Settings
+from medusa.training.conversations import FinishedConversation, GenerationSettings
 
-SETTINGS = Settings("m", seed=2**70)
+SETTINGS = GenerationSettings("m", seed=2**70)
+QUESTION = {"role": "user", "content": "?"}
 
 
 def answered(text):
-    return Ended([{"role": "user", "content": "?"}, {"role": "assistant", "content": text}])
+    return FinishedConversation([QUESTION, {"role": "assistant", "content": text}])
 
 
 def write(path, *names, settings=SETTINGS):
@@ -26,10 +27,10 @@ def path(tmp_path):
     return tmp_path / "out" / "answers.jsonl"
 
 
-def test_a_file_is_resumed_with_what_it_holds(path):
+def test_a_file_is_resumed_with_the_names_in_it(path):
     write(path, "a")
     with answers_file(path, SETTINGS) as answers:
-        answers.append("b", Ended([{"role": "user", "content": "?"}], "answer 1 was empty"))
+        answers.append("b", FinishedConversation([QUESTION], "answer 1 was empty"))
         answers.append("é", answered("京"))
     with answers_file(path, SETTINGS) as answers:
         assert (answers.kept, answers.left_out) == ({"a", "é"}, {"b"})
@@ -40,7 +41,7 @@ def test_a_file_is_resumed_with_what_it_holds(path):
 
 
 @pytest.mark.parametrize("end", ['{"id": "b", "mess', '{"id": "b"}', "\x00\x00"])
-def test_a_last_line_that_was_being_written_is_removed(path, end):
+def test_an_unfinished_last_line_is_removed(path, end):
     write(path, "a")
     whole = path.read_text()
     path.write_text(whole + end)
@@ -48,14 +49,14 @@ def test_a_last_line_that_was_being_written_is_removed(path, end):
     assert path.read_text() == whole
 
 
-def test_a_first_line_that_was_being_written_is_removed(path):
+def test_an_unfinished_first_line_is_removed(path):
     write(path)
     path.write_text('{"id": "a", "mess')
     write(path, "a")
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_a_whole_last_line_that_lacks_its_line_break_is_kept(path):
+def test_a_complete_last_line_without_its_line_break_is_kept(path):
     write(path, "a", "b")
     whole = path.read_text()
     path.write_text(whole[:-1])
@@ -106,9 +107,9 @@ def test_settings_that_cannot_be_read_are_named_and_nothing_is_lost(path, text, 
     assert path.read_bytes() == before
 
 
-def test_a_file_is_one_of_its_settings_and_an_empty_one_of_any(path):
+def test_a_file_has_one_set_of_settings_unless_it_is_empty(path):
     write(path)
-    other = Settings("m", seed=3, leave_out_cut=True)
+    other = GenerationSettings("m", seed=3, leave_out_cut=True)
     path.with_name("answers.jsonl.settings.json").write_text("")
     write(path, "a", settings=other)
     with pytest.raises(
@@ -132,7 +133,7 @@ def test_only_one_process_writes_a_file(path):
     assert not path.exists()
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path):
+def test_paths_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(ValueError, match="is not a file: give --output the name of a file"):
         write(tmp_path)
     (tmp_path / "file").write_text("")
@@ -140,7 +141,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         write(tmp_path / "file" / "answers.jsonl")
 
 
-def test_a_full_disk_is_named_and_what_is_finished_is_kept(path, monkeypatch):
+def test_a_full_disk_keeps_finished_conversations_and_names_the_file(path, monkeypatch):
     class Full:
         """A file on a disk that has room for nine more bytes."""
 
@@ -165,7 +166,7 @@ def test_a_full_disk_is_named_and_what_is_finished_is_kept(path, monkeypatch):
         assert answers.kept == {"a"}
 
 
-def test_a_full_disk_is_found_before_anything_is_asked(path, monkeypatch):
+def test_a_full_disk_is_noticed_before_a_question_is_asked(path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -177,7 +178,7 @@ def test_a_full_disk_is_found_before_anything_is_asked(path, monkeypatch):
         raise AssertionError("it was opened")
 
 
-def test_a_text_that_is_no_unicode_is_refused_before_it_is_written(path):
+def test_a_text_that_is_not_unicode_is_refused_before_it_is_written(path):
     with answers_file(path, SETTINGS) as answers:
         with pytest.raises(UnicodeEncodeError):
             answers.append("a", answered("half a pair: \ud83d"))

@@ -14,7 +14,7 @@ Usage = namedtuple("Usage", "total used free")
     ("free", "fits"),
     [(7_000_000_000, True), (6_999_999_999, False)],
 )
-def test_what_does_not_fit_on_a_disk_is_said_with_its_parts(tmp_path, monkeypatch, free, fits):
+def test_an_error_of_a_full_disk_names_the_parts(tmp_path, monkeypatch, free, fits):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(free, 0, free))
     needs = {
         "checkpoints": (tmp_path / "new" / "run", 4_000_000_000),
@@ -29,7 +29,7 @@ def test_what_does_not_fit_on_a_disk_is_said_with_its_parts(tmp_path, monkeypatc
             check_disk(needs)
 
 
-def test_a_share_is_not_held_out_beside_evaluation_data(tmp_path):
+def test_evaluation_share_is_refused_beside_evaluation_data(tmp_path):
     source = Source("model", "data", evaluation="held-out")
     check_options(Recipe(), source, tmp_path, "none")
     with pytest.raises(ValueError, match="evaluation_share has no effect beside evaluation data"):

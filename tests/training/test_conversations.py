@@ -1,6 +1,6 @@
 import pytest
 
-from medusa.training.conversations import Settings, Turn, conversation
+from medusa.training.conversations import GenerationSettings, Turn, conversation
 
 ASKED = [
     {"role": "system", "content": "be kind"},
@@ -11,8 +11,8 @@ ASKED = [
 
 
 def driven(turns, **options):
-    """How a conversation ends when it is sent these turns, and what it asked."""
-    talk = conversation("c", ASKED, Settings("m", **options))
+    """Send turns to a conversation; return the finished conversation and its requests."""
+    talk = conversation("c", ASKED, GenerationSettings("m", **options))
     asks = [next(talk)]
     for turn in turns:
         try:
@@ -26,7 +26,7 @@ def contents(chat):
     return [turn["content"] for turn in chat]
 
 
-def test_user_turns_are_fed_in_order_and_answers_are_the_models():
+def test_user_turns_are_asked_in_order_and_the_model_answers():
     ended, asks = driven([Turn("first", 1), Turn("second", 1)])
     assert contents(ended.messages) == ["be kind", "one", "first", "two", "second"]
     assert contents(asks[1].chat) == ["be kind", "one", "first", "two"]
@@ -71,7 +71,7 @@ def test_a_conversation_ends_at_a_cut_answer_and_before_one_without_text(turns, 
     assert all(turn["cut"] is True for turn in marked)
 
 
-def test_self_talk_goes_on_with_questions_of_the_models():
+def test_self_talk_continues_with_the_models_own_questions():
     turns = [Turn(text, 1) for text in ("first", "second", "three?", "third", "")]
     ended, asks = driven(turns, self_talk=2)
     assert contents(ended.messages)[1:] == ["one", "first", "two", "second", "three?", "third"]
@@ -82,7 +82,7 @@ def test_self_talk_goes_on_with_questions_of_the_models():
     assert contents(ended.messages)[1:] == ["one", "first", "two", "second"]
 
 
-def test_what_a_model_thought_stays_beside_its_answer():
+def test_reasoning_is_kept_with_its_answer():
     ended, _ = driven([Turn("first", 1, reasoning="hm"), Turn("second", 1)])
     assert ended.messages[2] == {"role": "assistant", "content": "first", "reasoning_content": "hm"}
     assert ended.messages[4] == {"role": "assistant", "content": "second"}
@@ -91,6 +91,6 @@ def test_what_a_model_thought_stays_beside_its_answer():
 @pytest.mark.parametrize(
     "wrong", [{"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": -1}]
 )
-def test_settings_that_cannot_be(wrong):
+def test_invalid_settings_are_errors(wrong):
     with pytest.raises(ValueError, match="temperature must be 0 or a positive number"):
-        Settings("m", **wrong)
+        GenerationSettings("m", **wrong)

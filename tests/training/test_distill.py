@@ -3,10 +3,10 @@ import json
 import pytest
 
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Outcome, Settings, Turn
-from medusa.training.distill import Progress, distill, read_seeds
+from medusa.training.conversations import GenerationSettings, Outcome, Turn
+from medusa.training.distill import DistillProgress, distill, read_seeds
 
-SETTINGS = Settings("m")
+SETTINGS = GenerationSettings("m")
 CHAT = [
     {"role": "system", "content": "be kind"},
     *({"role": "user", "content": text} for text in "ab"),
@@ -14,7 +14,7 @@ CHAT = [
 
 
 class Echo:
-    """An engine that says a question again; a question that begins with "refuse" is refused."""
+    """An answerer that repeats the question; it refuses a question that begins with "refuse"."""
 
     def __init__(self):
         self.asked, self.closed = [], False
@@ -45,51 +45,51 @@ def seeds(*questions):
 
 
 def go(path, seeds, watch=lambda _: None):
-    engine = Echo()
+    answerer = Echo()
     with answers_file(path, SETTINGS) as answers:
-        return distill(engine, seeds, answers, watch), engine
+        return distill(answerer, seeds, answers, watch), answerer
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_what_comes_of_each_conversation_is_kept_and_counted(tmp_path):
+def test_outcomes_of_conversations_are_kept_and_counted(tmp_path):
     path, half = tmp_path / "out.jsonl", "half a pair: \ud83d"
-    told, _ = go(path, seeds("a", "refuse", "cut", "empty", half, "b"))
+    result, _ = go(path, seeds("a", "refuse", "cut", "empty", half, "b"))
     assert {line["id"]: line["messages"][1] for line in lines(path)} == {
         "a": {"role": "assistant", "content": "a!"},
         "cut": {"role": "assistant", "content": "cut!", "cut": True},
         "b": {"role": "assistant", "content": "b!"},
     }
     assert lines(tmp_path / "out.jsonl.left-out") == [{"id": "empty", "why": "answer 1 was empty"}]
-    refused, unwritten = told.refused
+    refused, unwritten = result.refused
     assert refused == "refuse: not this one"
     assert "surrogates not allowed" in unwritten
-    told.refused.clear()
-    assert told == Progress(6, finished=4, cut=1, left_out=1, tokens=10)
+    result.refused.clear()
+    assert result == DistillProgress(6, finished=4, cut=1, left_out=1, tokens=10)
 
 
-def test_a_run_that_was_stopped_goes_on_without_loss_or_repetition(tmp_path):
+def test_a_stopped_run_is_resumed_without_loss_or_repetition(tmp_path):
     path, questions = tmp_path / "out.jsonl", seeds("a", "empty", "b", "refuse", "c")
 
     def stop(progress):
         if progress.finished == 3:
             raise KeyboardInterrupt
 
-    engine = Echo()
+    answerer = Echo()
     with pytest.raises(KeyboardInterrupt), answers_file(path, SETTINGS) as answers:
-        distill(engine, questions, answers, stop)
-    assert engine.closed
+        distill(answerer, questions, answers, stop)
+    assert answerer.closed
     with path.open("a") as file:
         file.write('{"id": "refuse", "mess')  # killed while writing
-    told, engine = go(path, questions)
-    assert engine.asked == ["refuse", "c"]
+    result, answerer = go(path, questions)
+    assert answerer.asked == ["refuse", "c"]
     assert [line["id"] for line in lines(path)] == ["a", "b", "c"]
-    assert (told.earlier, told.finished, told.done, told.total) == (3, 1, 5, 5)
+    assert (result.earlier, result.finished, result.done, result.total) == (3, 1, 5, 5)
 
 
-def test_prompts_that_changed_are_asked_and_the_others_not_again(tmp_path):
+def test_only_changed_prompts_are_asked_again(tmp_path):
     file, path = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     asked = []
     for text in ("one two\na cat", "one two\nthe mat"):

@@ -1,23 +1,23 @@
 from datetime import timedelta
 from types import SimpleNamespace
 
-from medusa.training.log import Lines, Pace
+from medusa.training.log import LogPrinter, StepTimer
 
 
-def test_the_time_left_tells_steps_from_evaluations(clock):
-    pace = Pace()
+def test_the_time_left_distinguishes_steps_and_evaluations(clock):
+    timer = StepTimer()
     clock.now = 100.0
-    pace.begin(50)  # going on
+    timer.begin(50)  # a resumed run
     clock.now = 130.0
-    pace.evaluated(30.0)
+    timer.add_evaluation(30.0)
     clock.now = 150.0
-    assert pace.step(60) == 2.0
-    assert pace.left(60, 100, evaluations=2) == timedelta(seconds=40 * 2 + 2 * 30)
+    assert timer.seconds_per_step(60) == 2.0
+    assert timer.time_left(60, 100, evaluations=2) == timedelta(seconds=40 * 2 + 2 * 30)
 
 
-def test_the_time_left_is_told_after_the_first_steps_and_whenever_long_nothing_was(clock):
+def test_the_time_left_is_printed_after_the_first_steps_and_in_long_silences(clock):
     said = []
-    lines = Lines(Pace(), False, said.append)
+    lines = LogPrinter(StepTimer(), False, said.append)
     args = SimpleNamespace(logging_steps=100, eval_strategy="no", eval_steps=None)
     state = SimpleNamespace(global_step=0, max_steps=50, is_world_process_zero=True)
     lines.on_train_begin(args, state, None)

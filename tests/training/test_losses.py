@@ -7,18 +7,18 @@ from medusa import MedusaModel
 from medusa.data.chats import Example
 from medusa.data.examples import collator
 from medusa.training.losses import (
-    chunked,
-    chunked_each,
+    chunked_sum,
+    chunked_sums,
     cross_entropy_sum,
     divergence_sum,
     medusa1_loss,
 )
-from medusa.training.student import Student
+from medusa.training.training_model import TrainingModel
 
 WEIGHTS = (0.8, 0.64, 0.512)
 
 
-def test_the_reference_is_equation_one():
+def test_the_reference_loss_is_equation_one():
     logits = torch.randn(3, 10, 7, dtype=torch.float64)
     targets = torch.randint(0, 7, (10, 3))
     targets[-1, 2] = targets[-2:, 1][1] = -100
@@ -30,7 +30,7 @@ def test_the_reference_is_equation_one():
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
+def test_chunks_give_the_loss_and_the_gradients_of_whole_logits(size):
     states, weight = torch.randn(10, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
     targets = torch.randint(0, 7, (10,))
     targets[3] = -100
@@ -40,13 +40,13 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(size):
 
     whole = entropy(states, targets, weight)
     expected = torch.autograd.grad(3 * whole, (states, weight))
-    found = chunked(entropy, [states, targets], [weight], size)
+    found = chunked_sum(entropy, [states, targets], [weight], size)
     torch.testing.assert_close(found, whole)
     (3 * found).backward()
     torch.testing.assert_close((states.grad, weight.grad), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_stacked_sums_are_weighted_each_by_its_own():
+def test_stacked_sums_have_gradients_of_their_own():
     states, weights = (
         torch.randn(3, 10, 4, requires_grad=True),
         torch.randn(3, 7, 4, requires_grad=True),
@@ -59,7 +59,7 @@ def test_stacked_sums_are_weighted_each_by_its_own():
     scales = torch.tensor(WEIGHTS)
     whole = torch.stack([entropy(*each) for each in zip(states, targets, weights, strict=True)])
     expected = torch.autograd.grad(scales @ whole, (states, weights))
-    found = chunked_each(entropy, [states, targets], [weights], 4)
+    found = chunked_sums(entropy, [states, targets], [weights], 4)
     torch.testing.assert_close(found, whole)
     (scales @ found).backward()
     torch.testing.assert_close((states.grad, weights.grad), expected, rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_chunks_under_autocast_share_one_cast_of_the_weights():
         return cross_entropy_sum(F.linear(states, weight), targets)
 
     with torch.autocast("cpu", torch.bfloat16):
-        found = chunked(entropy, [states, targets], [weight], 3)
+        found = chunked_sum(entropy, [states, targets], [weight], 3)
     found.backward()
     assert len(given) == 4
     assert all(each is given[0] and each.dtype == torch.bfloat16 for each in given)
@@ -104,9 +104,9 @@ def batch():
     return collator(0)(rows)
 
 
-def slow_losses(student, batch, decay=0.8, weight=1.0):
-    """Eq. 2 from whole logits, with autograd alone."""
-    base, heads = student.base, student.heads
+def slow_losses(training_model, batch, decay=0.8, weight=1.0):
+    """Return the losses of backbone and heads, and eq. 2, from whole logits."""
+    base, heads = training_model.base, training_model.heads
     hidden, logits, targets, ahead = [], [], [], []
     for row in range(len(batch["input_ids"])):
         length = int(batch["segments"][row].sum())
@@ -129,22 +129,22 @@ def slow_losses(student, batch, decay=0.8, weight=1.0):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite"])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("backbone", [True, False])
-def test_the_student_computes_both_equations_with_their_gradients(batch, name, own, backbone):
+def test_both_equations_are_computed_with_their_gradients(batch, name, own, backbone):
     base = tiny(name, dtype=torch.float32, attention="eager", tie_word_embeddings=False)
     model = MedusaModel.from_base(base, num_heads=3, own_lm_head=own)
     with torch.no_grad():
         for parameter in model.heads.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     base.requires_grad_(backbone)
-    student = Student(base, model.heads, chunk=4)
-    for_gradients = [each for each in student.parameters() if each.requires_grad]
-    own_loss, theirs, both = slow_losses(student, batch, weight=0.2)
+    training_model = TrainingModel(base, model.heads, chunk=4)
+    for_gradients = [each for each in training_model.parameters() if each.requires_grad]
+    own_loss, theirs, both = slow_losses(training_model, batch, weight=0.2)
     expected = torch.autograd.grad(both if backbone else theirs, for_gradients, allow_unused=True)
-    told = student(**batch, weight=0.2)
-    torch.testing.assert_close(told["loss"], both if backbone else theirs, rtol=1e-5, atol=1e-5)
+    result = training_model(**batch, weight=0.2)
+    torch.testing.assert_close(result["loss"], both if backbone else theirs, rtol=1e-5, atol=1e-5)
     if backbone:
-        torch.testing.assert_close(told["parts"][0], own_loss.detach())
-    told["loss"].backward()
+        torch.testing.assert_close(result["parts"][0], own_loss.detach())
+    result["loss"].backward()
     for parameter, gradient in zip(for_gradients, expected, strict=True):
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(
@@ -157,18 +157,20 @@ def test_the_student_computes_both_equations_with_their_gradients(batch, name, o
 
 def test_a_frozen_backbone_has_no_gradient_and_no_dropout(batch):
     base = tiny("gpt2", dtype=torch.float32, resid_pdrop=0.5).requires_grad_(False)
-    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads).train()
-    first, second = student(**batch), student(**batch)
+    training_model = TrainingModel(base, MedusaModel.from_base(base, num_heads=2).heads).train()
+    first, second = training_model(**batch), training_model(**batch)
     assert torch.equal(first["loss"], second["loss"])
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
 def test_evaluation_counts_hits_by_rank(batch):
     base = tiny(dtype=torch.float32).requires_grad_(False)
-    student = Student(base, MedusaModel.from_base(base, num_heads=2).heads, chunk=3).eval()
+    training_model = TrainingModel(
+        base, MedusaModel.from_base(base, num_heads=2).heads, chunk=3
+    ).eval()
     with torch.no_grad():
-        told, learnt = student(**batch, top=4), student.positions(**batch)
-        logits = student.heads(learnt.hidden)
+        result, learnt = training_model(**batch, top=4), training_model.positions(**batch)
+        logits = training_model.heads(learnt.hidden)
     for head in range(2):
         known = learnt.ahead[:, head] != -100
         order = logits[head].argsort(-1, descending=True)
@@ -177,7 +179,7 @@ def test_evaluation_counts_hits_by_rank(batch):
             for place, token in enumerate(learnt.ahead[:, head])
             if known[place]
         ]
-        assert told["hits"][head].tolist() == [
+        assert result["hits"][head].tolist() == [
             sum(rank <= top for rank in ranks) for top in range(4)
         ]
-        assert told["counts"][1 + head] == len(ranks)
+        assert result["counts"][1 + head] == len(ranks)

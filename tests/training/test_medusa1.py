@@ -23,7 +23,7 @@ def counting():
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_models_train_in_single(dtype, own):
+def test_heads_of_half_precision_models_are_trained_in_single_precision(dtype, own):
     model = MedusaModel.from_base(tiny(dtype=dtype), num_heads=2, own_lm_head=own)
     losses = train_heads(model, counting(), recipe(epochs=12), progress=False)
     assert losses[-1] < 0.8 * losses[0]
@@ -49,7 +49,7 @@ def test_heads_learn_a_text_and_the_backbone_stays_frozen():
     assert not base.training
 
 
-def test_nothing_to_train_is_said():
+def test_training_nothing_is_an_error():
     model = MedusaModel.from_base(tiny(), num_heads=2, num_layers=0, own_lm_head=False)
     with pytest.raises(ValueError, match="no parameters to train"):
         train_heads(model, [text([1, 2, 3, 4])])

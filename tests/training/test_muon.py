@@ -4,14 +4,14 @@ import torch
 from models import tiny
 from torch.optim.lr_scheduler import LambdaLR
 
-from medusa.training.muon import Muon, matrices
+from medusa.training.muon import Muon, muon_matrices
 
 ROWS = torch.arange(24).reshape(2, 12)
 
 
-def test_muon_is_for_the_layers_linear_maps_alone():
+def test_muon_moves_only_the_linear_layers():
     base = tiny("llama")
-    names = {name for name, each in base.named_parameters() if each in matrices(base)}
+    names = {name for name, each in base.named_parameters() if each in muon_matrices(base)}
     assert {name.split(".")[-2] for name in names} == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),
         *("gate_proj", "up_proj", "down_proj"),
@@ -19,13 +19,13 @@ def test_muon_is_for_the_layers_linear_maps_alone():
     assert len(names) == 7 * base.config.num_hidden_layers
 
 
-def test_one_optimizer_does_what_the_two_would_do_by_themselves():
+def test_the_combined_optimizer_equals_the_two_alone():
     one, two = (tiny("llama") for _ in range(2))
     two.load_state_dict(one.state_dict())
 
     def parts(model):
-        inside = [each for each in model.parameters() if each in matrices(model)]
-        others = [each for each in model.parameters() if each not in matrices(model)]
+        inside = [each for each in model.parameters() if each in muon_matrices(model)]
+        others = [each for each in model.parameters() if each not in muon_matrices(model)]
         return inside, torch.optim.AdamW(others, lr=2e-2, weight_decay=0.0)
 
     def learn(model, *optimizers):
@@ -40,7 +40,7 @@ def test_one_optimizer_does_what_the_two_would_do_by_themselves():
     inside, adamw = parts(two)
     muon = torch.optim.Muon(inside, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
-        if step == 2:  # stopped, and gone on with
+        if step == 2:  # stop and resume
             state, place = copy.deepcopy(together.state_dict()), schedule.state_dict()
             together = Muon(*parts(one), lr=1e-2, weight_decay=0.1)
             schedule = LambdaLR(together, lambda step: 1 / (1 + step))

@@ -28,7 +28,7 @@ from medusa.training.recipe import Recipe
         ),
     ],
 )
-def test_few_steps_are_a_warning_that_names_the_batch_size(options, rows, said):
+def test_few_steps_give_a_warning_that_proposes_a_batch_size(options, rows, said):
     recipe = Recipe(**options)
     lines = plan(recipe, "heads", recipe.epochs, rows, 1000)
     assert len(lines) == (1 if said is None else 2)

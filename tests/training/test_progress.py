@@ -23,7 +23,7 @@ def test_a_long_phase_prints_lines_where_there_is_no_terminal(clock, total, firs
     assert said == [first, f"hidden states: {5_500 * times:,} tokens in 0:00:40"]
 
 
-def test_a_short_phase_and_one_that_is_not_shown_print_nothing(clock, capsys):
+def test_short_and_hidden_phases_print_nothing(clock, capsys):
     said = []
     with progress("reading", 10, "records", said.append) as advance:
         advance(10)
@@ -59,3 +59,15 @@ def test_a_terminal_shows_a_bar(monkeypatch):
         advance(4)
     assert "hidden states" in terminal.getvalue()
     assert said == []
+
+
+def test_a_caller_can_describe_the_progress(clock):
+    printed = []
+
+    def describe(done, seconds):
+        return f"{done} of 9 after {seconds:g} s"
+
+    with progress("answers", 9, "answers", printed.append, describe=describe) as advance:
+        for clock.now in (10.0, 25.0, 50.0):
+            advance(3)
+    assert printed == ["6 of 9 after 25 s", "9 of 9 after 50 s", "answers: 9 answers in 0:00:50"]

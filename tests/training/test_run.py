@@ -1,4 +1,4 @@
-"""Runs as `medusa train` makes them, on a tiny Llama."""
+"""Training runs, as of `medusa train`, with a tiny Llama."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from medusa import MedusaModel
 from medusa.files import locked
 from medusa.training import Recipe, Source, checks, hidden, train
-from medusa.training.learner import Learner
-from medusa.training.trainer import NotFiniteError, StudentTrainer
+from medusa.training.staged_model import StagedModel
+from medusa.training.trainer import MedusaTrainer, NotFiniteError
 
 SMALL = {
     "num_heads": 2,
@@ -46,7 +46,7 @@ def go(base_folder, chats, folder, merge=False, report_to="none", hidden_states=
 
 
 def logged(folder, stage="1-heads"):
-    """All that a stage logged, from its last checkpoint or its state at the end."""
+    """Return the log of a stage, from its last checkpoint."""
     states = sorted(
         (folder / "stages" / stage).glob("checkpoint-*"),
         key=lambda each: int(each.name.split("-")[1]),
@@ -66,12 +66,12 @@ def test_medusa_1_learns_and_leaves_a_folder_that_loads(base_folder, chats, tmp_
     assert all(
         torch.equal(a, b) for a, b in zip(model.base.parameters(), plain.parameters(), strict=True)
     )
-    told = json.loads((tmp_path / "run" / "training.json").read_text())
-    metrics, before = told["metrics"], logged(tmp_path / "run")[0]
+    report = json.loads((tmp_path / "run" / "training.json").read_text())
+    metrics, before = report["metrics"], logged(tmp_path / "run")[0]
     assert metrics["eval_loss_head_1"] < 0.6 * before["eval_loss_head_1"]
     assert metrics["eval_perplexity_change"] == 0
     assert metrics["eval_acceleration_rate"] > before["eval_acceleration_rate"]
-    assert told["recipe"]["method"] == "medusa-1"
+    assert report["recipe"]["method"] == "medusa-1"
     assert model.calibration.accuracies[0][0] == metrics["eval_head_1_top_1"]
 
 
@@ -129,19 +129,25 @@ def test_medusa_2_changes_the_backbone_by_an_adapter(base_folder, chats, tmp_pat
         torch.testing.assert_close(again.base(ids).logits, model.base(ids).logits)
 
 
-def test_stages_come_one_after_the_other_and_warm_up_lambda(
+def test_stages_run_in_order_and_the_schedule_raises_lambda(
     base_folder, chats, tmp_path, monkeypatch
 ):
     seen = []
-    original = StudentTrainer._heads_weight
+    original = MedusaTrainer._heads_weight
 
     def noted(self):
+        model = self.training_model
         seen.append(
-            (self.stage, original(self), self.student.backbone_learns, self.student.heads_learn)
+            (
+                self.stage,
+                original(self),
+                model.backbone_learns,
+                model.heads_learn,
+            )
         )
         return seen[-1][1]
 
-    monkeypatch.setattr(StudentTrainer, "_heads_weight", noted)
+    monkeypatch.setattr(MedusaTrainer, "_heads_weight", noted)
     options = {
         "method": "medusa-2",
         "heads_epochs": 1,
@@ -171,16 +177,18 @@ def test_stages_come_one_after_the_other_and_warm_up_lambda(
     assert grown[-1] == pytest.approx(0.5)
 
 
-def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path, monkeypatch):
+def test_heads_and_backbone_have_their_own_learning_rates(
+    base_folder, chats, tmp_path, monkeypatch
+):
     groups = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
 
     def noted(self, model=None):
         made = original(self, model)
         groups.append([(group["lr"], len(group["params"])) for group in made.param_groups])
         return made
 
-    monkeypatch.setattr(StudentTrainer, "create_optimizer", noted)
+    monkeypatch.setattr(MedusaTrainer, "create_optimizer", noted)
     go(base_folder, chats, tmp_path, method="medusa-2", epochs=1, lora_rank=2)
     assert [rate for rate, _ in groups[0]] == [2e-3, 8e-3]
     assert groups[0][1][1] == 3  # w1, b1, w2
@@ -189,13 +197,11 @@ def test_learning_rates_differ_and_are_the_recipes(base_folder, chats, tmp_path,
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_weight_decay_is_the_recipes_and_spares_norms(
-    base_folder, chats, tmp_path, monkeypatch, decay
-):
+def test_weight_decay_spares_norms(base_folder, chats, tmp_path, monkeypatch, decay):
     made = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer,
+        MedusaTrainer,
         "create_optimizer",
         lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
@@ -244,9 +250,9 @@ def test_muon_takes_the_matrices_of_a_backbone_that_learns(
     base_folder, chats, tmp_path, monkeypatch
 ):
     made = []
-    original = StudentTrainer.create_optimizer
+    original = MedusaTrainer.create_optimizer
     monkeypatch.setattr(
-        StudentTrainer,
+        MedusaTrainer,
         "create_optimizer",
         lambda self, model=None: made.append(original(self, model)) or made[-1],
     )
@@ -288,40 +294,40 @@ def test_packed_rows_train(base_folder, chats, tmp_path):
     ],
     ids=["rows", "part of an epoch", "packed", "kept"],
 )
-def test_the_plan_is_told_before_the_backbone_is_loaded_and_kept(
+def test_the_plan_is_printed_before_the_backbone_is_loaded_and_is_correct(
     base_folder, chats, tmp_path, monkeypatch, options
 ):
     counts = []
-    original = StudentTrainer._get_num_items_in_batch
+    original = MedusaTrainer._get_num_items_in_batch
 
     def noted(self, *given):
         counts.append(original(self, *given))
         return counts[-1]
 
-    monkeypatch.setattr(StudentTrainer, "_get_num_items_in_batch", noted)
+    monkeypatch.setattr(MedusaTrainer, "_get_num_items_in_batch", noted)
     said = go(base_folder, chats, tmp_path, **options)
-    place, told = next((place, line) for place, line in enumerate(said) if "plan:" in line)
+    place, plan = next((place, line) for place, line in enumerate(said) if "plan:" in line)
     assert said.index(f"loading {base_folder}") > place
     steps, unit, tokens = re.search(
-        r"plan: (\d+) steps of \d+ (\D+), about (\d+) learnt tokens a step", told
+        r"plan: (\d+) steps of \d+ (\D+), about (\d+) learnt tokens a step", plan
     ).groups()
     assert unit == ("packed rows" if options.get("packing") else "examples")
     assert len(counts) == int(steps)
     epoch = counts[: round(int(steps) / options["epochs"])]
     assert int(tokens) == pytest.approx(float(sum(each[0] for each in epoch)) / len(epoch), abs=1)
-    assert "rises to 8.0e-03 in 1 steps" in told or "rises to 8.0e-03 in 2 steps" in told
+    assert "rises to 8.0e-03 in 1 steps" in plan or "rises to 8.0e-03 in 2 steps" in plan
     assert "too few" in said[place + 1]
 
 
-def test_a_loss_over_the_tokens_that_occur_is_trained(base_folder, chats, tmp_path):
+def test_a_restricted_head_vocabulary_trains(base_folder, chats, tmp_path):
     said = go(base_folder, chats, tmp_path, epochs=15, save_every=0, head_vocabulary="data")
     assert any(re.search(r"over the \d+ of [\d,]+ tokens that occur", line) for line in said)
     before = load_file(base_folder / "model.safetensors")
     rows = before["lm_head.weight" if "lm_head.weight" in before else "model.embed_tokens.weight"]
     changed = (weights(tmp_path)["0.1.weight"] != rows).any(1)
     assert 0 < int(changed.sum()) < len(rows)
-    told = json.loads((tmp_path / "training.json").read_text())["metrics"]
-    assert told["eval_head_1_top_1"] > 0.5
+    metrics = json.loads((tmp_path / "training.json").read_text())["metrics"]
+    assert metrics["eval_head_1_top_1"] > 0.5
 
 
 def test_a_folder_has_one_writer(base_folder, chats, tmp_path):
@@ -333,7 +339,7 @@ def test_a_folder_has_one_writer(base_folder, chats, tmp_path):
 @pytest.mark.parametrize(
     "text", ["", '{"recipe": {"met', "[]", '{"recipe": {}, "model": 1, "data": "x"}']
 )
-def test_a_damaged_run_json_is_named_and_left(base_folder, chats, tmp_path, text):
+def test_a_damaged_manifest_is_named_and_unchanged(base_folder, chats, tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(text)
     with pytest.raises(
@@ -353,14 +359,14 @@ def test_a_run_that_fails_after_its_last_step_loses_nothing(
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch_:
-        patch_.setattr("medusa.training.run.save", full) if broken == "save" else patch_.setattr(
-            StudentTrainer, "last_evaluation", full
+    with monkeypatch.context() as context:
+        context.setattr("medusa.training.run.save", full) if broken == "save" else context.setattr(
+            MedusaTrainer, "last_evaluation", full
         )
         with pytest.raises(OSError, match="No space"):
             go(base_folder, chats, tmp_path / "run", **options)
-    with monkeypatch.context() as patch_:
-        patch_.setattr(StudentTrainer, "go", full)
+    with monkeypatch.context() as context:
+        context.setattr(MedusaTrainer, "train_from_checkpoint", full)
         go(base_folder, chats, tmp_path / "run", **options)
     go(base_folder, chats, tmp_path / "whole", **options)
     for name, tensor in weights(tmp_path / "whole").items():
@@ -381,7 +387,7 @@ def test_a_damaged_checkpoint_is_named(base_folder, chats, tmp_path, damage):
         go(base_folder, chats, tmp_path / "run", epochs=1)
 
 
-def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
+def test_a_folder_holds_one_run(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match="a run with other lr"):
         go(base_folder, chats, tmp_path / "run", epochs=1, lr=1e-3)
@@ -395,9 +401,9 @@ def test_a_folder_is_of_one_run(base_folder, chats, tmp_path):
         go(base_folder, chats, tmp_path / "full", epochs=1)
 
 
-def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_path, monkeypatch):
+def test_a_run_that_cannot_begin_writes_nothing(base_folder, chats, tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "get_available_reporting_integrations", list)
-    monkeypatch.setattr(Learner, "of", None)  # nothing is loaded
+    monkeypatch.setattr(StagedModel, "load", None)  # nothing is loaded
     out = tmp_path / "out"
     for options, said in (
         ({"batch_size": 5}, "no multiple"),
@@ -424,7 +430,7 @@ def test_a_run_that_cannot_begin_leaves_the_folder_free(base_folder, chats, tmp_
         go(base_folder, chats, out)
 
 
-def test_a_finished_run_is_left_as_it_is(base_folder, chats, tmp_path):
+def test_a_finished_run_is_not_repeated(base_folder, chats, tmp_path):
     said = go(base_folder, chats, str(tmp_path), epochs=1, evaluation_share=0)
     assert "nothing is held out" in said[1]
     tree = tmp_path / "medusa_tree.json"
@@ -446,7 +452,7 @@ def test_an_adapter_can_be_merged_afterwards(base_folder, chats, tmp_path):
     )
 
 
-def test_heads_go_on_training(base_folder, chats, tmp_path):
+def test_training_continues_from_heads(base_folder, chats, tmp_path):
     go(base_folder, chats, tmp_path / "one", epochs=1)
     train(
         Recipe(**SMALL, epochs=1),
@@ -466,7 +472,7 @@ def test_heads_go_on_training(base_folder, chats, tmp_path):
         )
 
 
-def test_heads_of_the_hub_go_on_training(base_folder, chats, tmp_path):
+def test_training_continues_from_heads_on_the_hub(base_folder, chats, tmp_path):
     cache = tmp_path / "hub"
     go(base_folder, chats, tmp_path / "one", epochs=1)
     MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).save_pretrained(
@@ -487,18 +493,18 @@ def test_heads_of_the_hub_go_on_training(base_folder, chats, tmp_path):
     )
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_head_and_batch(
+def test_the_error_of_a_loss_that_is_not_finite_names_step_head_and_batch(
     base_folder, chats, tmp_path, monkeypatch
 ):
-    original = StudentTrainer.compute_loss
+    original = MedusaTrainer.compute_loss
 
     def broken(self, model, inputs, **options):
         if self.model.training and self.state.global_step == 3:
             with torch.no_grad():
-                self.student.heads.b1[0][1] = float("nan")
+                self.training_model.heads.b1[0][1] = float("nan")
         return original(self, model, inputs, **options)
 
-    monkeypatch.setattr(StudentTrainer, "compute_loss", broken)
+    monkeypatch.setattr(MedusaTrainer, "compute_loss", broken)
     with pytest.raises(
         NotFiniteError,
         match=r"step 4: the loss of head 2 is not finite, in the batch of examples \d+",
@@ -529,7 +535,7 @@ def command(base_folder, chats, folder, options):
 @pytest.mark.parametrize(
     "how", [{"lora_rank": 4}, {"lora_rank": 0, "optimizer": "muon"}], ids=["adapter", "muon"]
 )
-def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path, how):
+def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(base_folder, chats, tmp_path, how):
     options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "save_every": 3, **how}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -581,9 +587,9 @@ def test_killed_and_resumed_ends_as_one_left_alone(base_folder, chats, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["run", "kept"])
-def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path, kept):
-    # 20 examples, so that both have whole batches: accelerate fills up the last one with examples
-    # from the first
+def test_two_processes_have_the_loss_curve_of_one(base_folder, chats, tmp_path, kept):
+    # With 20 examples all batches are full; accelerate would fill up a last one with examples from
+    # the first.
     options = {"epochs": 2, "micro_batch_size": 2, "max_grad_norm": 0.5, "evaluation_share": 1 / 6}
     options["cache_hidden_states"] = kept
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -603,14 +609,14 @@ def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path
         "--master-port",
         "29517",
     ]
-    told = subprocess.run(
+    completed = subprocess.run(
         [*launched, str(script), *arguments],
         check=False,
         capture_output=True,
         text=True,
         env=environment,
     )
-    assert told.returncode == 0, told.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     assert (two / "processes").read_text() == "2"
     curves = [[line["loss"] for line in logged(folder) if "loss" in line] for folder in (one, two)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
@@ -629,7 +635,7 @@ def test_two_processes_follow_the_loss_curve_of_one(base_folder, chats, tmp_path
     ],
     ids=["heads", "adapter", "whole", "heads by ZeRO-3"],
 )
-def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
+def test_a_sharded_model_trains_like_a_whole_one(
     base_folder, chats, tmp_path, engine, stage, options
 ):
     if engine == "zero3":
@@ -658,11 +664,11 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
     launched += ["--num_processes", "2", "--main_process_port", "29519", str(script)]
 
     def spread():
-        told = subprocess.run(
+        completed = subprocess.run(
             [*launched, *command(base_folder, chats, two, options)[3:]],
             check=False, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2],  # noqa: E501
         )  # fmt: skip
-        assert told.returncode == 0, told.stderr[-3000:]
+        assert completed.returncode == 0, completed.stderr[-3000:]
         assert (two / "processes").read_text() == "2"
         return [line["loss"] for line in logged(two, stage) if "loss" in line]
 
@@ -671,7 +677,7 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)
 
-    # from the last checkpoint but one
+    # Resume from the last checkpoint but one.
     (two / "training.json").unlink()
     (two / "stages" / stage / "end" / "state.json").unlink()
     last = max(
@@ -680,7 +686,7 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
     shutil.rmtree(last)
     assert spread() == pytest.approx(curve, rel=1e-3)
 
-    # all is learnt, only the folder was not written
+    # Resume when everything is trained, but the output folder is not written.
     for name in ("training.json", "medusa_lm_head.safetensors"):
         (two / name).unlink()
     spread()
@@ -688,18 +694,18 @@ def test_a_model_spread_over_two_processes_learns_as_one_that_is_not(
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-3)
 
 
-def test_a_backbone_does_not_learn_spread_by_zero3(base_folder, chats, tmp_path, monkeypatch):
+def test_a_backbone_sharded_by_zero3_cannot_be_trained(base_folder, chats, tmp_path, monkeypatch):
     monkeypatch.setattr("medusa.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="ZeRO-3 spreads a backbone that is frozen"):
         go(base_folder, chats, tmp_path / "run", method="medusa-2", lora_rank=4)
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
-def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats, tmp_path, merge):
+def test_a_trained_backbone_is_loaded_from_the_hub(base_folder, chats, tmp_path, merge):
     cache, folder, published = tmp_path / "hub", tmp_path / "run", tmp_path / "published"
     go(base_folder, chats, folder, method="medusa-2", lora_rank=4, merge=merge)
     shutil.copytree(folder, published, ignore=shutil.ignore_patterns("stages", "run.json"))
-    if not merge:  # the adapter's base is named by its id
+    if not merge:  # the published adapter names its base by a hub id
         MedusaModel.from_pretrained(folder, all_heads=True).save_pretrained(
             published, base="owner/base"
         )
@@ -724,7 +730,7 @@ def test_a_trained_backbone_comes_from_the_hub_with_its_heads(base_folder, chats
 
 @pytest.fixture(scope="module")
 def block_folder(tmp_path_factory, tokenizer):
-    """A tiny Llama whose matrices are whole blocks of a quantised one."""
+    """A tiny Llama whose matrices consist of whole quantisation blocks."""
     folder = tmp_path_factory.mktemp("blocks")
     tiny(
         dtype=torch.float32, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128
@@ -749,8 +755,8 @@ def test_the_papers_recipes_run_as_they_are(block_folder, chats, tmp_path, name)
         say=said.append,
     )
     assert (tmp_path / "run" / "adapter").is_dir() == (options["method"] == "medusa-2"), said
-    told = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert told["metrics"]["eval_loss_head_1"] < 10
+    report = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert report["metrics"]["eval_loss_head_1"] < 10
     model = MedusaModel.from_pretrained(tmp_path / "run", dtype=torch.float32, all_heads=True)
     assert model.heads.config.num_heads == 5
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4).shape[1] <= 7

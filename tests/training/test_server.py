@@ -11,16 +11,16 @@ import pytest
 
 from medusa.training import server as module
 from medusa.training.answers_file import answers_file
-from medusa.training.conversations import Ended, Settings, conversation
+from medusa.training.conversations import FinishedConversation, GenerationSettings, conversation
 from medusa.training.distill import distill
-from medusa.training.server import Server, pause
+from medusa.training.server import ServerAnswerer, pause
 
-SETTINGS = Settings("big", seed=2**70, max_new_tokens=50)
+SETTINGS = GenerationSettings("big", seed=2**70, max_new_tokens=50)
 
 
-def body(told):
-    """A whole HTTP reply that holds this, as JSON where it is no text."""
-    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+def body(content):
+    """Return a whole HTTP reply with this content, as JSON unless it is bytes."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
 
 
@@ -40,7 +40,7 @@ def status(code, text="no", header=""):
 
 @contextmanager
 def serving(answer):
-    """A server that sends what `answer(request, number)` returns or yields, as it is, and hangs up."""  # noqa: E501
+    """Run a server that sends the bytes which `answer(request, number)` returns or yields."""
     asked, lock = [], threading.Lock()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -56,7 +56,7 @@ def serving(answer):
                 for piece in [sent] if isinstance(sent, bytes) else sent:
                     self.wfile.write(piece)
             except OSError:
-                pass  # the client has had enough
+                pass  # the client has closed the connection
 
     class Running(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -80,7 +80,7 @@ def seeds(count):
 
 
 def outcomes(address, count=1, settings=SETTINGS, **options):
-    server = Server(address, settings, **options)
+    server = ServerAnswerer(address, settings, **options)
     return {
         each.name: each
         for each in server.drive([(n, conversation(n, s, settings)) for n, s in seeds(count)])
@@ -88,7 +88,7 @@ def outcomes(address, count=1, settings=SETTINGS, **options):
 
 
 def message(outcome):
-    assert isinstance(outcome.result, Ended), outcome.result
+    assert isinstance(outcome.result, FinishedConversation), outcome.result
     return outcome.result.messages[-1]
 
 
@@ -143,7 +143,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_a_bad_reply_is_asked_again_and_costs_no_other(tmp_path, monkeypatch, bad):
+def test_after_a_bad_reply_the_request_is_sent_again(tmp_path, monkeypatch, bad):
     monkeypatch.setattr(module, "LARGEST_REPLY", 1 << 20)
     monkeypatch.setattr(module, "TRIES", 2)
 
@@ -154,18 +154,18 @@ def test_a_bad_reply_is_asked_again_and_costs_no_other(tmp_path, monkeypatch, ba
         return body(reply(f"answer to {text}"))
 
     with serving(answer) as (address, _), answers_file(tmp_path / "out.jsonl", SETTINGS) as answers:
-        server = Server(address, SETTINGS, in_flight=1)
+        server = ServerAnswerer(address, SETTINGS, in_flight=1)
         progress = distill(server, seeds(12), answers)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    told = {line["id"]: line["messages"][-1]["content"] for line in lines}
-    assert told == {f"seed {n}": f"answer to question {n}" for n in range(12) if n != 5}
+    answered = {line["id"]: line["messages"][-1]["content"] for line in lines}
+    assert answered == {f"seed {n}": f"answer to question {n}" for n in range(12) if n != 5}
     assert len(progress.refused) == 1
     assert progress.refused[0].startswith("seed 5: http://127.0.0.1:")
     assert "gave no answer in 2 tries; the last: " in progress.refused[0]
 
 
 @pytest.mark.parametrize("slow", [trickle, trickled_head])
-def test_a_reply_that_trickles_is_given_up(monkeypatch, slow):
+def test_a_reply_that_trickles_in_times_out(monkeypatch, slow):
     monkeypatch.setattr(module, "TRIES", 2)
     with serving(slow) as (address, asked):
         found = outcomes(address, timeout=0.2)["seed 0"].result
@@ -176,7 +176,7 @@ def test_a_reply_that_trickles_is_given_up(monkeypatch, slow):
 
 
 @pytest.mark.parametrize("code", [301, 400, 401, 404, 422])
-def test_a_refusal_is_not_asked_again(code):
+def test_a_refused_request_is_not_sent_again(code):
     with serving(lambda *_: status(code, "not this one")) as (address, asked):
         found = outcomes(address)["seed 0"].result
     assert isinstance(found, ValueError)
@@ -184,7 +184,7 @@ def test_a_refusal_is_not_asked_again(code):
     assert len(asked) == 1
 
 
-def test_an_error_that_never_ends_is_read_in_part():
+def test_only_the_beginning_of_an_endless_error_is_read():
     def answer(*_):
         yield b"HTTP/1.1 400 Bad\r\n\r\n"
         while True:
@@ -196,7 +196,7 @@ def test_an_error_that_never_ends_is_read_in_part():
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("content", "expected"),
     [
         (reply(" hi "), {"content": "hi"}),
         (reply([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]), {"content": "hi"}),
@@ -213,29 +213,31 @@ def test_an_error_that_never_ends_is_read_in_part():
         ({**reply("hi"), "new": {"field": 1}}, {"content": "hi"}),
     ],
 )
-def test_an_answer_is_kept_as_it_is_told(told, expected):
-    with serving(lambda *_: body(told)) as (address, _):
+def test_answers_of_all_reply_formats_are_kept(content, expected):
+    with serving(lambda *_: body(content)) as (address, _):
         found = outcomes(address)["seed 0"]
     assert message(found) == {"role": "assistant", **expected}
-    assert found.tokens == (3 if told["usage"] == {"completion_tokens": 3} else 0)
+    assert found.tokens == (3 if content["usage"] == {"completion_tokens": 3} else 0)
 
 
 @pytest.mark.parametrize(
-    "told", [reply(None), reply(""), reply("", finish="length", reasoning_content="hm")]
+    "content", [reply(None), reply(""), reply("", finish="length", reasoning_content="hm")]
 )
-def test_an_answer_without_text_is_left_out(told):
-    with serving(lambda *_: body(told)) as (address, _):
+def test_an_answer_without_text_is_left_out(content):
+    with serving(lambda *_: body(content)) as (address, _):
         ended = outcomes(address)["seed 0"].result
     assert not ended.answered
     assert ended.why.startswith("answer 1 was ")
 
 
-def test_what_a_request_says(monkeypatch):
+def test_the_content_of_a_request(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
     chat = [{"role": "user", "content": "half a pair: \ud83d"}, {"role": "user", "content": "two"}]
     with serving(lambda *_: body(reply("one", reasoning_content="hm"))) as (address, asked):
         ended = next(
-            iter(Server(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))]))
+            iter(
+                ServerAnswerer(address, SETTINGS).drive([("a", conversation("a", chat, SETTINGS))])
+            )
         ).result
     assert [turn.get("reasoning_content") for turn in ended.messages] == [None, "hm", None, "hm"]
     (first, head), (second, _) = asked
@@ -266,15 +268,15 @@ def test_what_a_request_says(monkeypatch):
         ("Wed, 21 Oct 2015 07:28:00", 2, 2),
     ],
 )
-def test_a_pause_is_what_the_server_says_within_bounds(monkeypatch, after, least, most):
+def test_the_pause_follows_retry_after_within_bounds(monkeypatch, after, least, most):
     monkeypatch.setattr(module, "PAUSE", 1.0)
     assert least <= pause(2, after) <= most
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("hangs", [True, False])
-def test_an_interrupt_ends_a_run_at_once_and_keeps_what_is_finished(tmp_path, hangs):
-    """The server answers one conversation; then it hangs, or asks for an hour's patience."""
+def test_an_interrupt_ends_a_run_at_once_and_keeps_finished_conversations(tmp_path, hangs):
+    """The server answers one conversation; then it hangs, or asks for a pause of an hour."""
     released = threading.Event()
 
     def interrupt():
@@ -293,7 +295,7 @@ def test_an_interrupt_ends_a_run_at_once_and_keeps_what_is_finished(tmp_path, ha
     try:
         with serving(answer) as (address, _), answers_file(path, SETTINGS) as answers:
             with pytest.raises(KeyboardInterrupt):
-                distill(Server(address, SETTINGS, in_flight=1), seeds(3), answers)
+                distill(ServerAnswerer(address, SETTINGS, in_flight=1), seeds(3), answers)
             assert not [thread for thread in threading.enumerate() if thread.name == module.THREAD]
     finally:
         released.set()
@@ -301,7 +303,7 @@ def test_an_interrupt_ends_a_run_at_once_and_keeps_what_is_finished(tmp_path, ha
 
 
 @pytest.mark.timeout(60)
-def test_the_end_of_a_program_does_not_wait_for_a_name(monkeypatch):
+def test_the_exit_of_a_program_does_not_wait_for_a_name_server(monkeypatch):
     asked, released = threading.Event(), threading.Event()
 
     def slow(*_, **__):
@@ -322,7 +324,7 @@ def test_the_end_of_a_program_does_not_wait_for_a_name(monkeypatch):
     waiting[0].join()
 
 
-def test_a_server_that_is_away_ends_the_run():
+def test_an_unreachable_server_ends_the_run():
     for address in ("http://127.0.0.1:9/v1", "http://no.such.host.invalid/v1"):
         with pytest.raises(
             ConnectionError, match=f"{address} gave no answer in 6 tries; the last: no connection"
@@ -331,9 +333,9 @@ def test_a_server_that_is_away_ends_the_run():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ftp://x", "http://", "http://a:b/v1"])
-def test_an_address_that_is_none(address):
+def test_an_invalid_address_is_an_error(address):
     with pytest.raises(ValueError, match="address"):
-        Server(address, SETTINGS)
+        ServerAnswerer(address, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +344,9 @@ def test_an_address_that_is_none(address):
         ({"key": "é"}, "OPENAI_API_KEY"),
         ({"key": "a\nb"}, "OPENAI_API_KEY"),
         ({"timeout": float("nan")}, "timeout must be positive"),
-        ({"settings": Settings("m", self_talk=1)}, "--self-talk"),
+        ({"settings": GenerationSettings("m", self_talk=1)}, "--self-talk"),
     ],
 )
-def test_options_that_cannot_be(options, problem):
+def test_invalid_options_are_errors(options, problem):
     with pytest.raises(ValueError, match=problem):
-        Server(**{"address": "http://x/v1", "settings": SETTINGS, **options})
+        ServerAnswerer(**{"address": "http://x/v1", "settings": SETTINGS, **options})

@@ -12,11 +12,11 @@ SHIPPED = sorted(
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_recipes_that_come_with_the_library_are_valid(name):
+def test_shipped_recipes_are_valid(name):
     assert Recipe(**Recipe.read(name)).stages
 
 
-def test_what_the_paper_says_of_vicuna_and_zephyr():
+def test_shipped_recipes_have_the_papers_values():
     vicuna, zephyr = (
         Recipe(**Recipe.read(f"{name}"))
         for name in ("vicuna-7b-medusa-2", "zephyr-7b-self-distillation")
@@ -41,7 +41,7 @@ def test_what_the_paper_says_of_vicuna_and_zephyr():
     assert (zephyr.distill, zephyr.lambda0_schedule, zephyr.max_length) == (True, "sine", 2048)
 
 
-def test_files_are_read_with_dashes_and_numbers_as_yaml_has_them(tmp_path):
+def test_recipe_files_may_have_dashes_and_any_yaml_numbers(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("lr: 5e-4\nepochs: 3\nbatch-size: 8\npacking: true\n")
     recipe = Recipe(**Recipe.read(file))
@@ -49,7 +49,7 @@ def test_files_are_read_with_dashes_and_numbers_as_yaml_has_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "error", "said"),
+    ("text", "error", "said"),
     [
         ("learning_rate: 1", ValueError, "unknown option learning_rate.*lr"),
         ("- 1", ValueError, "must hold options"),
@@ -57,10 +57,10 @@ def test_files_are_read_with_dashes_and_numbers_as_yaml_has_them(tmp_path):
         (None, FileNotFoundError, "vicuna-7b-medusa-2"),
     ],
 )
-def test_files_that_are_no_recipes(tmp_path, told, error, said):
+def test_invalid_recipe_files_are_errors(tmp_path, text, error, said):
     file = tmp_path / "mine.yaml"
-    if told is not None:
-        file.write_text(told)
+    if text is not None:
+        file.write_text(text)
     with pytest.raises(error, match=said):
         Recipe.read(file)
 
@@ -133,7 +133,7 @@ def test_an_option_without_effect_is_named(option, method, besides):
 
 
 @pytest.mark.parametrize(("option", "method", "besides"), WITHOUT_EFFECT)
-def test_so_is_one_that_is_set_to_its_default_unless_that_is_off(option, method, besides):
+def test_an_option_without_effect_is_named_even_at_its_default(option, method, besides):
     name = option.split("=")[0]
     recipe = Recipe(method=method, **besides)
     if getattr(recipe, name):

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import demo
 from ..calibration.settings import PromptIds
-from ..data.fields import Messages
 from ..data.prompts import encode, read_prompts
+from ..data.turns import Messages
 from .calibrate import CalibrationOptions
 from .models import DEMO
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..training.answers_file import AnswersFile
-    from ..training.conversations import Engine, Settings
-    from ..training.distill import Progress
+    from ..training.conversations import Answerer, GenerationSettings
+    from ..training.distill import DistillProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
 
     from ..training import distill as distillation
     from ..training.answers_file import answers_file
-    from ..training.conversations import Settings
+    from ..training.conversations import GenerationSettings
     from .progress import say, watching
 
     console = Console(stderr=True)
-    settings = Settings(
+    settings = GenerationSettings(
         model.model,
         options.temperature,
         options.seed,
@@ -104,20 +104,22 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
 
 
 def _engine(
-    settings: Settings, batch_size: int, server: ServerOptions, model: AnswererOptions
-) -> Engine:
+    settings: GenerationSettings, batch_size: int, server: ServerOptions, model: AnswererOptions
+) -> Answerer:
     """Return what answers the prompts: the server, or the model on this machine."""
     if server.server is not None:
-        from ..training.server import Server
+        from ..training.server import ServerAnswerer
 
-        return Server(server.server, settings, in_flight=server.in_flight, timeout=server.timeout)
-    from ..training.answering import OwnEngine
+        return ServerAnswerer(
+            server.server, settings, in_flight=server.in_flight, timeout=server.timeout
+        )
+    from ..training.answering import LocalAnswerer
     from .models import load
 
-    return OwnEngine(*load(model), settings, batch_size)
+    return LocalAnswerer(*load(model), settings, batch_size)
 
 
-def _report(console: Console, answers: AnswersFile, progress: Progress) -> None:
+def _report(console: Console, answers: AnswersFile, progress: DistillProgress) -> None:
     """Print what was kept.
 
     Raises:

@@ -9,7 +9,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..data.chats import IGNORED, Encoder, Example
-from ..data.examples import encoded
+from ..data.examples import encode_record
 from ..data.records import read_records
 from ..training.source import Source
 
@@ -33,7 +33,7 @@ def show_preview(
     """
     record = next(read_records(source.data, source.split))
     encoder = Encoder(tokenizer, source.template, max_length=max_length, stops=stops)
-    example = encoded(encoder, record)
+    example = encode_record(encoder, record)
     example = example if max_length is None else example.cut(max_length)
     console.print(
         f"{record.place}: {len(example.ids)} tokens, {example.learnt} learnt (green)\n",

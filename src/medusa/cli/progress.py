@@ -35,7 +35,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Callable[[distillation.Progress], None]]:
+def watching(console: Console) -> Iterator[Callable[[distillation.DistillProgress], None]]:
     """Yield a function that shows the progress of a distillation.
 
     On a terminal it shows a bar, elsewhere a line every `LOG_EVERY` seconds.
@@ -43,13 +43,13 @@ def watching(console: Console) -> Iterator[Callable[[distillation.Progress], Non
     started = last_line = time.monotonic()
     refused = 0
 
-    def print_refused(progress: distillation.Progress) -> None:
+    def print_refused(progress: distillation.DistillProgress) -> None:
         nonlocal refused
         for problem in progress.refused[refused:SHOWN]:
             say(console, f"refused: {problem}")
         refused = len(progress.refused)
 
-    def log(progress: distillation.Progress) -> None:
+    def log(progress: distillation.DistillProgress) -> None:
         nonlocal last_line
         print_refused(progress)
         now = time.monotonic()
@@ -63,7 +63,7 @@ def watching(console: Console) -> Iterator[Callable[[distillation.Progress], Non
     with Progress(TextColumn("{task.description}"), BarColumn(), console=console) as shown:
         task = shown.add_task("conversations")
 
-        def show(progress: distillation.Progress) -> None:
+        def show(progress: distillation.DistillProgress) -> None:
             print_refused(progress)
             line = status(progress, time.monotonic() - started)
             shown.update(task, description=line, completed=progress.done, total=progress.total)
@@ -71,7 +71,7 @@ def watching(console: Console) -> Iterator[Callable[[distillation.Progress], Non
         yield show
 
 
-def status(progress: distillation.Progress, seconds: float) -> str:
+def status(progress: distillation.DistillProgress, seconds: float) -> str:
     """Return a line about a distillation: what is done, its speed, and the time that is left.
 
     Args:

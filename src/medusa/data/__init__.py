@@ -1,1 +1,1 @@
-"""Training data and prompts: records, chats, templates and token ids."""
+"""Data from files and datasets: records, chats, chat templates and token ids."""

@@ -1,6 +1,4 @@
-"""Chats to token ids, with labels for what is learnt of them: the assistant's turns, nothing
-else.
-"""
+"""Encoding of chats as token ids, with labels for the tokens to train on: the assistant's turns."""
 
 from __future__ import annotations
 
@@ -14,24 +12,24 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..text import encode_chat
-from .fields import Messages
-from .template import ChatTemplate, Span, Tools, choose_template, shown
-from .tokens import Tokenised, Tokens
+from .template import ChatTemplate, Span, Tools, choose_template, visible
+from .tokens import PrefixTokenizer, Tokenised
+from .turns import Messages
 
 IGNORED = -100
-"""The label of a token that is read and not learnt, as in transformers."""
+"""Label of a token that is context only and not trained on, as in transformers."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn from.
+    """A text to train on.
 
     Attributes:
         ids: token ids.
-        labels: the same ids, `IGNORED` (-100) where a token is only read.
+        labels: the same ids, with `IGNORED` (-100) for tokens that are context only.
 
     Raises:
-        ValueError: there are more or fewer labels than ids.
+        ValueError: `ids` and `labels` differ in length.
     """
 
     ids: list[int]
@@ -45,34 +43,33 @@ class Example:
 
     @classmethod
     def answered(cls, prompt: Sequence[int], answer: Sequence[int]) -> Example:
-        """A prompt that is read and an answer that is learnt."""
+        """Return an example that trains on the answer and has the prompt as context."""
         return cls([*prompt, *answer], [IGNORED] * len(prompt) + [*answer])
 
     def cut(self, length: int) -> Example:
-        """The first `length` tokens."""
+        """Return an example of the first `length` tokens."""
         return self if len(self.ids) <= length else Example(self.ids[:length], self.labels[:length])
 
     @property
     def learnt(self) -> int:
-        """How many tokens are learnt; the first of a text, which nothing predicts, never is."""
+        """Number of tokens to train on. The first token never counts: nothing predicts it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 class Encoder:
-    """Turns chats and texts into examples, in a tokenizer's chat template.
+    """An encoder of chats and texts as examples, by a tokenizer's chat template.
 
     Args:
-        tokenizer: a fast one, because tokens must tell which characters they stand for.
-        template: a chat template in place of the tokenizer's own, or the name of one of several
-            that it has.
-        max_length: examples longer than this are cut one token behind it, so that `Example.cut` can
-            tell; no more text is tokenised than that takes.
-        stops: ids that end an answer, besides the tokenizer's end of sequence and what the template
-            shows.
+        tokenizer: a fast tokenizer, because the characters of each token must be known.
+        template: a chat template to use instead of the tokenizer's own, or the name of one of its
+            several templates.
+        max_length: longer examples are truncated to `max_length + 1` tokens: the extra token shows
+            that the example was longer. Only the text that this takes is tokenised.
+        stops: token ids that end an answer, besides the EOS token and what the template writes.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, the template cannot be read, or one of several
-            must be chosen.
+        ValueError: the tokenizer is not a fast one, the template is not valid Jinja, or the
+            tokenizer has several templates and none is chosen.
     """
 
     def __init__(
@@ -86,56 +83,60 @@ class Encoder:
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} cannot tell which characters a token stands for: use "
-                "a model with a "
-                "fast tokenizer (tokenizer.json)"
+                "a model with a fast tokenizer (tokenizer.json)"
             )
         self.tokenizer, self.stops = tokenizer, stops
         self.template = choose_template(tokenizer, template)
-        self._for_tools = template is None
-        self._most = None if max_length is None else max_length + 1
-        self._tokens = Tokens(tokenizer, self._most)
+        self._use_tool_template = template is None
+        self._max_tokens = None if max_length is None else max_length + 1
+        self._tokens = PrefixTokenizer(tokenizer, self._max_tokens)
         self._templates: dict[str, ChatTemplate] = {}
-        self._chosen(None)  # a template that cannot be read is found here
+        self._template_for(None)  # raises now if the template is not valid Jinja
 
     def __call__(self, chat: Messages | str, tools: Tools = None) -> Example:
-        """Return token ids, and labels for the assistant's turns with what ends each, or for the
-        whole of a text.
+        """Return the example of a chat or a text.
 
-        Behind a turn that is marked as cut no end is learnt; the example ends with it.
+        Of a chat the assistant's turns are trained on, each with the mark that ends it; of a text
+        everything is. An answer that is marked as cut has no end to train on, and ends the example.
 
         Args:
+            chat: a chat, or a text.
             tools: JSON schemas of the tools that the chat may call.
 
         Raises:
-            ValueError: the chat has no assistant's turn, or the template does not take it.
+            ValueError: the chat has no turn of the assistant, or the template refuses it.
         """
-        example = self._encoded(chat, tools)
-        return example if self._most is None else example.cut(self._most)
+        example = self._encode(chat, tools)
+        return example if self._max_tokens is None else example.cut(self._max_tokens)
 
-    def _encoded(self, chat: Messages | str, tools: Tools) -> Example:
+    def _encode(self, chat: Messages | str, tools: Tools) -> Example:
         if isinstance(chat, str):
-            told = self._tokens.of(chat)
-            ids = self._tokens.begun(told.ids)
-            ids = self._tokens.ended(self._tokens.closed(ids)) if told.whole else ids
-            return Example(ids, [*ids])
+            return self._encode_text(chat)
         if not any(turn["role"] == "assistant" for turn in chat):
-            raise ValueError("a chat without an assistant's turn teaches nothing")
-        template = self._chosen(tools)
+            raise ValueError("a chat without an assistant's turn has nothing to train on")
+        template = self._template_for(tools)
         if template is None:
-            return _untemplated(self._tokens, chat, tools)
-        text = template.example(chat, tools)
-        told = self._tokens.of(text)
-        reach = len(text) if told.whole else told.offsets[-1][1]
-        return _labelled(text, told, template.spans(chat, text, tools, reach))
+            return _encode_untemplated(self._tokens, chat, tools)
+        text = template.training_text(chat, tools)
+        tokenised = self._tokens.tokenise(text)
+        reach = len(text) if tokenised.complete else tokenised.offsets[-1][1]
+        return _labelled(text, tokenised, template.spans(chat, text, tools, reach))
+
+    def _encode_text(self, text: str) -> Example:
+        tokenised = self._tokens.tokenise(text)
+        ids = self._tokens.add_prefix(tokenised.ids)
+        if tokenised.complete:
+            ids = self._tokens.add_eos(self._tokens.add_suffix(ids))
+        return Example(ids, [*ids])
 
     def prompt(self, chat: Messages) -> list[int]:
-        """Return token ids of a chat that waits for the assistant's turn."""
+        """Return the token ids of a chat up to where the assistant's next turn begins."""
         return encode_prompt(self.tokenizer, chat, self.template)
 
-    def _chosen(self, tools: Tools) -> ChatTemplate | None:
-        """Return the template for a chat with these tools."""
+    def _template_for(self, tools: Tools) -> ChatTemplate | None:
+        """Return the template for a chat with these tools; None if the tokenizer has none."""
         text = self.template
-        if text is not None and tools and self._for_tools:
+        if text is not None and tools and self._use_tool_template:
             text = choose_template(self.tokenizer, None, tools)
         if text is None:
             return None
@@ -147,37 +148,40 @@ class Encoder:
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, chat: Messages, template: str | None
 ) -> list[int]:
-    """Return token ids of a chat that waits for the assistant's turn.
+    """Return the token ids of a chat up to where the assistant's next turn begins.
 
     Args:
-        template: Jinja text; without one the ids are those that an example of the chat begins with.
+        tokenizer: tokenizer of the model.
+        chat: the chat so far.
+        template: Jinja text of a chat template. Without one, the result is the beginning of the
+            example that `Encoder` makes of the chat.
     """
     if template is None:
-        return _untemplated(Tokens(tokenizer), chat, None).ids
-    return list(encode_chat(tokenizer, shown(chat), template)[0].tolist())
+        return _encode_untemplated(PrefixTokenizer(tokenizer), chat, None).ids
+    return list(encode_chat(tokenizer, visible(chat), template)[0].tolist())
 
 
-def _labelled(text: str, told: Tokenised, spans: Iterable[Span]) -> Example:
-    """Return an example of which the tokens in the spans are learnt."""
-    labels = [IGNORED] * len(told.ids)
-    ends = [end for _, end in told.offsets]
+def _labelled(text: str, tokenised: Tokenised, spans: Iterable[Span]) -> Example:
+    """Return an example that trains on the tokens in the spans."""
+    labels = [IGNORED] * len(tokenised.ids)
+    ends = [end for _, end in tokenised.offsets]
     for begin, end in spans:
         for place in range(bisect.bisect_right(ends, begin), len(ends)):
-            first, _ = told.offsets[place]
+            first, _ = tokenised.offsets[place]
             if first >= end:
                 break
-            if not text[
-                first:begin
-            ].strip():  # a token that begins in the prompt is not the model's own
-                labels[place] = told.ids[place]
-    return Example(told.ids, labels)
+            # A token that begins in the prompt is part of the prompt, unless only blanks of the
+            # prompt are in it: many tokenizers attach a blank to the word that follows it.
+            if not text[first:begin].strip():
+                labels[place] = tokenised.ids[place]
+    return Example(tokenised.ids, labels)
 
 
-def _untemplated(tokens: Tokens, chat: Messages, tools: Tools) -> Example:
-    """Return an example without a template, which knows no roles: answers stand right behind what
-    they answer.
+def _encode_untemplated(tokens: PrefixTokenizer, chat: Messages, tools: Tools) -> Example:
+    """Return the example of a chat without a chat template.
 
-    An end of sequence follows each answer. A blank line stands between other turns.
+    Roles are not written. Each answer follows its question directly and ends with the EOS token;
+    other turns are separated by a blank line.
 
     Raises:
         ValueError: the chat calls tools, which only a template can write.
@@ -188,38 +192,34 @@ def _untemplated(tokens: Tokens, chat: Messages, tools: Tools) -> Example:
         )
     ids: list[int] = []
     labels: list[int] = []
-    for text, turn in _pieces(chat):
-        told = tokens.of(text)
-        piece = told.ids if labels else tokens.begun(told.ids)
-        if told.whole:
-            piece = piece if labels else tokens.closed(piece)
-            piece = (
-                tokens.ended(piece)
-                if turn["role"] == "assistant" and not turn.get("cut")
-                else [*piece]
-            )
+    for text, turn in _untemplated_pieces(chat):
+        tokenised = tokens.tokenise(text)
+        piece = tokenised.ids if labels else tokens.add_prefix(tokenised.ids)
+        answer = turn["role"] == "assistant"
+        if tokenised.complete:
+            piece = piece if labels else tokens.add_suffix(piece)
+            piece = tokens.add_eos(piece) if answer and not turn.get("cut") else [*piece]
         ids += piece
-        labels += piece if turn["role"] == "assistant" else [IGNORED] * len(piece)
-        if not told.whole or (tokens.most is not None and len(ids) >= tokens.most):
+        labels += piece if answer else [IGNORED] * len(piece)
+        enough = tokens.max_tokens is not None and len(ids) >= tokens.max_tokens
+        if enough or not tokenised.complete:
             break
     return Example(ids, labels)
 
 
-def _pieces(chat: Messages) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each answer, and all that stands before it since the last one, with a turn of that
-    kind.
-    """
-    for answers, turns in itertools.groupby(chat, lambda turn: turn["role"] == "assistant"):
-        group = list(turns)
+def _untemplated_pieces(chat: Messages) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (text, turn) for each answer, and for each run of other turns with its last turn."""
+    for answers, group in itertools.groupby(chat, lambda turn: turn["role"] == "assistant"):
+        turns = list(group)
         if answers:
-            yield from ((turn["content"], turn) for turn in group)
+            yield from ((turn["content"], turn) for turn in turns)
         else:
-            yield "\n\n".join(turn["content"] for turn in group), group[-1]
+            yield "\n\n".join(turn["content"] for turn in turns), turns[-1]
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """Of all ids and labels, in their order."""
-    told = hashlib.sha256()
+    """Return the SHA-256 hash of all ids and labels in their order."""
+    hashed = hashlib.sha256()
     for example in examples:
-        told.update(repr((example.ids, example.labels)).encode())
-    return told.hexdigest()
+        hashed.update(repr((example.ids, example.labels)).encode())
+    return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""Chat templates: the text they make of a chat, and which of it the model writes."""
+"""Chat templates: the text that a template makes of a chat, and which spans of it to train on."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .fields import Messages
+from .turns import Messages, calls_tools
 
 Tools = list[dict[str, Any]] | None
+"""JSON schemas of the tools that a chat may call."""
 Span = tuple[int, int]
-"""First and last character (not included) of what the model writes in a turn."""
-MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-SAID = ("Q stands here Q", "A stands here A", "N stands here N")
-"""A question, an answer and the next question, which show what a template writes around them."""
-OTHER = "B stands here B"
-OURS = ("cut",)
-"""What turns tell this library and no template."""
+"""Begin and end (excluded), in characters, of what the model writes in a turn."""
+GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+PROBES = ("Q stands here Q", "A stands here A", "N stands here N")
+"""Question, answer and next question of a chat that is rendered to see what surrounds an answer."""
+OTHER_ANSWER = "B stands here B"
+"""A second answer; where the rendered text changes with the answer, the answer stands."""
+PRIVATE_KEYS = ("cut",)
+"""Keys of turns that only this library reads; templates do not see them."""
 
 
 def choose_template(
     tokenizer: PreTrainedTokenizerBase, template: str | None = None, tools: Tools = None
 ) -> str | None:
-    """Return the Jinja text of a chat template as transformers chooses it, None where there is
-    none.
+    """Return the Jinja text of a chat template, chosen as transformers does; None without one.
 
     Args:
+        tokenizer: tokenizer of the model.
         template: Jinja text, or the name of one of the tokenizer's templates; by default the
-            tokenizer's own.
-        tools: where tools are given, the template named tool_use is chosen.
+            tokenizer's own template.
+        tools: with tools, the template named tool_use is chosen.
 
     Raises:
-        ValueError: the tokenizer has several templates, and none is named `template`, or none
-            default.
+        ValueError: the tokenizer has several templates, and none of them has the name `template`,
+            or no name is given and none is named default.
     """
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if template is None and not tokenizer.chat_template:
@@ -51,10 +53,8 @@ def choose_template(
     except ValueError:
         raise ValueError(
             f"the tokenizer has the chat templates {', '.join(sorted(named))} and none named "
-            "default: write one of "
-            "them to a file and pass that (--chat-template FILE; template= in Python), or save the "
-            "tokenizer with a "
-            "template named default"
+            "default: write one of them to a file and pass that (--chat-template FILE; template= "
+            "in Python), or save the tokenizer with a template named default"
         ) from None
 
 
@@ -62,55 +62,59 @@ class ChatTemplate:
     """A chat template of a tokenizer.
 
     Args:
-        text: Jinja.
-        stops: ids that end an answer, besides what the template shows.
+        tokenizer: tokenizer of the model.
+        text: Jinja text of the template.
+        stops: token ids that end an answer, besides the EOS token and what the template writes.
 
     Raises:
-        ValueError: the template is no Jinja.
+        ValueError: `text` is not valid Jinja.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, stops: Collection[int] = ()):
         self.tokenizer, self.text = tokenizer, text
-        self.marked = MARKED.search(text) is not None
-        self._stops = {tokenizer.convert_ids_to_tokens(each) for each in stops} - {None}
-        self._ends, self._silent, self._next = self._probe()
+        self.has_marks = GENERATION_MARK.search(text) is not None
+        self._stops = {tokenizer.convert_ids_to_tokens(stop) for stop in stops} - {None}
+        self._ends, self._blank_end, self._next_turn = self._probe()
 
     def render(self, chat: Messages, tools: Tools = None, prompt: bool = False) -> str:
-        """Return the text of a chat; as a `prompt` it waits for the assistant's turn."""
-        told = self.tokenizer.apply_chat_template(
-            shown(chat),
+        """Return the text of a chat; with `prompt`, up to where the assistant's turn begins."""
+        text = self.tokenizer.apply_chat_template(
+            visible(chat),
             tools=tools,
             chat_template=self.text,
             add_generation_prompt=prompt,
             tokenize=False,
         )
-        return str(told)
+        return str(text)
 
-    def example(self, chat: Messages, tools: Tools = None) -> str:
-        """Return the text to learn a chat from.
+    def training_text(self, chat: Messages, tools: Tools = None) -> str:
+        """Return the text to train on.
 
-        It ends with the last answer where that is cut. Where the template writes nothing behind the
-        last answer, the mark of the user's next turn ends it, as it does inside a chat.
+        The text stops with the last answer if that is cut. If the template writes nothing after the
+        last answer, the mark that begins the user's next turn is appended, since inside a chat that
+        mark ends an answer.
         """
         text = self.render(chat, tools)
         if chat[-1].get("cut"):
             last = self._span(chat, len(chat) - 1, text, tools)
             return text if last is None else text[: last[1]]
-        answered = chat[-1]["role"] == "assistant" and not _calls(chat[-1])
-        if answered and self._next and not self.marked and text.endswith(self._silent):
-            return text[: len(text) - len(self._silent)] + self._next
+        answered = chat[-1]["role"] == "assistant" and not calls_tools(chat[-1])
+        if answered and self._next_turn and not self.has_marks and text.endswith(self._blank_end):
+            return text[: len(text) - len(self._blank_end)] + self._next_turn
         return text
 
     def spans(self, chat: Messages, text: str, tools: Tools, reach: int) -> Iterator[Span]:
-        """Yield what the model writes in each assistant's turn that begins in the first `reach`
-        characters.
+        """Yield the span of each assistant's turn that begins in the first `reach` characters.
 
         Args:
-            text: what `example` made of the chat.
+            chat: the chat.
+            text: `training_text` of the chat.
+            tools: tools of the chat.
+            reach: number of characters that are needed; later turns need not be rendered.
         """
         chat, full = self._shortened(chat, self.render(chat, tools), tools, reach)
-        if self.marked:
-            yield from self._marked(chat, tools)
+        if self.has_marks:
+            yield from self._marked_spans(chat, tools)
             return
         for number, turn in enumerate(chat):
             if turn["role"] == "assistant":
@@ -119,58 +123,57 @@ class ChatTemplate:
                     continue
                 if span[0] >= reach:
                     return
-                yield span[0], self._ended(text, span[1])
+                yield span[0], self._with_end(text, span[1])
 
-    def _marked(self, chat: Messages, tools: Tools) -> list[Span]:
-        """Return the spans by the template's own generation markers."""
+    def _marked_spans(self, chat: Messages, tools: Tools) -> list[Span]:
+        """Return the spans that the template itself marks with `{% generation %}`."""
         turns = [
             {name: value for name, value in turn.items() if value is not None}
-            for turn in shown(chat)
+            for turn in visible(chat)
         ]
-        _, found = render_jinja_template(
+        _, spans = render_jinja_template(
             conversations=[turns],
             tools=tools,
             chat_template=self.text,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
-        return [(begin, end) for begin, end in found[0]]
+        return [(begin, end) for begin, end in spans[0]]
 
     def _span(self, chat: Messages, number: int, text: str, tools: Tools) -> Span | None:
-        """Return where an assistant's turn stands in the rendered text, without the mark that ends
-        it.
+        """Return the span of an assistant's turn in the rendered text, without its end mark.
 
-        The span begins where the prompt for the turn ends, and ends where the text stops changing
-        with the turn's content. Where templates write a turn in another way than they prompt for
-        it, it begins where the text starts changing. A turn that calls tools ends with all that the
-        template writes for it. None stands for a turn that the template leaves out.
+        The span begins where the prompt for the turn ends. If the rendered text does not begin with
+        that prompt, the span begins where the text changes with the turn's content. The span ends
+        where the text stops changing with the content; a turn that calls tools ends with everything
+        that the template writes for it. The result is None if the template leaves out the turn.
         """
-        asked = self.render(chat[:number], tools, prompt=True) if number else ""
-        begin = len(asked) if asked and text.startswith(asked) else None
-        if _calls(chat[number]):
-            return self._calling(chat[: number + 1], text, tools, begin)
-        return self._changing(chat, number, text, tools, begin)
+        prompt = self.render(chat[:number], tools, prompt=True) if number else ""
+        begin = len(prompt) if prompt and text.startswith(prompt) else None
+        if calls_tools(chat[number]):
+            return self._tool_call_span(chat[: number + 1], text, tools, begin)
+        return self._answer_span(chat, number, text, tools, begin)
 
-    def _changing(
+    def _answer_span(
         self, chat: Messages, number: int, text: str, tools: Tools, begin: int | None
     ) -> Span | None:
-        """Return the span of a turn by how the text changes with its content."""
+        """Return the span of a turn by comparing two renderings with different contents."""
         one, other = (
             self.render(
                 [*chat[:number], {**chat[number], "content": content}, *chat[number + 1 :]], tools
             )
-            for content in (SAID[1], OTHER)
+            for content in (PROBES[1], OTHER_ANSWER)
         )
         if one == other:
             return None
-        begin = _common(one, other) if begin is None else begin
-        after = _common(one[::-1], other[::-1])
+        begin = _common_prefix(one, other) if begin is None else begin
+        after = _common_prefix(one[::-1], other[::-1])
         end = len(text) - after
         if end < begin or text[end:] != one[len(one) - after :] or text[:begin] != one[:begin]:
             raise ValueError("the chat template writes other turns differently when one changes")
         return begin, end
 
-    def _calling(self, chat: Messages, text: str, tools: Tools, begin: int | None) -> Span:
+    def _tool_call_span(self, chat: Messages, text: str, tools: Tools, begin: int | None) -> Span:
         """Return the span of a chat's last turn, which calls tools."""
         whole = self.render(chat, tools).rstrip()
         if not text.startswith(whole):
@@ -178,13 +181,12 @@ class ChatTemplate:
                 "the chat template writes a turn that calls tools differently when others follow"
             )
         if begin is None:
-            begin = _common(
-                whole, self.render([*chat[:-1], {"role": "assistant", "content": OTHER}], tools)
-            )
+            answer = {"role": "assistant", "content": OTHER_ANSWER}
+            begin = _common_prefix(whole, self.render([*chat[:-1], answer], tools))
         return begin, len(whole)
 
-    def _ended(self, text: str, end: int) -> int:
-        """Return the end of a span with the mark that ends the turn, where one follows."""
+    def _with_end(self, text: str, end: int) -> int:
+        """Return the end of a span, moved after the mark that ends the turn if one follows."""
         begin = end
         while begin < len(text) and text[begin].isspace():
             begin += 1
@@ -193,101 +195,93 @@ class ChatTemplate:
     def _shortened(
         self, chat: Messages, text: str, tools: Tools, reach: int
     ) -> tuple[Messages, str]:
-        """Return a shorter chat whose text begins with the same `reach` characters, with that
-        text.
+        """Return a shorter chat, and its text, which begins with the same `reach` characters.
+
+        Finding spans renders the chat twice a turn, so a long chat of which little is kept would
+        cost far more than what is kept.
         """
         length = 0
         for number, turn in enumerate(chat if reach < len(text) else []):
-            said = turn.get("content") or ""
-            length += len(said)
+            content = turn.get("content") or ""
+            length += len(content)
             if length >= reach:
-                short = [*chat[:number], {**turn, "content": said[:reach]}]
+                short = [*chat[:number], {**turn, "content": content[:reach]}]
                 try:
-                    found = self.render(short, tools)
-                except Exception:  # the template asks for more turns
+                    rendered = self.render(short, tools)
+                except Exception:  # some templates refuse a chat that ends with such a turn
                     break
-                if found[:reach] == text[:reach]:
-                    return short, found
+                if rendered[:reach] == text[:reach]:
+                    return short, rendered
                 break
         return chat, text
 
     def _probe(self) -> tuple[list[str], str, str]:
-        """Return what can end an assistant's turn, the longest first, and how chats end that have
-        no such end.
+        """Find out how the template ends an answer, by rendering a short chat.
 
-        These are the blanks that the template writes behind an answer, and the mark of the user's
-        next turn.
+        Returns:
+            Marks that can end an assistant's turn, longest first. For templates that write only
+            blanks after a final answer: those blanks, and the text from the answer through the mark
+            of the user's next turn, which ends an answer inside a chat; otherwise empty strings.
         """
         question, answer, following = (
-            {"role": role, "content": said}
-            for role, said in zip(("user", "assistant", "user"), SAID, strict=True)
+            {"role": role, "content": content}
+            for role, content in zip(("user", "assistant", "user"), PROBES, strict=True)
         )
-        last = _between(self._rendered([question, answer]), SAID[1], None)
-        inside = _between(self._rendered([question, answer, following]), SAID[1], SAID[2])
-        if last is not None and inside is not None and last.strip() and inside.startswith(last):
-            inside = last
-        ends = (
-            {self._mark(each) for each in (last, inside) if each}
-            | self._stops
-            | {self.tokenizer.eos_token}
-        )
-        silent = last if last is not None and not last.strip() else ""
-        going_on = inside is not None and last is not None and not last.strip()
-        head = (
-            inside[: inside.index(self._mark(inside)) + len(self._mark(inside))]
-            if going_on and inside
-            else ""
-        )
-        return sorted(filter(None, ends), key=len, reverse=True), silent, head
+        final = _between(self._rendered([question, answer]), PROBES[1], None)
+        inside = _between(self._rendered([question, answer, following]), PROBES[1], PROBES[2])
+        if final is not None and inside is not None and final.strip() and inside.startswith(final):
+            inside = final
+        marks = {self._first_mark(text) for text in (final, inside) if text}
+        ends = marks | self._stops | {self.tokenizer.eos_token}
+        blank_end = final if final is not None and not final.strip() else ""
+        next_turn = ""
+        if inside and final is not None and not final.strip():
+            mark = self._first_mark(inside)
+            next_turn = inside[: inside.index(mark) + len(mark)]
+        return sorted(filter(None, ends), key=len, reverse=True), blank_end, next_turn
 
     def _rendered(self, chat: Messages) -> str | None:
+        """Return the text of a chat; None if the template refuses the chat."""
         try:
             return self.render(chat)
         except TemplateSyntaxError as error:
             raise ValueError(
                 f"the chat template cannot be read: {error}, line {error.lineno}"
             ) from None
-        except (
-            Exception
-        ):  # templates raise what they like, such as for chats without a system message
+        except Exception:  # templates raise any error, such as for chats without a system message
             return None
 
-    def _mark(self, text: str) -> str:
-        """Return a text through its first special token, or all of it where it has none; without
-        blanks around.
-        """
+    def _first_mark(self, text: str) -> str:
+        """Return a text up to its first special token, or all of it if there is none; stripped."""
         special = set(self.tokenizer.added_tokens_decoder)
-        told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        for token, (begin, end) in zip(told["input_ids"], told["offset_mapping"], strict=True):
-            if text[begin:end].strip() and (
-                token in special or text[begin:end].strip() in self._stops
-            ):
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        for token, (begin, end) in tokens:
+            piece = text[begin:end].strip()
+            if piece and (token in special or piece in self._stops):
                 return text[:end].strip()
         return text.strip()
 
 
-def shown(chat: Messages) -> Messages:
-    """Return a chat as templates see it."""
-    return [{name: value for name, value in turn.items() if name not in OURS} for turn in chat]
-
-
-def _calls(turn: dict[str, Any]) -> bool:
-    """Return whether a turn calls tools."""
-    return bool(turn.get("tool_calls") or turn.get("function_call"))
+def visible(chat: Messages) -> Messages:
+    """Return a chat as templates see it, without this library's own keys."""
+    return [
+        {name: value for name, value in turn.items() if name not in PRIVATE_KEYS} for turn in chat
+    ]
 
 
 def _between(text: str | None, before: str, after: str | None) -> str | None:
-    """Return what stands between two texts, or behind the first; None where they are not there."""
+    """Return the text between two strings, or after the first; None if a string is missing."""
     if text is None or before not in text:
         return None
-    behind = text[text.rindex(before) + len(before) :]
+    rest = text[text.rindex(before) + len(before) :]
     if after is None:
-        return behind
-    return behind[: behind.index(after)] if after in behind else None
+        return rest
+    return rest[: rest.index(after)] if after in rest else None
 
 
-def _common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with in common."""
+def _common_prefix(one: str, other: str) -> int:
+    """Return the length of the longest common prefix of two texts, by bisection."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,6 +1,4 @@
-"""Training of heads (Medusa-1), of heads and backbone together (Medusa-2), and of data to train
-on.
-"""
+"""Training of heads (Medusa-1) or heads and backbone (Medusa-2), and self-distillation data."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from .run import train
     from .source import Source
 
+# Loaded when first used: training imports accelerate and rich, which decoding does not need.
 _MODULES = {
     "Example": "..data.chats",
     "HeadMetrics": ".medusa1",

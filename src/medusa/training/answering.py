@@ -17,7 +17,7 @@ from ..data.chats import Encoder
 from ..generation import prepare
 from ..loading import MedusaModel
 from ..text import answer_text
-from .conversations import Ask, Conversation, Outcome, Settings, Turn
+from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
 AHEAD = 2
 """Conversations begun, in batch sizes: those without a row wait for the next one that is free."""
@@ -32,24 +32,24 @@ class Talk:
     tokens: int = 0
 
 
-class OwnEngine:
-    """Lets a model on this machine answer.
+class LocalAnswerer:
+    """An answerer that runs a local model.
 
     Args:
         model: the model that answers.
         tokenizer: its tokenizer.
-        settings: decide the text of the answers.
+        settings: settings of the answers.
         batch_size: answers that are decoded at the same time.
 
     Raises:
-        ValueError: the model is to ask itself, and its tokenizer has no chat template.
+        ValueError: the settings ask for self-talk, and the tokenizer has no chat template.
     """
 
     def __init__(
         self,
         model: MedusaModel,
         tokenizer: PreTrainedTokenizerBase,
-        settings: Settings,
+        settings: GenerationSettings,
         batch_size: int,
     ):
         self.model, self.tokenizer = model, tokenizer

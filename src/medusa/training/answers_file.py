@@ -1,7 +1,7 @@
-"""The file that answers are collected in: one line a conversation, resumed where it stopped.
+"""The file of `medusa distill`: a JSON line for each finished conversation; a run can resume it.
 
-Beside `answers.jsonl` lie `answers.jsonl.settings.json`, which says how the answers were made, and,
-where there are any, `answers.jsonl.left-out`, the names of conversations without an answer.
+Beside `answers.jsonl` are `answers.jsonl.settings.json`, the settings that made the answers, and
+`answers.jsonl.left-out`, the names of the conversations without an answer, if there are any.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..files import Schema, locked, parse_json, read_json, write_json
-from .conversations import Ended, Settings
+from .conversations import FinishedConversation, GenerationSettings
 
 
-class Begun(Schema):
-    """What `*.settings.json` holds."""
+class SettingsFile(Schema):
+    """Schema of `*.settings.json`."""
 
-    settings: Settings
+    settings: GenerationSettings
 
 
-class Kept(Schema):
-    """A line of the file: a conversation."""
+class AnswerLine(Schema):
+    """Schema of a line of the answers file: a conversation with its name."""
 
     id: str
     messages: list[dict[str, Any]]
 
 
-class LeftOut(Schema):
-    """A line of `*.left-out`: a conversation that came to nothing, and why."""
+class LeftOutLine(Schema):
+    """Schema of a line of `*.left-out`: a conversation without an answer, and why it has none."""
 
     id: str
     why: str
@@ -43,14 +43,15 @@ class AnswersFile:
     """An open file of finished conversations.
 
     Attributes:
-        path: where it is.
-        settings: how its answers are made.
-        kept: names of the conversations in it.
-        left_out: names of conversations that have no answer.
+        path: path of the file.
+        settings: settings of its answers.
+        kept: names of the conversations in the file.
+        left_out: names of the conversations without an answer.
+        file: the open file.
     """
 
     path: Path
-    settings: Settings
+    settings: GenerationSettings
     kept: set[str]
     left_out: set[str]
     file: BinaryIO
@@ -58,101 +59,104 @@ class AnswersFile:
     def __contains__(self, name: str) -> bool:
         return name in self.kept or name in self.left_out
 
-    def append(self, name: str, ended: Ended) -> None:
-        """Write a conversation that has ended, or its name and why it has no answer.
+    def append(self, name: str, finished: FinishedConversation) -> None:
+        """Append a finished conversation; one without an answer goes to `*.left-out`.
 
         Raises:
             UnicodeEncodeError: a text holds half of a surrogate pair; nothing is written.
-            OSError: the disk is full, or another error of writing; names the file, which is as it
-                was.
+            OSError: writing failed, such as on a full disk; the message names the file, which is
+                unchanged.
         """
-        if ended.answered:
-            _write(self.file, self.path, {"id": name, "messages": ended.messages})
+        if finished.answered:
+            _write_line(self.file, self.path, {"id": name, "messages": finished.messages})
             self.kept.add(name)
         else:
-            place = _left_out(self.path)
-            with _opened(place) as file:
-                _write(file, place, {"id": name, "why": ended.why})
+            path = _left_out_path(self.path)
+            with _open_for_lines(path) as file:
+                _write_line(file, path, {"id": name, "why": finished.why})
             self.left_out.add(name)
 
 
 @contextmanager
-def answers_file(path: Path, settings: Settings) -> Iterator[AnswersFile]:
-    """Open `path` for this process alone, to begin it or to go on with it.
+def answers_file(path: Path, settings: GenerationSettings) -> Iterator[AnswersFile]:
+    """Open a new or an existing file of answers, locked for this process.
 
-    A last line that was being written when its run was killed is removed.
+    An unfinished last line, left by a run that was killed, is removed.
 
     Raises:
-        ValueError: another process writes the file, it is not `medusa distill`'s, it was begun with
-            other settings, or a line in it is broken; names file and line.
+        ValueError: another process writes the file, `medusa distill` has not made it, it has other
+            settings, or a line in it is broken; the message names file and line.
         OSError: the file cannot be written.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file: give --output the name of a file")
-    beside = path.with_name(path.name + ".settings.json")
+    settings_path = path.with_name(path.name + ".settings.json")
+    left_out_path = _left_out_path(path)
     with locked(path):
-        if any(file.is_file() and file.stat().st_size for file in (path, _left_out(path))):
-            _check_settings(path, beside, settings)
-        kept, left_out = _names(path, Kept), _names(_left_out(path), LeftOut)
-        write_json(beside, {"settings": asdict(settings)})
-        with _opened(path) as file:
+        if any(file.is_file() and file.stat().st_size for file in (path, left_out_path)):
+            _check_settings(path, settings_path, settings)
+        kept, left_out = _read_names(path, AnswerLine), _read_names(left_out_path, LeftOutLine)
+        write_json(settings_path, {"settings": asdict(settings)})
+        with _open_for_lines(path) as file:
             yield AnswersFile(path, settings, kept, left_out, file)
 
 
-def _check_settings(path: Path, beside: Path, settings: Settings) -> None:
-    if not beside.is_file():
+def _check_settings(path: Path, settings_path: Path, settings: GenerationSettings) -> None:
+    """Check that the answers in a file were made with these settings."""
+    if not settings_path.is_file():
         raise ValueError(
-            f"{path} is no file of medusa distill ({beside.name} is missing): take another --output"
+            f"{path} is no file of medusa distill ({settings_path.name} is missing): take another "
+            "--output"
         )
     try:
-        there = asdict(read_json(beside, Begun).settings)
+        existing = asdict(read_json(settings_path, SettingsFile).settings)
     except ValueError as error:
         raise ValueError(
             f"{error}. It says how {path.name} was made: restore it, or take another --output"
         ) from None
-    other = [name for name, value in asdict(settings).items() if there[name] != value]
-    if other:
+    different = [name for name, value in asdict(settings).items() if existing[name] != value]
+    if different:
         raise ValueError(
-            f"{path} was begun with other settings ({', '.join(other)}): take another --output"
+            f"{path} was begun with other settings ({', '.join(different)}): take another --output"
         )
 
 
-def _left_out(path: Path) -> Path:
+def _left_out_path(path: Path) -> Path:
     return path.with_name(path.name + ".left-out")
 
 
-def _names(path: Path, schema: type[Kept] | type[LeftOut]) -> set[str]:
-    """Return the names in a file of finished lines, and mend its end where a run was killed while
-    writing it.
-    """
+def _read_names(path: Path, schema: type[AnswerLine] | type[LeftOutLine]) -> set[str]:
+    """Return the names in a file of JSON lines; repair a last line that was not finished."""
     if not path.is_file():
         return set()
-    names, whole, line = set(), 0, b"\n"
+    names, complete_bytes, line = set(), 0, b"\n"
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
-            whole += len(line)
+            complete_bytes += len(line)
             if line.strip():
-                names.add(_name(line, schema, f"{path}, line {number}"))
+                names.add(_parse_name(line, schema, f"{path}, line {number}"))
     if not line.endswith(b"\n"):
-        names |= _mended(path, schema, whole, line)
+        names |= _repair_last_line(path, schema, complete_bytes, line)
     return names
 
 
-def _mended(path: Path, schema: type[Kept] | type[LeftOut], whole: int, last: bytes) -> set[str]:
-    """End a last line that lacks only its line break, and return its name; remove any other."""
+def _repair_last_line(
+    path: Path, schema: type[AnswerLine] | type[LeftOutLine], complete_bytes: int, last: bytes
+) -> set[str]:
+    """Add the line break that a last line lacks and return its name; remove a broken last line."""
     try:
-        name = _name(last, schema, str(path))
+        name = _parse_name(last, schema, str(path))
     except ValueError:
-        os.truncate(path, whole)
+        os.truncate(path, complete_bytes)
         return set()
     with path.open("ab") as file:
         file.write(b"\n")
     return {name}
 
 
-def _name(line: bytes, schema: type[Kept] | type[LeftOut], place: str) -> str:
+def _parse_name(line: bytes, schema: type[AnswerLine] | type[LeftOutLine], place: str) -> str:
     try:
         return parse_json(line, schema, place, "the line").id
     except ValueError as error:
@@ -161,20 +165,18 @@ def _name(line: bytes, schema: type[Kept] | type[LeftOut], place: str) -> str:
         ) from None
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a file for lines that are appended. Without a buffer, no part of a line waits to be
-    written later.
-    """
+def _open_for_lines(path: Path) -> BinaryIO:
+    """Open a file to append lines. It is unbuffered, so that no part of a line is written late."""
     return path.open("ab", buffering=0)
 
 
-def _write(file: BinaryIO, place: Path, content: dict[str, Any]) -> None:
-    """Append a line; where that fails, the file is as it was before."""
+def _write_line(file: BinaryIO, path: Path, content: dict[str, Any]) -> None:
+    """Append a JSON line; if that fails, the file is restored."""
     line = json.dumps(content, ensure_ascii=False).encode("utf-8") + b"\n"
-    before = os.fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
     try:
-        while line:
+        while line:  # an unbuffered write may write only a part
             line = line[file.write(line) :]
     except OSError as error:
-        file.truncate(before)
-        raise OSError(error.errno, error.strerror, str(place)) from None
+        file.truncate(size)
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,29 +1,34 @@
-"""Checks before the work: output folders, packages, room on the disk."""
+"""Checks before a training run: options, packages, the output folder, space on the disk."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..files import Schema, read_json
-from .arguments import arguments
+from ..files import Schema, check_writable, nearest_existing, read_json
+from .arguments import training_arguments
 from .recipe import Recipe
 from .source import Source
 
-RUN = "run.json"
-"""Manifest of the run in a folder; written when the run begins."""
+MANIFEST = "run.json"
+"""File of the run manifest in an output folder; it is written when a run begins."""
 
 
-class Run(Schema):
-    """The manifest of a run, which tells it from another."""
+class RunManifest(Schema):
+    """Run manifest; a resume with other settings is refused.
+
+    Attributes:
+        recipe: all options of the recipe.
+        model: name of the model, as given.
+        data: hash of the training and evaluation examples.
+    """
 
     recipe: dict[str, Any]
     model: str
@@ -31,7 +36,7 @@ class Run(Schema):
 
 
 def check_options(recipe: Recipe, source: Source, folder: Path, report_to: str) -> None:
-    """Check what needs neither model nor data.
+    """Check the options that can be checked without the model and the data.
 
     Raises:
         ImportError: a package is missing.
@@ -39,8 +44,9 @@ def check_options(recipe: Recipe, source: Source, folder: Path, report_to: str) 
             unknown value.
     """
     for stage, epochs in recipe.stages:
-        made = arguments(recipe, stage, epochs, folder, 1, evaluated=False)
-        _check_optimizer(made)
+        args = training_arguments(recipe, stage, epochs, folder, 1, evaluated=False)
+        # transformers looks for the optimizer's package here, before the backbone is loaded.
+        Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
     if recipe.adapts and find_spec("peft") is None:
         raise ImportError(
             "an adapter needs peft: pip install 'medusa-decoding[train]', or set lora_rank 0"
@@ -50,11 +56,6 @@ def check_options(recipe: Recipe, source: Source, folder: Path, report_to: str) 
             "evaluation_share has no effect beside evaluation data: leave out one of them"
         )
     _check_reports(report_to)
-
-
-def _check_optimizer(made: TrainingArguments) -> None:
-    """Have transformers look for the optimizer now, not after the backbone is loaded."""
-    Trainer.get_optimizer_cls_and_kwargs(made, nn.Linear(1, 1))
 
 
 def _check_reports(report_to: str) -> None:
@@ -72,7 +73,11 @@ def _check_reports(report_to: str) -> None:
 
 
 def check_merge(merge: bool, recipe: Recipe, config: PreTrainedConfig) -> None:
-    """Raises ValueError where no backbone can be written whole."""
+    """Check that `merge` is possible: the recipe trains a backbone that is not quantised.
+
+    Raises:
+        ValueError: `merge` is set, and the backbone is frozen or quantised.
+    """
     if merge and not recipe.backbone_learns:
         raise ValueError(
             "merge is for a backbone that learns, and method medusa-1 changes none: leave it out"
@@ -83,79 +88,79 @@ def check_merge(merge: bool, recipe: Recipe, config: PreTrainedConfig) -> None:
         )
 
 
-def check_folder(folder: Path, run: dict[str, Any]) -> None:
-    """Check that the folder is free for this run, or is this run's, as far as that is known.
+def check_output(folder: Path, option: str) -> None:
+    """Check that an output folder can be written.
+
+    Args:
+        folder: the folder, which need not exist.
+        option: command line option that sets it, for the message.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the folder cannot be written.
     """
-    if (folder / RUN).is_file():
-        there = _read_run(folder).model_dump()
-        other = [
-            name for name, value in run["recipe"].items() if there["recipe"].get(name) != value
+    try:
+        check_writable(folder, folder=True)
+    except OSError as error:
+        raise ValueError(f"{error}: take another {option}") from None
+
+
+def check_folder(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check that an output folder is empty, or holds an earlier part of the same run.
+
+    Args:
+        folder: output folder.
+        manifest: fields of the run manifest that are known so far.
+
+    Raises:
+        ValueError: the folder holds another run or other files, or its manifest is damaged.
+    """
+    if (folder / MANIFEST).is_file():
+        existing = _read_manifest(folder).model_dump()
+        different = [
+            name
+            for name, value in manifest["recipe"].items()
+            if existing["recipe"].get(name) != value
         ]
-        other += [name for name in run if name != "recipe" and there[name] != run[name]]
-        if other:
+        different += [
+            name for name in manifest if name != "recipe" and existing[name] != manifest[name]
+        ]
+        if different:
             raise ValueError(
-                f"{folder} holds a run with other {', '.join(other)}: take another --output, or "
-                "delete it"
+                f"{folder} holds a run with other {', '.join(different)}: take another --output, "
+                "or delete it"
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else: take another --output")
 
 
-def _read_run(folder: Path) -> Run:
+def _read_manifest(folder: Path) -> RunManifest:
     try:
-        return read_json(folder / RUN, Run)
+        return read_json(folder / MANIFEST, RunManifest)
     except ValueError as error:
         raise ValueError(
-            f"{error}. It says what the run in {folder} is of: take another --output, or delete "
-            "the folder"
-        ) from None
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Check that files can be made in a folder, or in the folder that it will be made in.
-
-    Raises:
-        ValueError: they cannot; names the option that chose the folder.
-    """
-    place = _existing(folder)
-    if place == folder.absolute() and not place.is_dir():
-        raise ValueError(f"{folder} is a file: take another {option}")
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{folder} cannot be written to ({error.strerror}): take another {option}"
+            f"{error}. This file holds the settings of the run in {folder}: take another --output, "
+            "or delete the folder"
         ) from None
 
 
 def check_disk(needs: dict[str, tuple[Path, int]]) -> None:
-    """Check that what a run will write fits on the disks that it writes to.
+    """Check that the files of a run fit on the disks.
 
     Args:
-        needs: what is written, where, and how many bytes of it.
+        needs: folder and number of bytes of each kind of file.
 
     Raises:
-        ValueError: it does not fit; says what takes how much.
+        ValueError: they do not fit; the message says what needs how much.
     """
     disks: dict[int, list[str]] = {}
     for name, (folder, _) in needs.items():
-        disks.setdefault(_existing(folder).stat().st_dev, []).append(name)
+        disks.setdefault(nearest_existing(folder).stat().st_dev, []).append(name)
     for names in disks.values():
-        place = _existing(needs[names[0]][0])
-        free, asked = shutil.disk_usage(place).free, sum(needs[name][1] for name in names)
-        if asked > free:
+        place = nearest_existing(needs[names[0]][0])
+        free, needed = shutil.disk_usage(place).free, sum(needs[name][1] for name in names)
+        if needed > free:
             parts = ", ".join(f"{name} {needs[name][1] / 1e9:.2f} GB" for name in names)
             raise ValueError(
-                f"this run writes about {asked / 1e9:.2f} GB ({parts}), and {free / 1e9:.2f} GB "
-                f"are free at {place}: "
-                "free some, or write elsewhere (--output, --hidden-states)"
+                f"this run writes about {needed / 1e9:.2f} GB ({parts}), and {free / 1e9:.2f} GB "
+                f"are free at {place}: free some, or write elsewhere (--output, --hidden-states)"
             )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())

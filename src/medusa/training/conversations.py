@@ -1,8 +1,7 @@
-"""Conversations for self-distillation (section 2.3.2): the questions of a seed, and a model's own
-answers to them.
+"""Conversations for self-distillation (section 2.3.2): questions of a data set, a model's answers.
 
-A conversation is a generator that yields what it wants said next (`Ask`) and is sent what a model
-said (`Turn`). An engine drives many of them: a model on this machine (`answering`) or a server
+A conversation is a generator: it yields the next turn that it needs (`Ask`) and is sent what the
+model said (`Turn`). An `Answerer` runs many conversations: a local model (`answering`) or a server
 (`server`).
 """
 
@@ -13,21 +12,24 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..data.fields import Messages
+from ..data.turns import Messages
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the text of the answers.
+class GenerationSettings:
+    """Settings that determine the text of the answers; a file of answers has one set of them.
 
     Attributes:
-        model: name of the model that answers.
-        temperature: 0 answers greedily; the paper samples at 0.3.
-        seed: of sampling; each turn of each conversation has its own random numbers.
-        max_new_tokens: most tokens of an answer.
-        self_talk: questions that the model asks itself after the seed's own.
-        leave_out_cut: leave out answers that reach `max_new_tokens`, instead of keeping them,
+        model: name of the model that generates the answers.
+        temperature: sampling temperature; 0 decodes greedily, and the paper samples at 0.3.
+        seed: seed of the sampling; each turn of each conversation has its own random numbers.
+        max_new_tokens: maximum number of tokens of an answer.
+        self_talk: number of questions that the model asks itself after the questions of the data.
+        leave_out_cut: leave out answers that reach `max_new_tokens`; by default they are kept and
             marked as cut.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     model: str
@@ -46,12 +48,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ask:
-    """A turn that a conversation waits for.
+    """A request of a conversation for its next turn.
 
     Attributes:
-        chat: what was said so far.
-        role: who speaks next: "assistant", or "user" where the model asks itself.
-        key: names the conversation and the turn; seeds the turn's random numbers.
+        chat: the turns so far.
+        role: role of the next turn: "assistant", or "user" if the model asks itself.
+        key: unique name of the turn; seeds its random numbers.
     """
 
     chat: Messages
@@ -61,13 +63,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a model said.
+    """A turn that a model generated.
 
     Attributes:
-        text: the answer; empty where there is none.
-        tokens: how many tokens it took.
-        cut: whether it stops at a limit, not where the model would have ended it.
-        reasoning: what the model thought before the answer, where the server tells it apart.
+        text: text of the turn; empty if the model said nothing.
+        tokens: number of tokens generated.
+        cut: True if the text ends at a limit, not where the model would have ended it.
+        reasoning: text that the model generated before the answer, if a server reports it.
     """
 
     text: str
@@ -77,13 +79,13 @@ class Turn:
 
     @property
     def problem(self) -> str:
-        """Why the turn cannot be used; empty where it can."""
+        """Reason why the turn cannot be used; empty if it can."""
         if self.text:
             return ""
         return "was cut off before its first word" if self.cut else "was empty"
 
     def message(self) -> dict[str, Any]:
-        """The turn as an assistant's message. Nothing follows a message with `"cut": true`."""
+        """Return the turn as an assistant's message; a message with `"cut": true` ends a chat."""
         reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
         return {
             "role": "assistant",
@@ -94,12 +96,12 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedConversation:
     """A conversation that has ended.
 
     Attributes:
-        messages: what was said.
-        why: why not every question was answered; empty where all were.
+        messages: its turns.
+        why: reason why some questions have no answer; empty if all have one.
     """
 
     messages: Messages
@@ -107,62 +109,70 @@ class Ended:
 
     @property
     def answered(self) -> bool:
-        """Return whether there is an answer in it."""
+        """Return True if the conversation has at least one answer."""
         return any(turn["role"] == "assistant" for turn in self.messages)
 
     @property
     def cut(self) -> bool:
-        """Return whether its last answer was cut off."""
+        """Return True if the last answer was cut off."""
         return bool(self.messages) and self.messages[-1].get("cut", False)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine reports of a conversation.
+    """An answerer's report of a conversation.
 
     Attributes:
-        name: the conversation's.
-        result: how it ended, or the error because of which it could not be held.
-        tokens: how many the model wrote for it.
+        name: name of the conversation.
+        result: the finished conversation, or the error because of which it could not be held.
+        tokens: number of tokens that the model generated for it.
     """
 
     name: str
-    result: Ended | ValueError
+    result: FinishedConversation | ValueError
     tokens: int = 0
 
 
-Conversation = Generator[Ask, Turn, Ended]
+Conversation = Generator[Ask, Turn, FinishedConversation]
+"""A conversation under way."""
 
 
-class Engine(Protocol):
-    """Drives conversations to their end."""
+class Answerer(Protocol):
+    """A model or a server that answers the turns of conversations."""
 
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
     ) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each named conversation as soon as there is one."""
+        """Run named conversations to their end; yield each outcome as soon as it is known."""
 
 
-def conversation(name: str, seed: Messages, settings: Settings) -> Conversation:
-    """Ask the seed's questions in order, then let the model ask itself; returns what was said.
+def conversation(name: str, seed: Messages, settings: GenerationSettings) -> Conversation:
+    """Return a conversation that asks the questions of `seed`, and then lets the model ask itself.
 
-    The conversation ends at an answer that was cut off, and before one that is empty or to be left
-    out.
+    The conversation ends after an answer that was cut off, and before an answer that is empty or to
+    be left out.
+
+    Args:
+        name: unique name of the conversation.
+        seed: a chat, whose system message and user turns are used.
+        settings: settings of the answers.
     """
     messages: Messages = [turn for turn in seed if turn["role"] == "system"]
-    asked = [turn for turn in seed if turn["role"] == "user"]
-    for number in range(len(asked) + settings.self_talk):
-        if number < len(asked):
-            question = asked[number]
+    questions = [turn for turn in seed if turn["role"] == "user"]
+    for number in range(len(questions) + settings.self_talk):
+        if number < len(questions):
+            question = questions[number]
         else:
-            told = yield Ask(messages, "user", f"{name}/{number}/user")
-            if told.problem or told.cut:
-                return Ended(messages, f"question {number + 1} {told.problem or 'was cut off'}")
-            question = {"role": "user", "content": told.text}
+            own = yield Ask(messages, "user", f"{name}/{number}/user")
+            if own.problem or own.cut:
+                why = f"question {number + 1} {own.problem or 'was cut off'}"
+                return FinishedConversation(messages, why)
+            question = {"role": "user", "content": own.text}
         answer = yield Ask([*messages, question], "assistant", f"{name}/{number}/assistant")
         if answer.problem or (answer.cut and settings.leave_out_cut):
-            return Ended(messages, f"answer {number + 1} {answer.problem or 'was cut off'}")
+            why = f"answer {number + 1} {answer.problem or 'was cut off'}"
+            return FinishedConversation(messages, why)
         messages = [*messages, question, answer.message()]
         if answer.cut:
-            return Ended(messages, f"answer {number + 1} was cut off")
-    return Ended(messages)
+            return FinishedConversation(messages, f"answer {number + 1} was cut off")
+    return FinishedConversation(messages)

@@ -1,6 +1,4 @@
-"""Data for self-distillation (section 2.3.2): a model answers prompts itself, so that heads learn
-what it would say.
-"""
+"""Self-distillation data (section 2.3.2): a model's own answers, on which its heads are trained."""
 
 from __future__ import annotations
 
@@ -11,23 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from ..data.fields import Messages, read_asked
+from ..data.fields import read_questions
 from ..data.records import read_records
+from ..data.turns import Messages
 from .answers_file import AnswersFile
-from .conversations import Engine, Outcome, conversation
+from .conversations import Answerer, Outcome, conversation
 
 
 @dataclass
-class Progress:
-    """What a run has done.
+class DistillProgress:
+    """Counts of conversations in a run of `distill`.
 
     Attributes:
-        total: conversations that were asked for.
-        earlier: how many of them earlier runs have finished.
-        finished: how many this run has finished, with an answer or without.
-        cut: how many of these end in an answer that was cut off.
-        left_out: how many of these have no answer.
-        tokens: how many the model wrote in this run.
+        total: number of conversations requested.
+        earlier: number that earlier runs have finished.
+        finished: number that this run has finished, with or without an answer.
+        cut: number of finished ones whose last answer was cut off.
+        left_out: number of finished ones without an answer.
+        tokens: number of tokens that the model generated in this run.
         refused: name and error of each conversation that could not be held.
     """
 
@@ -41,44 +40,56 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many conversations nothing more is done for in this run."""
+        """Number of conversations that need no more work in this run."""
         return self.earlier + self.finished + len(self.refused)
 
 
 def read_seeds(
     source: str, limit: int | None = None, split: str = "train"
 ) -> Iterator[tuple[str, Messages]]:
-    """Yield seed conversations by name (place and digest): the user's turns count, answers do not.
+    """Yield the name and the chat of each seed conversation; only its user turns will be asked.
+
+    The name is the record's place and a hash of the chat, so that a changed record has a new name.
+
+    Args:
+        source: path of a file or a folder, or id of a dataset on the hub.
+        limit: maximum number of records read.
+        split: split of a hub dataset.
 
     Raises:
-        ValueError: the source is empty, a record is malformed, or nobody asks in it.
+        ValueError: the source is empty, or a record is malformed or has no turn of the user.
     """
     for record in itertools.islice(read_records(source, split), limit):
-        asked = read_asked(record)
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-        yield f"{record.place}, {digest}", asked
+        chat = read_questions(record)
+        digest = hashlib.sha256(json.dumps(chat, sort_keys=True).encode()).hexdigest()[:8]
+        yield f"{record.place}, {digest}", chat
 
 
 def distill(
-    engine: Engine,
+    answerer: Answerer,
     seeds: Sequence[tuple[str, Messages]],
     answers: AnswersFile,
-    watch: Callable[[Progress], None] = lambda _: None,
-) -> Progress:
-    """Let `engine` answer the seeds that `answers` does not have yet, and append each as soon as it
-    has ended.
+    watch: Callable[[DistillProgress], None] = lambda _: None,
+) -> DistillProgress:
+    """Generate the answers that `answers` does not have yet; append each when it is finished.
+
+    Args:
+        answerer: model or server that generates the answers.
+        seeds: name and chat of each conversation; see `read_seeds`.
+        answers: file of finished conversations.
+        watch: called with the progress at the start and after each conversation.
 
     Raises:
-        OSError: a server cannot be reached, or the disk is full; what is finished is kept.
+        OSError: a server cannot be reached, or the disk is full; finished conversations are kept.
     """
     waiting = [
         (name, conversation(name, seed, answers.settings))
         for name, seed in seeds
         if name not in answers
     ]
-    progress = Progress(len(seeds), earlier=len(seeds) - len(waiting))
+    progress = DistillProgress(len(seeds), earlier=len(seeds) - len(waiting))
     watch(progress)
-    with closing(engine.drive(waiting)) as outcomes:
+    with closing(answerer.drive(waiting)) as outcomes:
         for outcome in outcomes:
             progress.tokens += outcome.tokens
             try:
@@ -89,11 +100,11 @@ def distill(
     return progress
 
 
-def _append(answers: AnswersFile, outcome: Outcome, progress: Progress) -> None:
-    """Keep what came of a conversation, and count it.
+def _append(answers: AnswersFile, outcome: Outcome, progress: DistillProgress) -> None:
+    """Append the outcome of a conversation and count it.
 
     Raises:
-        ValueError: the conversation was refused, or its text cannot be written.
+        ValueError: the conversation was refused, or its text cannot be encoded as UTF-8.
     """
     if isinstance(outcome.result, ValueError):
         raise outcome.result

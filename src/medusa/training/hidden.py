@@ -1,8 +1,7 @@
-"""Hidden states kept on disk: the backbone runs once over the data, for all epochs and all runs
-that share a folder.
+"""Cache of hidden states on disk: the backbone runs once over the data, for all epochs and runs.
 
-Each set of states lies in a subfolder named by the digest of what they were computed from. The
-subfolder gets its name when it is complete.
+Each set of hidden states is a subfolder whose name is the hash of what they were computed from:
+weights, configuration and data. A subfolder gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -25,32 +24,41 @@ from ..data.examples import batches, collator
 from ..files import Schema, locked, read_json, write_json
 from .losses import next_targets
 from .progress import Advance, progress
-from .student import Student
+from .training_model import TrainingModel
 
 INDEX = "index.json"
-SHARD = 1 << 28
-"""Bytes of a file, about."""
-NAME = 16
-"""Characters of the digest that name a subfolder."""
+SHARD_BYTES = 1 << 28
+"""Approximate size of a file of hidden states, in bytes."""
+NAME_LENGTH = 16
+"""Number of characters of the hash in a subfolder's name."""
+POLL_SECONDS = 0.5
+"""Time between two looks for the hidden states that another process computes, in seconds."""
+
+ExampleStates = tuple[int, Tensor, Tensor]
+"""Number of an example, its hidden states [m, H] and targets [m, 1 + K] at m positions."""
 
 
 class Index(Schema):
-    """What a subfolder holds: a digest, and file, begin and end of every example's states."""
+    """Index file of a subfolder.
+
+    Attributes:
+        digest: hash of what the hidden states were computed from.
+        examples: (file number, begin, end) of each example's positions.
+    """
 
     digest: str
     examples: list[tuple[int, int, int]]
 
 
-class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
-    """What the heads see and should say, example by example: its number, hidden [m, H] and targets
-    [m, 1 + K].
+class CachedStates(Sequence[ExampleStates]):
+    """Hidden states and targets of each example, read from disk when indexed.
 
     Args:
-        folder: of the files.
-        digest: of what they should have been computed from.
+        folder: subfolder of the cache.
+        digest: hash that the index must have.
 
     Raises:
-        ValueError: a file is damaged, or the files are not what was asked for.
+        ValueError: a file is damaged, or the index has another hash.
     """
 
     def __init__(self, folder: Path, digest: str):
@@ -58,8 +66,8 @@ class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
             index = read_json(folder / INDEX, Index)
             self.folder, self.places = folder, index.examples
             shards = sorted({shard for shard, _, _ in self.places})
-            self._open = {
-                shard: safe_open(folder / _name(shard), framework="pt") for shard in shards
+            self._files = {
+                shard: safe_open(folder / _shard_name(shard), framework="pt") for shard in shards
             }
         except (ValueError, FileNotFoundError, SafetensorError) as error:
             raise ValueError(
@@ -75,97 +83,97 @@ class HiddenStates(Sequence[tuple[int, Tensor, Tensor]]):
 
     def __getitem__(self, number: Any) -> Any:
         shard, begin, end = self.places[number]
-        file = self._open[shard]
+        file = self._files[shard]
         return number, file.get_slice("hidden")[begin:end], file.get_slice("targets")[begin:end]
 
 
-def is_kept(folder: Path) -> bool:
-    """Whether a subfolder is complete."""
+def is_complete(folder: Path) -> bool:
+    """Return True if a subfolder of the cache is complete; its index is written last."""
     return (folder / INDEX).is_file()
 
 
-def kept_bytes(student: Student, examples: Sequence[Example]) -> int:
-    """Return how many bytes the states of the examples take on disk."""
-    heads = student.heads.config
-    return sum(each.learnt for each in examples) * (
-        heads.hidden_size * student.base.dtype.itemsize + 8 + 8 * heads.num_heads
-    )
+def cache_bytes(model: TrainingModel, examples: Sequence[Example]) -> int:
+    """Return the size of the examples' hidden states and targets on disk, in bytes."""
+    heads = model.heads.config
+    hidden = heads.hidden_size * model.base.dtype.itemsize
+    targets = 8 * (1 + heads.num_heads)
+    return sum(example.learnt for example in examples) * (hidden + targets)
 
 
-def keep(
-    student: Student,
+def cached_states(
+    model: TrainingModel,
     examples: Sequence[Example],
-    place: Path,
+    cache: Path,
     tokens: int = 8192,
     say: Callable[[str], None] | None = None,
     computes: bool = True,
-) -> HiddenStates:
-    """Run the backbone over the examples, unless `place` has their states already.
+) -> CachedStates:
+    """Return the hidden states of the examples; compute them if the cache does not have them.
 
     Args:
-        place: folder of the subfolders, which several runs can share.
-        tokens: of a batch, with padding.
-        say: told what happens, a line each; None keeps it quiet.
-        computes: False waits until another process has computed the states.
+        model: the model whose backbone runs.
+        examples: examples to run it over.
+        cache: folder of the subfolders; several runs can share it.
+        tokens: number of tokens in a batch, with padding.
+        say: prints a line; None prints nothing.
+        computes: False waits until another process has computed the hidden states.
 
     Raises:
-        ValueError: the states that are there are damaged.
+        ValueError: the cached hidden states are damaged.
     """
-    state = _digest(student.base, student.heads.config.num_heads, examples)
-    folder = place / state[:NAME]
-    while not (computes or is_kept(folder)):  # a barrier would have a time limit
-        time.sleep(0.5)
-    if is_kept(folder):
-        return HiddenStates(folder, state)
-    tell = say or (lambda line: None)
-    with locked(
-        folder,
-        waiting=lambda: tell(f"another run computes the hidden states in {folder}: waiting for it"),
-    ):
-        if not is_kept(folder):
-            tell(
-                f"the backbone runs over {len(examples)} examples; their hidden states are kept in "
-                f"{folder}"
-            )
-            with progress(
-                "hidden states",
-                sum(len(each.ids) for each in examples),
-                "tokens",
-                say,
-                shown=say is not None,
-            ) as advance:
-                _compute(student, examples, folder, state, tokens, advance)
-    return HiddenStates(folder, state)
+    fingerprint = _fingerprint(model.base, model.heads.config.num_heads, examples)
+    folder = cache / fingerprint[:NAME_LENGTH]
+    # Polling, not a barrier of torch.distributed, which would time out after some minutes.
+    while not (computes or is_complete(folder)):
+        time.sleep(POLL_SECONDS)
+    if not is_complete(folder):
+        tell = say or (lambda line: None)
+        message = f"another run computes the hidden states in {folder}: waiting for it"
+        with locked(folder, waiting=lambda: tell(message)):
+            if not is_complete(folder):  # the other run may have completed them meanwhile
+                tell(
+                    f"the backbone runs over {len(examples)} examples; their hidden states are "
+                    f"kept in {folder}"
+                )
+                total = sum(len(example.ids) for example in examples)
+                with progress(
+                    "hidden states", total, "tokens", say, shown=say is not None
+                ) as advance:
+                    _compute(model, examples, folder, fingerprint, tokens, advance)
+    return CachedStates(folder, fingerprint)
 
 
 def _compute(
-    student: Student,
+    model: TrainingModel,
     examples: Sequence[Example],
     folder: Path,
-    state: str,
+    fingerprint: str,
     tokens: int,
     advance: Advance,
 ) -> None:
-    """Write the states of the examples to `folder`, which appears when it is complete."""
+    """Compute the hidden states of the examples and write them to `folder` when complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
     unfinished.mkdir(parents=True)
     places: dict[int, tuple[int, int, int]] = {}
     shard, filled = 0, 0
-    kept: list[tuple[Tensor, Tensor]] = []
+    pending: list[tuple[Tensor, Tensor]] = []
     try:
-        for number, hidden, targets in states(student, examples, tokens, advance):
+        for number, hidden, targets in hidden_states(model, examples, tokens, advance):
             places[number] = shard, filled, filled + len(hidden)
-            kept.append((hidden.cpu(), targets.cpu()))
+            pending.append((hidden.cpu(), targets.cpu()))
             filled += len(hidden)
-            if filled * hidden.shape[-1] * hidden.element_size() >= SHARD:
-                _write(unfinished / _name(shard), kept)
-                shard, kept, filled = shard + 1, [], 0
-        if kept:
-            _write(unfinished / _name(shard), kept)
-        index = {"digest": state, "examples": [places[number] for number in range(len(examples))]}
+            if filled * hidden.shape[-1] * hidden.element_size() >= SHARD_BYTES:
+                _write_shard(unfinished / _shard_name(shard), pending)
+                shard, pending, filled = shard + 1, [], 0
+        if pending:
+            _write_shard(unfinished / _shard_name(shard), pending)
+        index = {
+            "digest": fingerprint,
+            "examples": [places[number] for number in range(len(examples))],
+        }
         write_json(unfinished / INDEX, index)
-        shutil.rmtree(folder, ignore_errors=True)  # without an index, nobody reads it
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without an index is of no use
         unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -173,39 +181,41 @@ def _compute(
 
 
 @torch.no_grad()
-def states(
-    student: Student,
+def hidden_states(
+    model: TrainingModel,
     examples: Sequence[Example],
     tokens: int = 8192,
     advance: Advance | None = None,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield the number of every example, its hidden states [m, H] and targets [m, 1 + K]; shortest
-    examples first.
+) -> Iterator[ExampleStates]:
+    """Yield the number, hidden states [m, H] and targets [m, 1 + K] of each example, by length.
 
     Args:
-        tokens: of a batch, with padding.
-        advance: told the tokens of each batch, when it is done.
+        model: the model whose backbone runs.
+        examples: examples to run it over.
+        tokens: number of tokens in a batch, with padding.
+        advance: called with the number of tokens of each finished batch.
     """
     numbers = {id(example): number for number, example in enumerate(examples)}
     collate = collator(0)
-    device = next(student.base.parameters()).device
-    student.eval()
+    device = next(model.base.parameters()).device
+    model.eval()
     for rows in batches(examples, tokens):
-        batch = {name: each.to(device) for name, each in collate(rows).items()}
-        learnt = student.positions(**batch)
-        own = next_targets(batch["labels"], batch["segments"])
+        batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+        learnt = model.positions(**batch)
+        following = next_targets(batch["labels"], batch["segments"])
         targets = torch.cat([learnt.next[:, None], learnt.ahead], 1)
-        lengths = (own != IGNORED).sum(1).tolist()
+        lengths = (following != IGNORED).sum(1).tolist()
         parts = zip(learnt.hidden.split(lengths), targets.split(lengths), strict=True)
         for row, (hidden, target) in zip(rows, parts, strict=True):
+            # Clones, because a view would keep the whole batch in memory.
             yield numbers[id(row[0])], hidden.clone(), target.clone()
         if advance is not None:
             advance(sum(len(row[0].ids) for row in rows))
 
 
-def collate_states(rows: Sequence[tuple[int, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """`hidden` [M, H] and `targets` [M, 1 + K] of several examples, and their `rows`."""
-    numbers, hidden, targets = zip(*rows, strict=True)
+def collate_states(examples: Sequence[ExampleStates]) -> dict[str, Tensor]:
+    """Return a batch: `hidden` [M, H], `targets` [M, 1 + K], and the examples' numbers, `rows`."""
+    numbers, hidden, targets = zip(*examples, strict=True)
     return {
         "hidden": torch.cat(hidden),
         "targets": torch.cat(targets),
@@ -213,25 +223,26 @@ def collate_states(rows: Sequence[tuple[int, Tensor, Tensor]]) -> dict[str, Tens
     }
 
 
-def _write(file: Path, kept: list[tuple[Tensor, Tensor]]) -> None:
-    hidden, targets = zip(*kept, strict=True)
+def _write_shard(file: Path, pending: list[tuple[Tensor, Tensor]]) -> None:
+    hidden, targets = zip(*pending, strict=True)
     save_file(
         {"hidden": torch.cat(hidden).contiguous(), "targets": torch.cat(targets).contiguous()}, file
     )
 
 
-def _name(shard: int) -> str:
+def _shard_name(shard: int) -> str:
     return f"states-{shard:05d}.safetensors"
 
 
-def _digest(base: PreTrainedModel, heads: int, examples: Sequence[Example]) -> str:
-    """Return the digest of what decides the states: some values of every weight, and all ids and
-    labels.
+def _fingerprint(base: PreTrainedModel, num_heads: int, examples: Sequence[Example]) -> str:
+    """Return the hash of weights, configuration and data; it identifies the hidden states.
+
+    Of each weight some 64 values are hashed, because reading all of them takes too long.
     """
-    told = hashlib.sha256(f"{heads} {base.config.to_json_string()}".encode())
+    hashed = hashlib.sha256(f"{num_heads} {base.config.to_json_string()}".encode())
     for name, weight in base.named_parameters():
         values = weight.detach().flatten()
         some = values[:: max(1, values.numel() // 64)].float().cpu()
-        told.update(name.encode() + some.numpy().tobytes())
-    told.update(digest(examples).encode())
-    return told.hexdigest()
+        hashed.update(name.encode() + some.numpy().tobytes())
+    hashed.update(digest(examples).encode())
+    return hashed.hexdigest()

@@ -1,9 +1,10 @@
-"""The losses of training, without ever holding the logits of a batch whole.
+"""Training losses that never hold the logits of a whole batch in memory.
 
-Logits of all positions and heads are what training Medusa heads takes most memory for: K x M x V
-    numbers, and as many
-gradients. `chunked` computes a loss of projected states chunk by chunk and keeps gradients alone.
-Shapes: M positions, H hidden size, V vocabulary, K heads.
+The logits of all heads, K x M x V numbers, and as many gradients of them, take most of the memory
+of training Medusa heads. `chunked_sum` computes a loss of projected hidden states chunk by chunk
+and keeps only the gradients.
+
+Shapes: M positions, H hidden size, V vocabulary size, K heads.
 """
 
 from __future__ import annotations
@@ -17,56 +18,60 @@ from torch.nn import functional as F
 
 from ..data.chats import IGNORED
 
-CHUNK = 288
-"""Positions projected at a time; of 32,000 logits each just over the 32 MiB up to which glibc keeps
-freed memory.
+CPU_CHUNK = 288
+"""Positions projected at a time on a CPU. With a vocabulary of 32,000 the float32 logits of a chunk
+are just over 32 MiB, the size up to which glibc keeps freed memory instead of returning it.
 """
 GPU_CHUNK = 2048
-"""On a GPU, whose products of few rows wait for their weights to be read."""
+"""Positions projected at a time on a GPU, where small products are bound by reading the weights."""
 ChunkLoss = Callable[..., Tensor]
+"""Function of chunks [size, ...] and whole weights that returns a scalar loss."""
 
 
 def chunk_size(device: torch.device) -> int:
-    """Positions to project at a time on a device."""
-    return CHUNK if device.type == "cpu" else GPU_CHUNK
+    """Return the number of positions to project at a time on a device."""
+    return CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
 
 
-def chunked(
+def chunked_sum(
     loss: ChunkLoss,
     per_position: Sequence[Tensor],
     weights: Sequence[Tensor],
     size: int | None = None,
 ) -> Tensor:
-    """The sum of `loss(*chunks, *weights)` over chunks of the positions, with its gradients.
+    """Return the sum of `loss(*chunks, *weights)` over chunks of positions; it is differentiable.
 
     Args:
-        loss: a scalar of chunks [<= size, ...] and the weights.
-        per_position: tensors [M, ...] to cut.
-        weights: tensors that every chunk is given whole, and that gradients are wanted of; under
-            autocast in its dtype.
-        size: of a chunk; by default `chunk_size`'s.
+        loss: scalar function of chunks [<= size, ...] and the weights.
+        per_position: tensors [M, ...] that are split into chunks.
+        weights: tensors that every chunk gets whole, under autocast in the autocast dtype; they get
+            gradients if they require them.
+        size: positions in a chunk; by default `chunk_size`.
     """
     stacked = [tensor[None] for tensor in per_position], [tensor[None] for tensor in weights]
-    return chunked_each(loss, *stacked, size)[0]
+    return chunked_sums(loss, *stacked, size)[0]
 
 
-def chunked_each(
+def chunked_sums(
     loss: ChunkLoss,
     per_position: Sequence[Tensor],
     weights: Sequence[Tensor],
     size: int | None = None,
 ) -> Tensor:
-    """K such sums [K], of tensors [K, M, ...] and weights [K, ...]; their gradients are never there
-    twice.
+    """Return K such sums [K], of tensors [K, M, ...] and weights [K, ...].
+
+    One call for all heads keeps one gradient of their stacked weights; K calls would each allocate
+    a gradient of the whole stack.
     """
     size = chunk_size(per_position[0].device) if size is None else size
-    total: Tensor = _Chunked.apply(loss, size, len(per_position), *per_position, *weights)
-    return total
+    sums: Tensor = _ChunkedSums.apply(loss, size, len(per_position), *per_position, *weights)
+    return sums
 
 
-class _Chunked(torch.autograd.Function):
-    """Computes each chunk's gradients along with its loss, so that nothing of a chunk outlives
-    it.
+class _ChunkedSums(torch.autograd.Function):
+    """Sums of chunk losses. The forward pass also computes the gradients, so that chunks are freed.
+
+    `tensors` are first the `cut` tensors to split into chunks, and then the weights.
     """
 
     @staticmethod
@@ -79,43 +84,47 @@ class _Chunked(torch.autograd.Function):
             for place in wanted
         }
         count, positions = tensors[0].shape[:2]
-        totals = torch.zeros(count, dtype=torch.float32, device=tensors[0].device)
-        for each in range(count):
-            # cast here: autocast would keep a copy of every chunk's whole weights
-            whole = [_as_autocast(tensor[each].detach()) for tensor in tensors[cut:]]
+        sums = torch.zeros(count, dtype=torch.float32, device=tensors[0].device)
+        for head in range(count):
+            # Cast once here: autocast would cast, and keep, the whole weights for every chunk.
+            whole = [_as_autocast(tensor[head].detach()) for tensor in tensors[cut:]]
             for begin in range(0, positions, size):
-                part = (each, slice(begin, begin + size))
+                part = (head, slice(begin, begin + size))
                 chunk = [tensor[part].detach() for tensor in tensors[:cut]]
-                leaves = [
-                    leaf.requires_grad_(place in grads)
-                    for place, leaf in enumerate((*chunk, *whole))
-                ]
-                with torch.enable_grad():
-                    value = loss(*leaves)
-                totals[each] += value.detach()
-                if wanted:
-                    found = torch.autograd.grad(
-                        value, [leaves[place] for place in wanted], allow_unused=True
-                    )
-                    for place, grad in zip(wanted, found, strict=True):
-                        if grad is not None:
-                            grads[place][part if place < cut else each].add_(grad)
+                value, chunk_grads = _loss_and_grads(loss, [*chunk, *whole], wanted)
+                sums[head] += value
+                for place, grad in zip(wanted, chunk_grads, strict=True):
+                    if grad is not None:
+                        grads[place][part if place < cut else head].add_(grad)
         ctx.dtypes = {place: tensors[place].dtype for place in wanted}
         ctx.grads, ctx.count = grads, len(tensors)
-        return totals
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
         (scales,) = outer
-        found: list[Tensor | None] = [None] * ctx.count
+        result: list[Tensor | None] = [None] * ctx.count
         for place, dtype in ctx.dtypes.items():
             grad = ctx.grads.pop(place)
-            found[place] = grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1))).to(dtype)
-        return None, None, None, *found
+            result[place] = grad.mul_(scales.view(-1, *[1] * (grad.ndim - 1))).to(dtype)
+        return None, None, None, *result
+
+
+def _loss_and_grads(
+    loss: ChunkLoss, tensors: Sequence[Tensor], wanted: Sequence[int]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Return a loss, and its gradients for the tensors at the `wanted` places."""
+    leaves = [leaf.requires_grad_(place in wanted) for place, leaf in enumerate(tensors)]
+    with torch.enable_grad():
+        value = loss(*leaves)
+    if not wanted:
+        return value.detach(), []
+    grads = torch.autograd.grad(value, [leaves[place] for place in wanted], allow_unused=True)
+    return value.detach(), grads
 
 
 def _as_autocast(weight: Tensor) -> Tensor:
-    """A float32 weight in the dtype that autocast would compute with."""
+    """Return a float32 weight in the autocast dtype if autocast is on; other weights unchanged."""
     kind = weight.device.type
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return weight.to(torch.get_autocast_dtype(kind))
@@ -123,14 +132,22 @@ def _as_autocast(weight: Tensor) -> Tensor:
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) over positions; logits [M, V], targets [M], `IGNORED` (-100) where
-    there is none.
+    """Return the sum of -log p(target) over positions.
+
+    Args:
+        logits: [M, V].
+        targets: [M] token ids, `IGNORED` (-100) where there is no target.
     """
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def divergence_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum of KL(teacher || student) over positions (section 2.3.2); logits [M, V] both."""
+    """Return the sum of KL(teacher || student) over positions (section 2.3.2).
+
+    Args:
+        student: logits [M, V] of the model in training.
+        teacher: logits [M, V] of the original model.
+    """
     return F.kl_div(
         student.float().log_softmax(-1),
         teacher.float().log_softmax(-1),
@@ -140,16 +157,19 @@ def divergence_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def head_weights(num_heads: int, decay: float) -> list[float]:
-    """lambda_k = decay^k of eq. 1, k = 1..K."""
+    """Return lambda_k = decay^k of eq. 1 for k = 1..K."""
     return [decay**k for k in range(1, num_heads + 1)]
 
 
 def medusa1_loss(logits: Tensor, targets: Tensor, decay: float) -> Tensor:
-    """Eq. 1 from whole logits: sum_k lambda_k * mean cross-entropy of head k.
+    """Return the loss of eq. 1 from whole logits: sum_k lambda_k * mean cross-entropy of head k.
+
+    This is the slow reference of the chunked losses.
 
     Args:
         logits: [K, M, V] of the heads.
-        targets: [M, K] the token each head should have said, -100 where there is none.
+        targets: [M, K] target of each head, `IGNORED` (-100) where there is none.
+        decay: base of lambda_k = decay^k.
     """
     parts = [
         weight
@@ -161,36 +181,39 @@ def medusa1_loss(logits: Tensor, targets: Tensor, decay: float) -> Tensor:
 
 
 def head_targets(labels: Tensor, segments: Tensor, num_heads: int) -> Tensor:
-    """What the heads should say at each position [B, S, K]: head k (from 0) the token k + 2 places
-    on.
+    """Return the heads' targets [B, S, K]: head k (from 0) has the token k + 2 positions ahead.
 
-    Only positions where the backbone's own next token is learnt have targets, as heads are never
-    asked elsewhere, and none lies in another example of the row.
+    A position has targets only if the backbone's next token there is trained on, since decoding
+    uses the heads nowhere else. A target never comes from another example of the row.
 
     Args:
-        labels: [B, S], `IGNORED` where a token is not learnt.
-        segments: [B, S] which example of its row a token belongs to.
+        labels: [B, S] token ids, `IGNORED` for tokens that are context only.
+        segments: [B, S] number of each token's example in its row.
+        num_heads: K.
     """
-    ahead = [_ahead(labels, segments, places) for places in range(1, num_heads + 2)]
-    own = ahead[0] == IGNORED
-    return torch.stack([each.masked_fill(own, IGNORED) for each in ahead[1:]], -1)
+    shifted = [_tokens_ahead(labels, segments, places) for places in range(1, num_heads + 2)]
+    no_next = shifted[0] == IGNORED
+    return torch.stack([targets.masked_fill(no_next, IGNORED) for targets in shifted[1:]], -1)
 
 
 def next_targets(labels: Tensor, segments: Tensor) -> Tensor:
-    """What the backbone should say at each position [B, S]."""
-    return _ahead(labels, segments, 1)
+    """Return the backbone's targets [B, S]: the next token of the same example."""
+    return _tokens_ahead(labels, segments, 1)
 
 
 def token_counts(batch: Mapping[str, Tensor], num_heads: int) -> Tensor:
-    """[1 + K] how many tokens backbone and heads learn from in a batch."""
+    """Return the number of targets in a batch [1 + K], of the backbone and of each head."""
     if "targets" in batch:
         return batch["targets"].ne(IGNORED).sum(0)
     labels, segments = batch["labels"], batch["segments"]
-    own = next_targets(labels, segments).ne(IGNORED).sum()
-    return torch.cat([own[None], head_targets(labels, segments, num_heads).ne(IGNORED).sum((0, 1))])
+    backbone = next_targets(labels, segments).ne(IGNORED).sum()
+    heads = head_targets(labels, segments, num_heads).ne(IGNORED).sum((0, 1))
+    return torch.cat([backbone[None], heads])
 
 
-def _ahead(labels: Tensor, segments: Tensor, places: int) -> Tensor:
-    moved = F.pad(labels[:, places:], (0, min(places, labels.shape[1])), value=IGNORED)
-    theirs = F.pad(segments[:, places:], (0, min(places, labels.shape[1])), value=-1)
-    return moved.masked_fill(theirs != segments, IGNORED)
+def _tokens_ahead(labels: Tensor, segments: Tensor, places: int) -> Tensor:
+    """Return the labels `places` positions ahead, `IGNORED` beyond the end of an example."""
+    pad = (0, min(places, labels.shape[1]))
+    moved = F.pad(labels[:, places:], pad, value=IGNORED)
+    moved_segments = F.pad(segments[:, places:], pad, value=-1)
+    return moved.masked_fill(moved_segments != segments, IGNORED)

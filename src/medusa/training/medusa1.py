@@ -1,7 +1,7 @@
-"""Medusa-1 from Python: heads on a loaded model, which stays as it is (section 2.2.1).
+"""Medusa-1 from Python: training of heads on a loaded model, which stays unchanged (section 2.2.1).
 
-The backbone runs once over the data; the heads then train on the hidden states it left. Recipes
-with checkpoints, adapters and data from files are `medusa train`'s.
+The backbone runs once over the data; the heads are then trained on its hidden states. Checkpoints,
+adapters and data files are features of `medusa.training.train`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import nn
 from ..core.model import TreeModel
 from ..core.tree import CandidateTree
 from ..data.chats import IGNORED, Example
-from .hidden import collate_states, states
+from .hidden import ExampleStates, collate_states, hidden_states
 from .plan import plan
-from .progress import progress as shown_progress
+from .progress import progress as show_progress
 from .recipe import Recipe
-from .student import Student
-from .trainer import StudentTrainer
-from .vocabulary import occurring
+from .trainer import MedusaTrainer, StageData
+from .training_model import TrainingModel
+from .vocabulary import occurring_tokens
 
 
 @dataclass(frozen=True)
 class HeadMetrics:
-    """How good heads, and the backbone below them, are at texts.
+    """Quality of heads, and of the backbone below them, on held-out texts.
 
     Attributes:
-        accuracy: [K][R] share of positions where head k has the true token among its top r + 1.
-        perplexity: the backbone's.
-        positions: learnt tokens.
+        accuracy: [K][R] share of positions where the target is among head k's best r + 1 tokens.
+        perplexity: perplexity of the backbone.
+        positions: number of positions measured.
     """
 
     accuracy: list[list[float]]
@@ -50,19 +50,23 @@ def train_heads(
     recipe: Recipe | None = None,
     progress: bool = True,
 ) -> list[float]:
-    """Train `model.heads` in place on a frozen backbone; returns the loss (eq. 1) of every ten
-    steps.
+    """Train `model.heads` in place on the frozen backbone.
 
-    The hidden states of all learnt tokens are kept in memory.
+    The hidden states of all positions with a target are kept in memory.
 
     Args:
-        recipe: of method medusa-1; its options for data, backbone and checkpoints have no effect
-            here.
+        model: a model with heads.
+        examples: examples to train on.
+        recipe: a recipe of method medusa-1; its options for data, backbone and checkpoints have no
+            effect here.
         progress: print the plan, the log and the progress.
 
+    Returns:
+        The loss of eq. 1, averaged between two entries of the log (`recipe.log_every` steps).
+
     Raises:
-        ValueError: heads without residual layers that share the lm_head have nothing to train, or
-            the examples have nothing to learn.
+        ValueError: the recipe trains the backbone, the heads have no parameters, or the examples
+            are too short to train on.
     """
     recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0, packing=False)
     if recipe.backbone_learns:
@@ -75,80 +79,87 @@ def train_heads(
             "heads with num_layers=0 that share the lm_head have no parameters to train"
         )
     dtype = parameters[0].dtype
-    with _frozen(model.base), torch.enable_grad(), tempfile.TemporaryDirectory() as folder:
-        student = Student(model.base, model.heads, recipe.decay)
-        found = _states(student, examples, "hidden states" if progress else None)
-        kept = [
-            (number, hidden.cpu(), targets.cpu())
-            for number, hidden, targets in found
-            if len(hidden)
-        ]
-        if recipe.head_vocabulary == "data":
-            student.restrict(occurring(examples))
-        tokens = sum(len(hidden) for _, hidden, _ in kept)
-        for line in plan(recipe, "heads", recipe.epochs, len(kept), tokens) if progress else ():
+    with _frozen(model.base), torch.enable_grad():
+        log = _train(model, examples, recipe, progress)
+    model.heads.to(dtype)
+    return log
+
+
+def _train(
+    model: TreeModel, examples: Sequence[Example], recipe: Recipe, progress: bool
+) -> list[float]:
+    """Train the heads, which are then in float32 or more; return the logged losses."""
+    training_model = TrainingModel(model.base, model.heads, recipe.decay)
+    states = [
+        (number, hidden.cpu(), targets.cpu())
+        for number, hidden, targets in _states_in_memory(training_model, examples, progress)
+        if len(hidden)
+    ]
+    if recipe.head_vocabulary == "data":
+        training_model.restrict_vocabulary(occurring_tokens(examples))
+    if progress:
+        tokens = sum(len(hidden) for _, hidden, _ in states)
+        for line in plan(recipe, "heads", recipe.epochs, len(states), tokens):
             print(line)
-        model.heads.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
-        trainer = StudentTrainer(
-            student,
+    dtype = next(model.heads.parameters()).dtype
+    # Half precision would lose the optimizer's small updates.
+    model.heads.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = MedusaTrainer(
+            training_model,
             recipe,
             "heads",
             recipe.epochs,
             Path(folder),
-            collate_states,
-            kept,
-            [],
+            StageData(collate_states, states, []),
             CandidateTree.default(model.heads.config.num_heads),
             say=print if progress else None,
             use_cpu=model.device.type == "cpu",
         )
-        trainer.go()
-    model.heads.to(dtype)
-    return [float(line["loss"]) for line in trainer.state.log_history if "loss" in line]
+        trainer.train_from_checkpoint()
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
 @torch.no_grad()
 def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) -> HeadMetrics:
-    """Top-1 to top-`top` accuracy of every head on held-out texts, and the backbone's
-    perplexity.
-    """
-    student = Student(model.base, model.heads)
-    hits = torch.zeros(model.heads.config.num_heads, top)
-    counts = torch.zeros(1 + model.heads.config.num_heads)
+    """Return each head's top-1 to top-`top` accuracy on held-out texts, and the perplexity."""
+    training_model = TrainingModel(model.base, model.heads)
+    num_heads = model.heads.config.num_heads
+    hits, counts = torch.zeros(num_heads, top), torch.zeros(1 + num_heads)
     entropy = 0.0
-    for part in _states(student, examples):
-        batch = collate_states([part])
-        told = student(hidden=batch["hidden"], targets=batch["targets"], top=top)
-        hits, counts = hits + told["hits"], counts + told["counts"].cpu()
-        entropy += float(told["sums"][0])
+    for states in _states_in_memory(training_model, examples, progress=False):
+        batch = collate_states([states])
+        result = training_model(hidden=batch["hidden"], targets=batch["targets"], top=top)
+        hits, counts = hits + result["hits"], counts + result["counts"].cpu()
+        entropy += float(result["sums"][0])
     accuracy = hits / counts[1:, None].clamp_min(1)
     return HeadMetrics(accuracy.tolist(), math.exp(entropy / float(counts[0])), int(counts[0]))
 
 
-def _states(
-    student: Student, examples: Sequence[Example], label: str | None = None
-) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """The examples' hidden states in memory; progress is shown under `label`."""
-    total = sum(len(each.ids) for each in examples)
-    with shown_progress(label or "", total, "tokens", print, shown=label is not None) as advance:
-        kept = list(states(student, examples, advance=advance))
-    if not any(target[:, 1:].ne(IGNORED).any() for _, _, target in kept):
+def _states_in_memory(
+    model: TrainingModel, examples: Sequence[Example], progress: bool
+) -> list[ExampleStates]:
+    """Return the examples' hidden states and targets; `progress` shows a progress bar."""
+    total = sum(len(example.ids) for example in examples)
+    with show_progress("hidden states", total, "tokens", print, shown=progress) as advance:
+        states = list(hidden_states(model, examples, advance=advance))
+    if not any(target[:, 1:].ne(IGNORED).any() for _, _, target in states):
         raise ValueError(
             "no example is long enough: a head foresees the second token after its position"
         )
-    return kept
+    return states
 
 
 @contextmanager
 def _frozen(base: nn.Module) -> Iterator[None]:
-    """The base's parameters take no gradient while the context lasts."""
-    learning = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    """Freeze the parameters of `base` within the context; restore its state afterwards."""
+    trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
     training = base.training
-    for parameter in learning:
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         base.train(training)

@@ -1,4 +1,4 @@
-"""Progress of long phases: a bar on a terminal, a line every so often in a log or pipe."""
+"""Progress display of long phases: a bar on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-EVERY = 20.0
-"""Seconds between two lines; a phase that ends sooner prints none."""
+LOG_INTERVAL = 20.0
+"""Seconds between two lines in a log or pipe; a phase that ends sooner prints no line."""
 Advance = Callable[[int], None]
+"""Function that is called with the number of units done since its last call."""
+Describe = Callable[[int, float], str]
+"""Function of the units done and the seconds since the start; returns a line of progress."""
 
 
 @contextmanager
@@ -29,16 +32,18 @@ def progress(
     unit: str,
     say: Callable[[str], None] | None = None,
     shown: bool = True,
+    describe: Describe | None = None,
 ) -> Iterator[Advance]:
-    """Yield a function that is called with the units done since its last call, and show how far
-    they have come.
+    """Show the progress of a phase; yield the function that reports units as done.
 
     Args:
-        label: what is under way, such as "hidden states".
-        total: units in all; None where that is not known.
+        label: name of the phase, such as "hidden states".
+        total: number of units in the phase; None if unknown.
         unit: what is counted, in the plural.
-        say: prints a line where standard error is no terminal; by default to standard error.
-        shown: False shows nothing, as in all but one of several processes.
+        say: prints a line where standard error is not a terminal; by default to standard error.
+        shown: False displays nothing, as in all but one of several processes.
+        describe: makes the line of progress; by default it has the units, the rate and the time
+            left. On a terminal this line is the bar's label.
     """
     console = Console(stderr=True)
     if not shown:
@@ -47,47 +52,68 @@ def progress(
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True)
         times = TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns, *times, console=console, transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda done: bar.advance(task, done)
+            yield _bar_advance(bar, label, total, describe)
     else:
-        lines = _Lines(
-            label,
-            total,
-            unit,
-            say or (lambda line: console.print(line, soft_wrap=True, highlight=False)),
-        )
-        yield lines.advance
-        lines.end()
+        if say is None:
+            say = lambda line: console.print(line, soft_wrap=True, highlight=False)  # noqa: E731
+        log = _ProgressLog(label, total, unit, say, describe)
+        yield log.advance
+        log.end()
 
 
-class _Lines:
-    """Counts units and says how many there were, at most every `EVERY` seconds."""
+def _bar_advance(
+    bar: Progress, label: str, total: int | None, describe: Describe | None
+) -> Advance:
+    """Add a task to a bar; return the function that advances it."""
+    task = bar.add_task(label, total=total)
+    begun = time.monotonic()
+    count = 0
 
-    def __init__(self, label: str, total: int | None, unit: str, say: Callable[[str], None]):
+    def advance(done: int) -> None:
+        nonlocal count
+        count += done
+        bar.advance(task, done)
+        if describe is not None:
+            bar.update(task, description=describe(count, time.monotonic() - begun))
+
+    return advance
+
+
+class _ProgressLog:
+    """A counter of units that prints a line at most every `LOG_INTERVAL` seconds."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        say: Callable[[str], None],
+        describe: Describe | None,
+    ):
         self.label, self.total, self.unit, self.say = label, total, unit, say
+        self.describe = describe or self._describe
         self.done = 0
         self.begun = self.last = time.monotonic()
 
     def advance(self, done: int) -> None:
         self.done += done
         now = time.monotonic()
-        if now - self.last >= EVERY:
+        if now - self.last >= LOG_INTERVAL:
             self.last = now
-            rate = self.done / (now - self.begun)
-            whole = "" if self.total is None else f" of {self.total:,}"
-            left = (
-                f", {_clock((self.total - self.done) / rate)} left" if self.total and rate else ""
-            )
-            pace = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
-            self.say(f"{self.label}: {self.done:,}{whole} {self.unit}, {pace} a second{left}")
+            self.say(self.describe(self.done, now - self.begun))
 
     def end(self) -> None:
-        """Say what it took, if it took long enough to have said anything."""
+        """Print the total time, if the phase was long enough to print a line before."""
         if self.last > self.begun:
-            self.say(
-                f"{self.label}: {self.done:,} {self.unit} in "
-                f"{_clock(time.monotonic() - self.begun)}"
-            )
+            seconds = time.monotonic() - self.begun
+            self.say(f"{self.label}: {self.done:,} {self.unit} in {_clock(seconds)}")
+
+    def _describe(self, done: int, seconds: float) -> str:
+        rate = done / seconds
+        whole = "" if self.total is None else f" of {self.total:,}"
+        left = f", {_clock((self.total - done) / rate)} left" if self.total and rate else ""
+        speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
+        return f"{self.label}: {done:,}{whole} {self.unit}, {speed} a second{left}"
 
 
 def _clock(seconds: float) -> timedelta:

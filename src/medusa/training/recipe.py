@@ -1,6 +1,4 @@
-"""What a run of training does: every option said once, with the paper's value (appendix B.2) as its
-default.
-"""
+"""`Recipe`: all options of a training run; defaults are the paper's values (appendix B.2)."""
 
 from __future__ import annotations
 
@@ -19,12 +17,14 @@ Method = Literal["medusa-1", "medusa-2", "direct", "backbone"]
 Schedule = Literal["constant", "sine"]
 HeadVocabulary = Literal["full", "data"]
 Stage = Literal["heads", "backbone", "both"]
+"""Part of a run: it trains the heads, the backbone, or both."""
 
-CHANGING: tuple[Method, ...] = ("medusa-2", "direct", "backbone")
-"""Methods by which the backbone learns."""
+ALL_METHODS: tuple[Method, ...] = get_args(Method)
+BACKBONE_METHODS: tuple[Method, ...] = ("medusa-2", "direct", "backbone")
+"""Methods that train the backbone."""
 
 MUON = "muon"
-"""The one `optimizer` that transformers has no name for."""
+"""The only `optimizer` that is not one of transformers' names."""
 POSITIVE = (
     "num_heads",
     "decay",
@@ -36,42 +36,44 @@ POSITIVE = (
     "log_every",
 )
 NOT_NEGATIVE = (
-    *(
-        "num_layers",
-        "heads_epochs",
-        "backbone_epochs",
-        "lambda0",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-    ),
-    *("warmup_steps", "weight_decay", "max_grad_norm", "evaluate_every", "save_every", "seed"),
+    "num_layers",
+    "heads_epochs",
+    "backbone_epochs",
+    "lambda0",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "evaluate_every",
+    "save_every",
+    "seed",
 )
 
-ALL: tuple[Method, ...] = get_args(Method)
 
-
-def _option(default: Any, text: str, methods: tuple[Method, ...] = ALL) -> Any:
-    """A field with its help text, and the methods that it has an effect with."""
+def _option(default: Any, text: str, methods: tuple[Method, ...] = ALL_METHODS) -> Any:
+    """Return a dataclass field with a help text and the methods in which it has an effect."""
     return field(default=default, metadata={"help": text, "methods": methods})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How heads, and with Medusa-2 the backbone, are trained. Each field's `help` says what it is.
+    """Options of a training run of heads, and with Medusa-2 of the backbone.
+
+    The `help` in each field's metadata describes it.
 
     Raises:
-        ValueError: a value is out of its range, two contradict each other, or one has no effect;
-            names the fields and the remedy.
+        ValueError: a value is out of range, two values contradict each other, or one has no effect;
+            the message names the fields and the remedy.
     """
 
     method: Method = _option(  # noqa: RUF009 (a field)
         "medusa-1",
-        "What learns. medusa-1: the heads. medusa-2: heads and backbone. For comparison, direct: "
-        "both without "
-        "protection of the backbone; backbone: the backbone alone",
+        "What is trained. medusa-1: the heads. medusa-2: heads and backbone. For comparison, "
+        "direct: both without protection of the backbone; backbone: the backbone alone",
     )
-    num_heads: int = _option(5, "Number of new heads, where the model has none")
+    num_heads: int = _option(5, "Number of new heads, if the model has none")
     num_layers: int = _option(1, "Residual layers of each new head")
     own_lm_head: bool = _option(
         True, "Give every new head an lm_head of its own; otherwise they share the model's"
@@ -84,19 +86,18 @@ class Recipe:
     head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)
         "full",
         "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, "
-        "the tokens that "
-        "occur in the data, which is faster",
+        "the tokens that occur in the data, which is faster",
         ("medusa-1",),
     )
 
     epochs: float = _option(
-        2.0, "Passes over the data; with medusa-2 those of heads and backbone together"
+        2.0, "Passes over the data; with medusa-2, passes that train heads and backbone together"
     )
     heads_epochs: float = _option(
-        0.0, "Passes before these in which the heads alone learn", ("medusa-2",)
+        0.0, "Passes before these that train the heads alone", ("medusa-2",)
     )
     backbone_epochs: float = _option(
-        0.0, "Passes before these in which the backbone alone learns", ("medusa-2", "direct")
+        0.0, "Passes before these that train the backbone alone", ("medusa-2", "direct")
     )
     lambda0: float = _option(
         0.2, "Weight of the heads' loss beside the backbone's (lambda_0 of eq. 2)", ("medusa-2",)
@@ -108,22 +109,25 @@ class Recipe:
     )
     distill: bool = _option(
         False,
-        "The backbone learns to stay as it was (self-distillation) instead of the data's tokens",
+        "Train the backbone to keep its original distribution (self-distillation), not on the "
+        "data's tokens",
         ("medusa-2",),
     )
 
     lora_rank: int = _option(
-        32, "Rank of the backbone's adapter; 0 trains the backbone's own weights", CHANGING
+        32, "Rank of the backbone's adapter; 0 trains the backbone's own weights", BACKBONE_METHODS
     )
-    lora_alpha: int = _option(16, "Scale of the adapter, which is divided by its rank", CHANGING)
-    lora_dropout: float = _option(0.05, "Dropout of the adapter's input", CHANGING)
+    lora_alpha: int = _option(
+        16, "Scale of the adapter, which is divided by its rank", BACKBONE_METHODS
+    )
+    lora_dropout: float = _option(0.05, "Dropout of the adapter's input", BACKBONE_METHODS)
     bits: int = _option(
         0, "Load the backbone in 4 or 8 bits (bitsandbytes); 0 loads it as it is stored"
     )
     gradient_checkpointing: bool = _option(
         False,
         "Save memory: compute the backbone's activations again instead of keeping them",
-        CHANGING,
+        BACKBONE_METHODS,
     )
 
     lr: float = _option(5e-4, "Peak learning rate of the backbone")
@@ -138,27 +142,24 @@ class Recipe:
         "a cosine",
     )
     weight_decay: float = _option(0.0, "Weight decay of the optimizer")
-    max_grad_norm: float = _option(
-        1.0, "Largest norm of the gradients; longer ones are shortened to it"
-    )
+    max_grad_norm: float = _option(1.0, "Largest norm of the gradients; longer ones are clipped")
     optimizer: str = _option(
         "auto",
         "A transformers optimizer; auto: 8-bit AdamW where bitsandbytes runs on a GPU, else AdamW; "
-        "muon: Muon for the "
-        "matrices of a backbone that was trained with it",
+        "muon: Muon for the matrices of a backbone that was trained with it",
     )
     batch_size: int = _option(64, "Examples (with packing: rows) a step, over all devices")
     micro_batch_size: int = _option(
         4, "Examples (with packing: rows) that a device computes at once"
     )
-    max_length: int = _option(2048, "Tokens that an example keeps")
+    max_length: int = _option(2048, "Largest number of tokens of an example; longer ones are cut")
     packing: bool = _option(
         False, "Put several examples into a row of max_length tokens; they do not see each other"
     )
-    bf16: bool = _option(False, "Compute in bfloat16; weights that learn stay in float32")
+    bf16: bool = _option(False, "Compute in bfloat16; weights that are trained stay in float32")
     cache_hidden_states: bool = _option(
         False,
-        "Run the backbone over the data once and keep on disk what the heads read",
+        "Run the backbone over the data once and keep its hidden states on disk",
         ("medusa-1",),
     )
 
@@ -177,6 +178,16 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _converted(name, getattr(self, name), kind))
+        self._check_ranges()
+        changed = [
+            option.name
+            for option in dataclasses.fields(self)
+            if getattr(self, option.name) != option.default
+        ]
+        self.check_effect(changed)
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
         for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -194,17 +205,13 @@ class Recipe:
             raise ValueError(f"evaluation_share must be in [0, 1), got {self.evaluation_share}")
         if self.bits not in (0, 4, 8):
             raise ValueError(f"bits must be 0, 4 or 8, got {self.bits}")
-        changed = [
-            each.name
-            for each in dataclasses.fields(self)
-            if getattr(self, each.name) != each.default
-        ]
-        self.check_effect(changed)
+
+    def _check_combinations(self) -> None:
         for name in ("distill", "bits"):
             if getattr(self, name) and self.backbone_learns and not self.adapts:
                 raise ValueError(
-                    f"{name} needs an adapter: lora_rank 0 changes the very weights that it rests "
-                    "on"
+                    f"{name} needs an adapter, because the backbone's own weights must not change: "
+                    "set lora_rank, or leave it out"
                 )
         if self.optimizer == MUON and not self.backbone_learns:
             raise ValueError(
@@ -217,25 +224,24 @@ class Recipe:
             )
 
     def check_effect(self, names: Iterable[str]) -> None:
-        """Check that each of these options, which somebody has set, has an effect.
+        """Check that options that a user has set have an effect.
+
+        Args:
+            names: names of the options that were set, even to their defaults.
 
         Raises:
-            ValueError: one has none beside the others; names it and the remedy.
+            ValueError: an option has no effect beside the others; names it and the remedy.
         """
-        options = {each.name: each for each in dataclasses.fields(self)}
+        options = {option.name: option for option in dataclasses.fields(self)}
         for name in names:
-            value, default, methods = (
-                getattr(self, name),
-                options[name].default,
-                options[name].metadata["methods"],
-            )
-            if value == default and not default:
-                continue  # switched off
+            option = options[name]
+            if getattr(self, name) == option.default and not option.default:
+                continue  # the option is switched off, so it contradicts nothing
+            methods = option.metadata["methods"]
             if self.method not in methods:
                 raise ValueError(
                     f"{name} has no effect with method {self.method}, only with "
-                    f"{' and '.join(methods)}: leave it out, "
-                    "or take another method"
+                    f"{' and '.join(methods)}: leave it out, or take another method"
                 )
             if name in ("lora_alpha", "lora_dropout") and not self.lora_rank:
                 raise ValueError(
@@ -244,13 +250,12 @@ class Recipe:
             if name == "packing" and self.cache_hidden_states:
                 raise ValueError(
                     "packing has no effect with cache_hidden_states, where a batch is made of "
-                    "examples: leave out one "
-                    "of them (--no-packing)"
+                    "examples: leave out one of them (--no-packing)"
                 )
 
     @property
     def stages(self) -> list[tuple[Stage, float]]:
-        """What is trained, and for how many epochs, in order."""
+        """Stages of the run in order, each with its number of epochs."""
         if not self.backbone_learns:
             return [("heads", self.epochs)]
         if self.method == "backbone":
@@ -264,55 +269,40 @@ class Recipe:
 
     @property
     def backbone_learns(self) -> bool:
-        """Whether any stage changes the backbone."""
-        return self.method in CHANGING
+        """Return True if the method trains the backbone."""
+        return self.method in BACKBONE_METHODS
 
     @property
     def adapts(self) -> bool:
-        """Whether it does so by an adapter."""
+        """Return True if the backbone is trained through an adapter."""
         return self.backbone_learns and self.lora_rank > 0
 
     def heads_factor(self, stage: Stage) -> float:
-        """The heads' learning rate over the backbone's; without protection they are one."""
+        """Return the heads' learning rate as a multiple of the backbone's.
+
+        Method "direct" gives both the same rate: it does not protect the backbone.
+        """
         return 1.0 if self.method == "direct" and stage == "both" else self.heads_lr_factor
 
     def heads_weight(self) -> float:
-        """lambda_0; without protection the heads' loss counts fully."""
+        """Return lambda_0 of eq. 2; it is 1 for method "direct"."""
         return 1.0 if self.method == "direct" else self.lambda0
 
     @classmethod
     def read(cls, source: str | Path, besides: Collection[str] = ()) -> dict[str, Any]:
-        """The options a YAML file sets, or a recipe that comes with the library, by its name.
+        """Return the options that a YAML file sets.
 
         Args:
-            besides: names that the file may set and a recipe does not have; their values are given
-                as they stand.
+            source: path of a YAML file, or name of a recipe that is part of the library.
+            besides: names that the file may also set though they are not options of a recipe; their
+                values are returned unchanged.
 
         Raises:
-            FileNotFoundError: there is neither such a file nor such a recipe.
-            ValueError: the file sets what is no option or to what it cannot be, or is not a
-                mapping.
+            FileNotFoundError: there is no such file or recipe.
+            ValueError: the file is not a mapping, sets an unknown option, or an option to a value
+                of the wrong type.
         """
-        shipped = {
-            each.name.removesuffix(".yaml"): each
-            for each in files(f"{__package__}.recipes").iterdir()
-        }
-        if str(source) in shipped:
-            text = shipped[str(source)].read_text(encoding="utf-8")
-        elif Path(source).is_file():
-            text = Path(source).read_text(encoding="utf-8")
-        else:
-            names = sorted(name for name, each in shipped.items() if each.name.endswith(".yaml"))
-            raise FileNotFoundError(
-                f"no file {source}, and no recipe of that name: {', '.join(names)}"
-            )
-        try:
-            told = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(told, dict):
-            raise ValueError(f"{source} must hold options, such as 'method: medusa-2'")
-        options = {str(name).replace("-", "_"): value for name, value in told.items()}
+        options = _read_yaml(source)
         kinds = get_type_hints(cls)
         for name, value in options.items():
             if name in kinds:
@@ -328,11 +318,42 @@ class Recipe:
         return options
 
     def to_json(self) -> dict[str, Any]:
+        """Return all options by name."""
         return dataclasses.asdict(self)
 
 
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file or a shipped recipe; dashes in names become underscores."""
+    shipped = {
+        file.name.removesuffix(".yaml"): file
+        for file in files(f"{__package__}.recipes").iterdir()
+        if file.name.endswith(".yaml")
+    }
+    if str(source) in shipped:
+        text = shipped[str(source)].read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise FileNotFoundError(
+            f"no file {source}, and no recipe of that name: {', '.join(sorted(shipped))}"
+        )
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} must hold options, such as 'method: medusa-2'")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
 def _converted(name: str, value: Any, kind: Any) -> Any:
-    """A value as its field has it: YAML gives 5e-4 as a text, and whole numbers for fractions."""
+    """Return a value converted to the type of its option.
+
+    YAML reads 5e-4 as a text, and a whole number for an option that is a float.
+
+    Raises:
+        ValueError: the value cannot be converted without loss.
+    """
     choices = get_args(kind)
     if choices:
         if value not in choices:

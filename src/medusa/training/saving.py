@@ -1,4 +1,4 @@
-"""What a run leaves: heads with a tree, the backbone where it changed, and a report."""
+"""Saving of a training run: heads with a tree, the trained backbone, and a report."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from ..files import write_json
 from ..formats import adapters, names
 from ..formats import native as storage
 from ..hardware.provenance import provenance
-from .learner import Learner
 from .lora import save_adapter
+from .metrics import TOP
 from .recipe import Recipe
 from .source import Source
-from .trainer import TOP
+from .staged_model import StagedModel
 
 NODES = 16
-"""Of the tree that is stored with new accuracies; `medusa calibrate` finds the one that fits a
-machine.
-"""
+"""Size of the tree that is saved with the heads, until `medusa calibrate` finds the best size."""
 REPORT = "training.json"
-"""What came of a run; written last."""
+"""File of the recipe, the last metrics and the provenance of a run; it is written last."""
 
 
 def is_saved(folder: Path, merge: bool) -> bool:
-    """Whether `save` has been here, to the end; an adapter may still be merged."""
+    """Return True if `save` has completed; with `merge`, also the merged model must exist."""
     return (folder / REPORT).is_file() and (not merge or (folder / names.MERGED).is_dir())
 
 
@@ -39,59 +37,69 @@ def save(
     folder: Path,
     source: Source,
     recipe: Recipe,
-    learner: Learner,
-    learnt: dict[str, Tensor],
+    staged: StagedModel,
+    weights: dict[str, Tensor],
     metrics: dict[str, float],
     merge: bool,
 ) -> str:
-    """Write the native folder and the report; returns what was written, in words.
+    """Write the heads, the trained backbone and the report; return what was written, in words.
 
     Args:
-        learnt: the parameters that learnt, by their names in the student.
-        metrics: of the last evaluation; empty where nothing was held out.
-        merge: write a changed backbone whole, not as an adapter.
+        folder: output folder.
+        source: model and data of the run.
+        recipe: recipe of the run.
+        staged: the model, for its configuration and its adapter.
+        weights: trained weights by their names in the training model.
+        metrics: metrics of the last evaluation; empty if there was none.
+        merge: write a trained backbone as a whole model, not as an adapter.
     """
-    heads = MedusaHeads(learner.student.heads.config)
-    heads.load_state_dict(
-        _under("heads.", learnt) or learner.student.heads.cpu().state_dict(), strict=False
-    )
-    dtype = learner.student.base.dtype
-    heads = heads.to(dtype if dtype.is_floating_point else torch.float32)
-    tree, calibration = _judged(metrics, heads.config.num_heads)
-    changed = _under("base.", learnt)
+    dtype = staged.model.base.dtype
+    heads = _trained_heads(staged, weights).to(dtype if dtype.is_floating_point else torch.float32)
+    tree, calibration = _tree_of(metrics, heads.config.num_heads)
+    backbone = _with_prefix("base.", weights)
     with storage.saving(folder, heads, last=(REPORT,)) as new:
         base, revision, written = source.origin.seen_from(folder), source.origin.revision, "heads"
-        if changed and learner.adapter is not None:
-            save_adapter(learner.adapter, changed, new / names.ADAPTER)
+        if backbone and staged.peft_model is not None:
+            save_adapter(staged.peft_model, backbone, new / names.ADAPTER)
             written = "heads and adapter"
-        if changed and (merge or learner.adapter is None):
-            _save_backbone(new, source, changed)
+        if backbone and (merge or staged.peft_model is None):
+            _save_backbone(new, source, backbone)
             base, revision, written = names.MERGED, None, "heads and backbone"
         storage.write_heads(new, heads, tree, base, calibration, revision)
         write_json(
             new / REPORT, {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}, indent=1
         )
     if base == names.MERGED:
-        shutil.rmtree(folder / names.ADAPTER, ignore_errors=True)  # of a run that is merged now
+        # An earlier run of this folder may have saved the adapter that is merged now.
+        shutil.rmtree(folder / names.ADAPTER, ignore_errors=True)
     return written
 
 
-def _save_backbone(folder: Path, source: Source, changed: dict[str, Tensor]) -> None:
-    """Write the base model with what changed of it, or with the adapter that lies in the folder,
-    which it replaces.
+def _trained_heads(staged: StagedModel, weights: dict[str, Tensor]) -> MedusaHeads:
+    """Return the heads with their trained weights, or unchanged if they were not trained."""
+    heads = MedusaHeads(staged.model.heads.config)
+    state = _with_prefix("heads.", weights) or staged.model.heads.cpu().state_dict()
+    heads.load_state_dict(state, strict=False)
+    return heads
+
+
+def _save_backbone(folder: Path, source: Source, weights: dict[str, Tensor]) -> None:
+    """Write the base model with its trained weights, or with the adapter in `folder` merged.
+
+    The adapter is deleted after it is merged.
     """
-    whole, adapter = source.load_base(dtype="auto"), folder / names.ADAPTER
+    model, adapter = source.load_base(dtype="auto"), folder / names.ADAPTER
     if adapter.is_dir():
-        whole = adapters.apply(whole, adapter)
+        model = adapters.apply(model, adapter)
         shutil.rmtree(adapter)
     else:
-        whole.load_state_dict(changed, strict=False)
-    whole.save_pretrained(folder / names.MERGED)
+        model.load_state_dict(weights, strict=False)
+    model.save_pretrained(folder / names.MERGED)
     source.tokenizer().save_pretrained(folder / names.MERGED)
 
 
-def _judged(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, Calibration]:
-    """The tree that suits the heads' accuracies, and these; without metrics the usual tree."""
+def _tree_of(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, Calibration]:
+    """Return the best tree for the heads' accuracies, and these; the default without metrics."""
     if not metrics:
         return CandidateTree.default(num_heads, NODES), UNCALIBRATED
     accuracies = [
@@ -102,7 +110,8 @@ def _judged(metrics: dict[str, float], num_heads: int) -> tuple[CandidateTree, C
     return CandidateTree.from_accuracies(accuracies, NODES), calibration
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without the prefix."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in state.items()

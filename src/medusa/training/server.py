@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server answers conversations, several at a time.
+"""Answers from an OpenAI-compatible server, several conversations at a time.
 
-Requests run in an event loop of a daemon thread, so that whoever waits for outcomes can stop at
-once (Ctrl-C).
+Requests run in an event loop of a daemon thread, so that an interrupt (Ctrl-C) of the thread that
+waits for outcomes ends the program at once.
 """
 
 from __future__ import annotations
@@ -26,38 +26,34 @@ import httpx2
 from pydantic import BaseModel, Field
 
 from ..files import parse_json
-from .conversations import Ask, Conversation, Outcome, Settings, Turn
+from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
 TRIES = 6
-"""How often a request is sent before its conversation is given up."""
+"""Maximum number of times that a request is sent."""
 PAUSE = 1.0
-"""Seconds before the second try; each further pause is twice as long. Up to a second is added by
-chance.
-"""
+"""Pause before the second try, in seconds; it doubles with each try, and a random part is added."""
 LONGEST_PAUSE = 60.0
-"""Most seconds between two tries, whatever the server asks for (Retry-After)."""
-CONNECTING = 30.0
-"""Seconds in which a connection must stand."""
+"""Longest pause between two tries, in seconds, whatever the server's Retry-After says."""
+CONNECT_TIMEOUT = 30.0
+"""Time limit for a connection, in seconds."""
 LARGEST_REPLY = 16 << 20
-"""Most bytes of a reply that are read."""
-BUSY = (408, 409, 425, 429)
-"""Statuses besides 5xx that say to try again."""
-CUT = ("length", "content_filter")
+"""Largest reply that is read, in bytes."""
+BUSY_STATUSES = (408, 409, 425, 429)
+"""HTTP statuses that ask for another try, besides 5xx."""
+CUT_REASONS = ("length", "content_filter")
 """Finish reasons of an answer that the model itself did not end."""
 THREAD = "medusa requests"
-"""Name of the threads that requests run in."""
+"""Name of the threads in which requests run."""
 
 
 class Part(BaseModel):
-    """A part of a message's content; only text is understood."""
+    """A part of a message's content; only text is supported."""
 
     text: str
 
 
 class Message(BaseModel):
-    """The message of a reply. Servers call what a model thought first `reasoning_content` or
-    `reasoning`.
-    """
+    """The message of a reply; servers name the reasoning `reasoning_content` or `reasoning`."""
 
     content: str | list[Part] | None = None
     reasoning_content: str | None = None
@@ -65,14 +61,14 @@ class Message(BaseModel):
 
 
 class Choice(BaseModel):
-    """An answer of a reply."""
+    """An answer in a reply."""
 
     message: Message
     finish_reason: str | None = None
 
 
 class Reply(BaseModel):
-    """A reply to /chat/completions, as far as it is read; unknown fields are ignored."""
+    """A reply to /chat/completions; unknown fields are ignored."""
 
     choices: list[Choice] = Field(min_length=1)
     usage: Any = None
@@ -86,39 +82,42 @@ class Reply(BaseModel):
         count = self.usage.get("completion_tokens") if isinstance(self.usage, dict) else None
         tokens = count if isinstance(count, int) else 0
         reasoning = message.reasoning_content or message.reasoning
-        return Turn(text.strip(), tokens, self.choices[0].finish_reason in CUT, reasoning)
+        return Turn(text.strip(), tokens, self.choices[0].finish_reason in CUT_REASONS, reasoning)
 
 
 class _TryAgainError(Exception):
-    """A request that did not succeed and may at the next try.
+    """A failed request that may succeed at the next try.
 
     Args:
-        after: what the server says of when to try again (Retry-After).
-        away: no connection was made.
+        why: what went wrong.
+        after: the server's Retry-After header.
+        unreachable: True if no connection was made.
     """
 
-    def __init__(self, why: str, after: str = "", away: bool = False):
+    def __init__(self, why: str, after: str = "", unreachable: bool = False):
         super().__init__(why)
-        self.after, self.away = after, away
+        self.after, self.unreachable = after, unreachable
 
 
-class Server:
-    """Lets an OpenAI-compatible server answer.
+class ServerAnswerer:
+    """An answerer that sends the turns of conversations to an OpenAI-compatible server.
 
     Args:
-        address: up to and with the version, such as http://localhost:8000/v1.
-        key: sent as bearer token; OPENAI_API_KEY by default.
-        in_flight: conversations at once.
-        timeout: seconds in which a whole reply must have come.
+        address: address of the API with its version, such as http://localhost:8000/v1.
+        settings: settings of the answers.
+        key: API key, sent as a bearer token; by default the environment variable OPENAI_API_KEY.
+        in_flight: number of conversations at a time.
+        timeout: time limit for a whole reply, in seconds.
 
     Raises:
-        ValueError: address, key or timeout cannot be used, or the model is to ask itself.
+        ValueError: the address, the key or the timeout is invalid, or the settings ask for
+            self-talk, which a chat server cannot do.
     """
 
     def __init__(
         self,
         address: str,
-        settings: Settings,
+        settings: GenerationSettings,
         key: str | None = None,
         in_flight: int = 8,
         timeout: float = 600,
@@ -127,7 +126,7 @@ class Server:
             raise ValueError(
                 "--self-talk lets the model write the user's turns, which a chat server does not do"
             )
-        self.address, self.settings = _checked(address), settings
+        self.address, self.settings = _check_address(address), settings
         self.key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (self.key.isascii() and self.key.isprintable()):
             raise ValueError(
@@ -140,13 +139,13 @@ class Server:
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
     ) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each conversation; one that is refused costs no other.
+        """Run named conversations; yield each outcome. A refused one does not stop the others.
 
         Raises:
             ConnectionError: the server cannot be reached.
         """
         outcomes: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-        work = _Background(self._all(conversations, outcomes.put))
+        work = _Background(self._run_all(conversations, outcomes.put))
         try:
             for _ in conversations:
                 outcome = outcomes.get()
@@ -156,48 +155,46 @@ class Server:
         finally:
             work.stop()
 
-    async def _all(
+    async def _run_all(
         self,
         conversations: Sequence[tuple[str, Conversation]],
         report: Callable[[Outcome | Exception], None],
     ) -> None:
-        waiting = iter(conversations)
+        """Run all conversations, `in_flight` at a time; `report` each outcome, or a fatal error."""
+        waiting = iter(conversations)  # shared: each worker takes the next conversation from it
 
-        async def one_after_another(client: httpx2.AsyncClient) -> None:
-            for name, each in waiting:
-                report(await self._whole(client, name, each))
+        async def work(client: httpx2.AsyncClient) -> None:
+            for name, talk in waiting:
+                report(await self._run(client, name, talk))
 
         try:
             async with self._client() as client:
-                talks = [
-                    asyncio.create_task(one_after_another(client)) for _ in range(self.in_flight)
-                ]
+                workers = [asyncio.create_task(work(client)) for _ in range(self.in_flight)]
                 try:
-                    await asyncio.gather(*talks)
+                    await asyncio.gather(*workers)
                 finally:
-                    for talk in talks:
-                        talk.cancel()
-                    await asyncio.gather(*talks, return_exceptions=True)
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
         except Exception as error:
             report(error)
 
     def _client(self) -> httpx2.AsyncClient:
-        # A connection serves one request: a server may close one that waits just when the next
-        # request is sent.
+        # Each request has its own connection: a server may close an idle one at the very moment
+        # when the next request is sent on it.
         return httpx2.AsyncClient(
             headers={
                 "Connection": "close",
                 **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
             },
-            timeout=httpx2.Timeout(
-                None, connect=min(CONNECTING, self.timeout)
-            ),  # `answer` limits the whole
+            # `answer` limits the time of the whole reply.
+            timeout=httpx2.Timeout(None, connect=min(CONNECT_TIMEOUT, self.timeout)),
             limits=httpx2.Limits(max_keepalive_connections=0),
         )
 
-    async def _whole(self, client: httpx2.AsyncClient, name: str, talking: Conversation) -> Outcome:
-        """Hold a conversation to its end, or to the first request that is refused."""
-        ask, tokens = next(talking), 0
+    async def _run(self, client: httpx2.AsyncClient, name: str, talk: Conversation) -> Outcome:
+        """Run a conversation to its end, or to the first request that is refused."""
+        ask, tokens = next(talk), 0
         while True:
             try:
                 turn = await self.answer(client, ask)
@@ -205,17 +202,16 @@ class Server:
                 return Outcome(name, error, tokens)
             tokens += turn.tokens
             try:
-                ask = talking.send(turn)
-            except StopIteration as ended:
-                return Outcome(name, ended.value, tokens)
+                ask = talk.send(turn)
+            except StopIteration as stop:
+                return Outcome(name, stop.value, tokens)
 
     async def answer(self, client: httpx2.AsyncClient, ask: Ask) -> Turn:
-        """Return the turn that is asked for; asks again while the server is busy, away or sends
-        broken replies.
+        """Return the next turn of a conversation; try again if the server is busy or fails.
 
         Raises:
-            ConnectionError: the server cannot be reached, try after try.
-            ValueError: the server refuses the request, or does not answer it in any try.
+            ConnectionError: the server could not be reached in any try.
+            ValueError: the server refuses the request, or gave no valid reply in any try.
         """
         body = json.dumps(self._request(ask)).encode()
         for tried in range(1, TRIES + 1):
@@ -227,14 +223,16 @@ class Server:
                 problem = error
             if tried < TRIES:
                 await asyncio.sleep(pause(tried, problem.after) + random.random() * PAUSE)
-        kind = ConnectionError if problem.away else ValueError
+        kind = ConnectionError if problem.unreachable else ValueError
         raise kind(f"{self.address} gave no answer in {TRIES} tries; the last: {problem}")
 
     def _request(self, ask: Ask) -> dict[str, Any]:
+        # 7 hexadecimal digits, because some servers read the seed as a signed 32-bit integer.
         seed = int(hashlib.sha256(f"{self.settings.seed}/{ask.key}".encode()).hexdigest()[:7], 16)
         return {
             "model": self.settings.model,
-            # what a model thought of earlier questions is not told again; some servers refuse it
+            # Reasoning of earlier turns is not sent: models are not trained on it, and some servers
+            # refuse it.
             "messages": [
                 {name: value for name, value in turn.items() if name != "reasoning_content"}
                 for turn in ask.chat
@@ -245,42 +243,48 @@ class Server:
         }
 
     async def _try(self, client: httpx2.AsyncClient, body: bytes) -> Turn:
-        """Send a request once."""
+        """Send a request once and return the turn in the reply.
+
+        Raises:
+            _TryAgainError: the server is busy, unreachable, or its reply is invalid.
+            ValueError: the server refuses the request.
+        """
         url, headers = f"{self.address}/chat/completions", {"Content-Type": "application/json"}
         try:
             async with client.stream("POST", url, content=body, headers=headers) as response:
                 status, after = response.status_code, response.headers.get("Retry-After", "")
-                reply = await _read(response)
+                reply = await _read_body(response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise _TryAgainError(f"no connection ({_said(error)})", away=True) from None
-        except Exception as error:  # a reply that is not HTTP makes the client raise many kinds
-            raise _TryAgainError(f"a broken reply ({_said(error)})") from None
-        if status in BUSY or status >= 500:
-            raise _TryAgainError(f"status {status}: {_start(reply)}", after)
+            raise _TryAgainError(f"no connection ({_message(error)})", unreachable=True) from None
+        except Exception as error:  # a reply that is not HTTP can raise any error in the client
+            raise _TryAgainError(f"a broken reply ({_message(error)})") from None
+        if status in BUSY_STATUSES or status >= 500:
+            raise _TryAgainError(f"status {status}: {_beginning(reply)}", after)
         if not 200 <= status < 300:
-            raise ValueError(f"{self.address} refuses it with status {status}: {_start(reply)}")
+            raise ValueError(f"{self.address} refuses it with status {status}: {_beginning(reply)}")
         if len(reply) > LARGEST_REPLY:
             raise _TryAgainError(f"a reply of more than {LARGEST_REPLY >> 20} MB")
         try:
             return parse_json(reply, Reply, "not a chat reply", "the reply").turn()
         except ValueError as error:
-            raise _TryAgainError(f"{error}; it begins with {_start(reply)!r}") from None
+            raise _TryAgainError(f"{error}; it begins with {_beginning(reply)!r}") from None
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that looks up names in daemon threads. asyncio's own threads hold up the end of
-    the program.
+    """An event loop that resolves host names in daemon threads.
+
+    Python waits at its exit for asyncio's own threads, even while they wait for a name server.
     """
 
-    async def getaddrinfo(self, *where: Any, **how: Any) -> Any:
-        """Return what `socket.getaddrinfo` does."""
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        """Return what `socket.getaddrinfo` returns."""
         addresses: Future[Any] = Future()
-        # so that a result which comes too late is no error
+        # A running future cannot be cancelled: setting a result too late then raises no error.
         addresses.set_running_or_notify_cancel()
 
         def look_up() -> None:
             try:
-                addresses.set_result(socket.getaddrinfo(*where, **how))
+                addresses.set_result(socket.getaddrinfo(*args, **options))
             except Exception as error:
                 addresses.set_exception(error)
 
@@ -289,9 +293,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Background:
-    """A coroutine that runs in a daemon thread: nobody has to wait for it, not even the end of the
-    program.
-    """
+    """A coroutine in a daemon thread, which the program's exit does not wait for."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]):
         self.loop = _Loop()
@@ -305,15 +307,18 @@ class _Background:
         self.loop.close()
 
     def stop(self) -> None:
-        """Cancel the coroutine, and wait a moment for its connections to close."""
-        with suppress(RuntimeError):  # the loop has closed already
+        """Cancel the coroutine and give its connections half a second to close."""
+        with suppress(RuntimeError):  # the loop is closed already
             self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join(0.5)
 
 
 def pause(tried: int, after: str) -> float:
-    """Return the seconds before the next try: what `Retry-After` says, a number or a date, within
-    bounds.
+    """Return the pause before the next try in seconds, at most `LONGEST_PAUSE`.
+
+    Args:
+        tried: number of tries so far; without `after`, the pause doubles with each.
+        after: the server's Retry-After header, a number of seconds or a date; may be empty.
     """
     seconds = math.nan
     try:
@@ -326,8 +331,8 @@ def pause(tried: int, after: str) -> float:
     return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
-async def _read(response: httpx2.Response) -> bytes:
-    """Return the body, or where it is too large, its beginning."""
+async def _read_body(response: httpx2.Response) -> bytes:
+    """Return the body of a response, or its beginning if it is larger than `LARGEST_REPLY`."""
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
@@ -336,12 +341,16 @@ async def _read(response: httpx2.Response) -> bytes:
     return bytes(body)
 
 
-def _checked(address: str) -> str:
-    """Return a server's address without a slash at its end."""
+def _check_address(address: str) -> str:
+    """Return a server's address without a slash at its end.
+
+    Raises:
+        ValueError: it is not an HTTP address with a host.
+    """
     try:
         url = httpx2.URL(address)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"--server {address!r} is no address: {error}") from None
+        raise ValueError(f"--server {address!r} is not an address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
             f"a server's address begins with http:// or https:// and a host, got {address!r}"
@@ -349,9 +358,9 @@ def _checked(address: str) -> str:
     return address.rstrip("/")
 
 
-def _start(reply: bytes) -> str:
+def _beginning(reply: bytes) -> str:
     return reply[:300].decode(errors="replace")
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -1,57 +1,48 @@
-"""transformers' `Trainer` for a `Student`: averages exact over devices, whole checkpoints, measures
-of heads.
+"""`MedusaTrainer`: transformers' `Trainer` for one stage of a recipe.
+
+Losses are averaged over the targets of a whole step, on all devices and micro-batches, so that the
+result does not depend on how a batch is divided.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import save_fsdp_optimizer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..core.tree import CandidateTree
 from ..files import Schema, read_json, write_json
-from .arguments import arguments
-from .log import Lines, Pace
+from .arguments import training_arguments
+from .checkpoints import UNFINISHED, CheckpointTrainer
+from .log import LogPrinter, StepTimer
 from .losses import token_counts
-from .muon import Muon, matrices
+from .metrics import TOP, EvaluationSums
+from .optimizer import make_optimizer, parameter_groups
 from .progress import progress
-from .recipe import MUON, Recipe, Stage
-from .student import Student
+from .recipe import Recipe, Stage
+from .training_model import TrainingModel
 
-SCHEDULER = "scheduler.pt"
-"""Of a checkpoint: the learning rate's place, by the name that transformers gives it."""
-WEIGHTS = "learnt.safetensors"
-"""Of a checkpoint: what learns, and nothing else."""
-UNFINISHED = "unfinished"
-"""Where a checkpoint is written before it takes its place."""
 END, STATE = "end", "state.json"
-"""What has learnt by the end of a stage, and an `End`, which is written after it."""
-TOP = 5
-"""Ranks that evaluations count."""
+"""Folder of the weights at the end of a stage, and its file of a `StageEnd`, written after them."""
 
 
-class End(Schema):
+class StageEnd(Schema):
     """How a stage ended.
 
     Attributes:
-        steps: it took.
-        perplexity: the backbone's before anything was trained; None without evaluations.
-        metrics: of the last evaluation; None until that is done.
+        steps: number of steps trained.
+        perplexity: the backbone's perplexity before training; None without evaluations.
+        metrics: metrics of the last evaluation; None until it is done.
     """
 
     steps: int
@@ -59,106 +50,108 @@ class End(Schema):
     metrics: dict[str, float] | None
 
 
+@dataclass(frozen=True)
+class StageData:
+    """The data of a stage.
+
+    Attributes:
+        collate: function of rows to a batch.
+        training: rows to train on.
+        evaluation: rows to evaluate on; empty for no evaluation.
+    """
+
+    collate: Callable[[Any], dict[str, Tensor]]
+    training: Sequence[Any]
+    evaluation: Sequence[Any]
+
+
 class NotFiniteError(RuntimeError):
-    """A loss or a gradient became NaN or infinite; says at which step, of which head and batch."""
+    """A loss or a gradient that is NaN or infinite; the message names step, head and batch."""
 
 
-class StudentTrainer(Trainer):
-    """Trains a student by one stage of a recipe.
+class MedusaTrainer(CheckpointTrainer):
+    """A trainer for one stage of a recipe.
 
     Args:
-        student: says by `requires_grad` what learns.
-        recipe: what to do.
-        stage: which part of it.
+        model: backbone and heads; `requires_grad` of their parameters decides what is trained.
+        recipe: recipe of the run.
+        stage: stage of the recipe.
         epochs: passes over the data.
-        folder: of checkpoints and logs; one with checkpoints goes on from the last.
-        collate: rows of the data to a batch.
-        training, evaluation: the data.
-        tree: whose expected acceleration rate evaluations tell.
-        perplexity: the backbone's before anything was trained; by default what the first evaluation
-            says.
-        say: told every line of the log; None keeps it quiet.
+        folder: folder of checkpoints and logs.
+        data: rows to train and to evaluate on.
+        tree: candidate tree whose expected acceleration rate evaluations report.
+        perplexity: the backbone's perplexity before training; by default that of the first
+            evaluation.
+        say: prints a line of the log; None prints nothing.
+        options: further arguments of transformers' `TrainingArguments`.
 
     Raises:
-        ValueError: DeepSpeed ZeRO-3 is to spread a backbone that learns or rows of a head
-            vocabulary, or a device map spreads the backbone.
+        ValueError: the model is divided over devices in a way that cannot be trained.
     """
 
     def __init__(
         self,
-        student: Student,
+        model: TrainingModel,
         recipe: Recipe,
         stage: Stage,
         epochs: float,
         folder: Path,
-        collate: Any,
-        training: Sequence[Any],
-        evaluation: Sequence[Any],
+        data: StageData,
         tree: CandidateTree,
         perplexity: float | None = None,
         say: Callable[[str], None] | None = None,
         **options: Any,
     ):
-        told = arguments(recipe, stage, epochs, folder, len(training), bool(evaluation), **options)
-        if (
-            is_deepspeed_zero3_enabled() and student.backbone_learns
-        ):  # known once there are arguments
-            raise ValueError(
-                "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method "
-                "medusa-1), "
-                "or spread the model by FSDP2 (configs/fsdp2.yaml)"
-            )
-        if is_deepspeed_zero3_enabled() and student.tokens is not None:
-            raise ValueError(
-                "head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take "
-                "full"
-            )
-        if len(set(getattr(student.base, "hf_device_map", {"": 0}).values())) > 1:
-            raise ValueError(
-                "the base model is spread by device_map, which trains nothing here: leave it out, "
-                "and spread the model by FSDP2 (configs/fsdp2.yaml)"
-            )
-        self.recipe, self.stage, self.tree = recipe, stage, tree
-        self.evaluation, self.perplexity, self.say = evaluation, perplexity, say
-        self.pace = Pace()
-        super().__init__(
-            model=student,
-            args=told,
-            data_collator=collate,
-            train_dataset=training,
-            eval_dataset=evaluation or None,
+        evaluates = bool(data.evaluation)
+        args = training_arguments(
+            recipe, stage, epochs, folder, len(data.training), evaluates, **options
         )
+        _check_sharding(model)  # ZeRO-3 is known only once there are training arguments
+        self.recipe, self.stage, self.tree = recipe, stage, tree
+        self.evaluation, self.perplexity, self.say = data.evaluation, perplexity, say
+        self.timer = StepTimer()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data.collate,
+            train_dataset=data.training,
+            eval_dataset=data.evaluation or None,
+        )
+        # The loss is divided by the targets of the whole step already.
         self.loss_is_scaled_for_ga = True
         self._parts: list[Tensor] = []
         self.remove_callback(PrinterCallback)
         if say is not None:
-            self.add_callback(Lines(self.pace, bool(evaluation), say))
-        if evaluation:
-            self.add_callback(_EvaluatedFirst(self))
+            self.add_callback(LogPrinter(self.timer, evaluates, say))
+        if evaluates:
+            self.add_callback(_EvaluateFirst(self))
 
-    def go(self) -> None:
+    def train_from_checkpoint(self) -> None:
         """Train to the end, from the last checkpoint if there is one.
 
         Raises:
-            NotFiniteError: a loss or gradient is not finite.
+            NotFiniteError: a loss or a gradient is not finite.
         """
         shutil.rmtree(Path(self.args.output_dir) / UNFINISHED, ignore_errors=True)
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         self.train(resume_from_checkpoint=get_last_checkpoint(self.args.output_dir))
 
-    def finish(self) -> dict[str, float]:
-        """`go`, unless that has ended before, and keep what it came to; returns the metrics of its
-        last evaluation.
+    def run_stage(self) -> dict[str, float]:
+        """Train unless an earlier run has finished the stage; return the last evaluation's metrics.
 
-        What has learnt is written before the last evaluation, which another run can make up for.
+        The weights are saved before the last evaluation, so that a run that fails in it loses
+        nothing: the next run only evaluates.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite.
         """
         folder = Path(self.args.output_dir) / END
         end = self._read_end(folder)
         self.accelerator.wait_for_everyone()
         if end is None:
-            self.go()
+            self.train_from_checkpoint()
             self.save_model(str(folder))
-            end = End(steps=self.state.global_step, perplexity=self.perplexity, metrics=None)
+            end = StageEnd(steps=self.state.global_step, perplexity=self.perplexity, metrics=None)
             self._write_end(folder, end)
         else:
             self._load_from_checkpoint(str(folder))
@@ -168,31 +161,27 @@ class StudentTrainer(Trainer):
             self._write_end(folder, end)
         return end.metrics or {}
 
-    def _read_end(self, folder: Path) -> End | None:
-        """How the stage ended; None where it has to go on."""
+    def _read_end(self, folder: Path) -> StageEnd | None:
+        """Return how the stage ended; None if it has to be trained further."""
         if not (folder / STATE).is_file():
             return None
-        end = read_json(folder / STATE, End)
-        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return (
-            None if end.metrics is None and spread else end
-        )  # evaluates only what training has spread
+        end = read_json(folder / STATE, StageEnd)
+        # A sharded model can be evaluated only after training, which shards it. Training again from
+        # the last checkpoint does that.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return None if end.metrics is None and sharded else end
 
-    def _write_end(self, folder: Path, end: End) -> None:
+    def _write_end(self, folder: Path, end: StageEnd) -> None:
         if self.args.should_save:
             write_json(folder / STATE, end.model_dump(), indent=1)
 
     # --- losses
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """[1 + K] tokens that backbone and heads learn from in a step, over its micro-batches and
-        all devices.
-        """
-        heads = self.student.heads.config.num_heads
-        counts = (
-            torch.stack([token_counts(batch, heads) for batch in batch_samples]).sum(0).to(device)
-        )
-        gathered: Tensor = self.accelerator.gather(counts[None])
+        """Return the targets of a step [1 + K], over its micro-batches and all devices."""
+        num_heads = self.training_model.heads.config.num_heads
+        counts = torch.stack([token_counts(batch, num_heads) for batch in batch_samples]).sum(0)
+        gathered: Tensor = self.accelerator.gather(counts.to(device)[None])
         return gathered.sum(0)
 
     def compute_loss(
@@ -202,68 +191,72 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
+        """Return the loss of a micro-batch: its share of the step's loss (eq. 1 or eq. 2).
+
+        Raises:
+            NotFiniteError: the loss is not finite.
+        """
         rows = inputs.pop("rows", None)
-        told = model(**inputs, counts=num_items_in_batch, weight=self._heads_weight())
-        parts = told["parts"]
-        if not torch.isfinite(told["loss"]):
-            self._stop(parts, rows)
+        result = model(**inputs, counts=num_items_in_batch, weight=self._heads_weight())
+        parts = result["parts"]
+        if not torch.isfinite(result["loss"]):
+            self._fail_not_finite(parts, rows)
         if self.model.training:
             self._parts.append(parts)
-        # processes' gradients are averaged, and each has divided by the tokens of all
-        loss = told["loss"] * self.accelerator.num_processes
-        return (loss, told) if return_outputs else loss
+        # Gradients are averaged over processes, but each loss is already divided by the targets of
+        # all processes: undo the average.
+        loss = result["loss"] * self.accelerator.num_processes
+        return (loss, result) if return_outputs else loss
 
     def _heads_weight(self) -> float:
-        """lambda_0 at this step (appendix B.4's sine grows it to the end)."""
-        weight = self.recipe.heads_weight()
+        """Return lambda_0 of eq. 2 at this step; appendix B.4 lets it grow along a sine."""
+        lambda_0 = self.recipe.heads_weight()
         if self.recipe.lambda0_schedule == "sine" and self.stage == "both":
-            weight *= math.sin(
-                math.pi / 2 * (self.state.global_step + 1) / max(1, self.state.max_steps)
-            )
-        return weight
+            done = (self.state.global_step + 1) / max(1, self.state.max_steps)
+            lambda_0 *= math.sin(math.pi / 2 * done)
+        return lambda_0
 
-    def _stop(self, parts: Tensor, rows: Tensor | None) -> None:
+    def _fail_not_finite(self, parts: Tensor, rows: Tensor | None) -> None:
+        """Raise the error of a loss that is not finite; it names the losses and the examples."""
         names = ["the backbone", *(f"head {number}" for number in range(1, len(parts)))]
         wrong = [
             name
             for name, part in zip(names, parts.tolist(), strict=True)
             if not math.isfinite(part)
         ]
-        batch = (
-            ""
-            if rows is None
-            else f", in the batch of examples {', '.join(map(str, rows.tolist()))}"
-        )
+        batch = ""
+        if rows is not None:
+            batch = f", in the batch of examples {', '.join(map(str, rows.tolist()))}"
         raise NotFiniteError(
             f"step {self.state.global_step + 1}: the loss of {', '.join(wrong) or 'the sum'} is "
-            f"not finite{batch}. "
-            f"{self._last_good()} Lower lr, or look at these examples"
+            f"not finite{batch}. {self._last_checkpoint()} Lower lr, or look at these examples"
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not math.isfinite(float(norm)):
             raise NotFiniteError(
-                f"step {self.state.global_step + 1}: gradients are not finite. {self._last_good()}"
+                f"step {self.state.global_step + 1}: gradients are not finite. "
+                f"{self._last_checkpoint()}"
             )
         return norm
 
-    def _last_good(self) -> str:
+    def _last_checkpoint(self) -> str:
         last = get_last_checkpoint(self.args.output_dir)
         return f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As a trainer's, with the mean loss of each head since the last line."""
+        """Log an entry; training losses get the mean losses of backbone and heads added."""
         if self._parts and "loss" in logs:
-            # parts are shares of a step's average, one for each micro-batch and device
+            # Each part is its micro-batch's share of a step's mean loss: their sum is the mean.
             steps = max(1, len(self._parts) / self.args.gradient_accumulation_steps)
             means = self.accelerator.gather(torch.stack(self._parts).sum(0)[None]).sum(0) / steps
             names = ["backbone", *(f"head_{number}" for number in range(1, len(means)))]
-            shown = names if self.student.backbone_learns else names[1:]
+            logged = names if self.training_model.backbone_learns else names[1:]
             logs |= {
                 f"loss_{name}": value
                 for name, value in zip(names, means.tolist(), strict=True)
-                if name in shown
+                if name in logged
             }
             self._parts = []
         super().log(logs, start_time)
@@ -271,213 +264,84 @@ class StudentTrainer(Trainer):
     # --- optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Heads and backbone with a learning rate each (section 2.2.2)."""
-        made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        if made is None:
-            groups = self._groups(model or self.model)
-            if "bnb" in self.args.optim and any(
-                p.numel() >= 2**31 for group in groups for p in group["params"]
-            ):
-                warnings.warn(
-                    "a weight has more elements than bitsandbytes can count: AdamW in 32 bits",
-                    stacklevel=2,
-                )
-                self.args.optim = "adamw_torch"
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.student.base)
-            inside = matrices(self.student.base) if self.recipe.optimizer == MUON else set()
-            by_muon = [p for group in groups for p in group["params"] if p in inside]
-            for group in groups:
-                group["params"] = [p for p in group["params"] if p not in inside]
-            made = kind([group for group in groups if group["params"]], **settings)
-            if by_muon:
-                made = Muon(by_muon, made, self.recipe.lr, self.recipe.weight_decay)
-        self.optimizer = made
-        return made
-
-    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Parameters by learning rate and weight decay, which biases and norms are spared as in
-        transformers.
-        """
-        rate, decay = self.recipe.lr, self.recipe.weight_decay
-        rates = {False: rate, True: rate * self.recipe.heads_factor(self.stage)}
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        decaying = set(self.get_decay_parameter_names(model)) if decay else set()
-        return [
-            {
-                "params": [
-                    p for n, p in named if _of_heads(n) == of_heads and (n in decaying) == decays
-                ],
-                "lr": rates[of_heads],
-                "weight_decay": decay if decays else 0.0,  # AdamW's own default is not 0
-            }
-            for of_heads in (False, True)
-            for decays in (True, False)
-        ]
+        """Create the optimizer, with one learning rate each for heads and backbone (2.2.2)."""
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        if optimizer is None:
+            model = model or self.model
+            # As in transformers, biases and norms do not decay.
+            decaying = self.get_decay_parameter_names(model) if self.recipe.weight_decay else ()
+            groups = parameter_groups(model, self.recipe, self.stage, set(decaying))
+            optimizer = make_optimizer(groups, self.training_model, self.recipe, self.args)
+        self.optimizer = optimizer
+        return optimizer
 
     # --- evaluation
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Loss and top-1 to top-5 accuracy of every head, the backbone's perplexity, the tree's
-        expected rate.
+        """Evaluate and log; return the metrics, whose names begin with the prefix.
 
-        Every process measures all of the data, so that all models that are spread over processes
-        can.
+        The metrics are the loss and the top-1 to top-5 accuracy of each head, the backbone's
+        perplexity and its change, and the expected acceleration rate of the tree.
         """
-        model = self.model_wrapped if self.model_wrapped is not None else self.model
-        training = model.training
-        model.eval()
-        heads = self.student.heads.config.num_heads
-        sums, hits, counts = torch.zeros(1 + heads), torch.zeros(heads, TOP), torch.zeros(1 + heads)
-        size, begun = self.args.per_device_eval_batch_size, time.monotonic()
-        shown = self.say is not None and self.is_world_process_zero()
-        with progress("evaluation", len(self.evaluation), "examples", self.say, shown) as advance:
-            for begin in range(0, len(self.evaluation), size):
-                rows = [
-                    self.evaluation[place]
-                    for place in range(begin, min(begin + size, len(self.evaluation)))
-                ]
-                batch = self._prepare_inputs(self.data_collator(rows))
-                batch.pop("rows", None)
-                with self.accelerator.autocast():
-                    told = model(**batch, top=TOP)
-                sums, hits, counts = (
-                    sums + told["sums"].cpu(),
-                    hits + told["hits"].cpu(),
-                    counts + told["counts"].cpu(),
-                )
-                advance(len(rows))
-        self.pace.evaluated(time.monotonic() - begun)
-        model.train(training)
-        metrics = self._metrics(
-            sums / counts.clamp_min(1), hits / counts[1:, None].clamp_min(1), metric_key_prefix
-        )
-        self.log(dict(metrics))  # to which the epoch is added
+        begun = time.monotonic()
+        sums = self._evaluation_sums()
+        self.timer.add_evaluation(time.monotonic() - begun)
+        metrics = self._metrics(sums, metric_key_prefix)
+        self.log(dict(metrics))  # a copy, because the epoch is added to what is logged
         control = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
         return metrics
 
-    def last_evaluation(self) -> dict[str, float]:
-        """`evaluate`'s metrics after the last step, measured now if they were not then; empty
-        without data.
+    def _evaluation_sums(self) -> EvaluationSums:
+        """Return the sums over all evaluation rows.
+
+        Every process evaluates all rows: the forward pass of a sharded model needs all processes to
+        take part in each batch.
         """
-        for line in reversed(self.state.log_history):
-            if "eval_perplexity" in line and line["step"] == self.state.global_step:
-                return {name: value for name, value in line.items() if name.startswith("eval_")}
+        model = self.model_wrapped if self.model_wrapped is not None else self.model
+        training = model.training
+        model.eval()
+        sums = EvaluationSums.zeros(self.training_model.heads.config.num_heads)
+        size, count = self.args.per_device_eval_batch_size, len(self.evaluation)
+        shown = self.say is not None and self.is_world_process_zero()
+        with progress("evaluation", count, "examples", self.say, shown) as advance:
+            for begin in range(0, count, size):
+                # One row at a time: cached hidden states read no slices.
+                rows = [self.evaluation[place] for place in range(begin, min(begin + size, count))]
+                batch = self._prepare_inputs(self.data_collator(rows))
+                batch.pop("rows", None)
+                with self.accelerator.autocast():
+                    sums.add(model(**batch, top=TOP))
+                advance(len(rows))
+        model.train(training)
+        return sums
+
+    def last_evaluation(self) -> dict[str, float]:
+        """Return the metrics after the last step, evaluated now if not yet; empty without data."""
+        for entry in reversed(self.state.log_history):
+            if "eval_perplexity" in entry and entry["step"] == self.state.global_step:
+                return {name: value for name, value in entry.items() if name.startswith("eval_")}
         return self.evaluate() if self.evaluation else {}
 
-    def _metrics(self, losses: Tensor, accuracy: Tensor, prefix: str) -> dict[str, float]:
-        told = {"perplexity": math.exp(min(50.0, float(losses[0])))}
-        first = (
-            each[f"{prefix}_perplexity"]
-            for each in self.state.log_history
-            if f"{prefix}_perplexity" in each
-        )
-        self.perplexity = self.perplexity or next(first, told["perplexity"])
-        told["perplexity_change"] = told["perplexity"] - self.perplexity
-        for head in range(len(accuracy)):
-            told[f"loss_head_{head + 1}"] = float(losses[head + 1])
-            told |= {
-                f"head_{head + 1}_top_{rank + 1}": float(accuracy[head, rank])
-                for rank in range(TOP)
-            }
-        told["acceleration_rate"] = float(self.tree.expected(accuracy.tolist()))
-        return {f"{prefix}_{name}": value for name, value in told.items()}
-
-    # --- checkpoints
-
-    @property
-    def student(self) -> Student:
-        """The model itself, whatever wraps it."""
-        unwrapped: Student = self.accelerator.unwrap_model(self.model)
-        return unwrapped
-
-    def learnt(self) -> dict[str, Tensor]:
-        """The parameters that learn, whole, on the CPU; empty on processes that do not write."""
-        learning = {
-            name: each.detach()
-            for name, each in self.student.named_parameters()
-            if each.requires_grad
+    def _metrics(self, sums: EvaluationSums, prefix: str) -> dict[str, float]:
+        """Return the metrics by name; the first evaluation sets the perplexity before training."""
+        name, perplexity = f"{prefix}_perplexity", sums.perplexity
+        first = (entry[name] for entry in self.state.log_history if name in entry)
+        self.perplexity = self.perplexity or next(first, perplexity)
+        metrics = {
+            "perplexity": perplexity,
+            "perplexity_change": perplexity - self.perplexity,
+            **sums.head_metrics(),
+            "acceleration_rate": float(self.tree.expected(sums.accuracies)),
         }
-        if self.is_deepspeed_enabled and self.model_wrapped is not self.model:
-            state = self.accelerator.get_state_dict(self.model_wrapped) or {}
-            learning = {name: state[name] for name in learning if name in state}
-        kept = {}
-        for name, tensor in learning.items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if self.args.should_save:
-                kept[name] = whole.to("cpu", copy=True).contiguous()
-        return kept
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What learns; the rest is the base model's own files."""
-        learnt = self.learnt()
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(learnt, folder / WEIGHTS)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Written beside, then renamed: a checkpoint that is there is whole."""
-        place = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        self.args.output_dir = str(place / UNFINISHED)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(place)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            shutil.rmtree(place / name, ignore_errors=True)
-            os.replace(place / UNFINISHED / name, place / name)
-            for old in sorted(
-                place.glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1])
-            )[:-2]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As a trainer's, but of a model that FSDP spreads, too, only what learns is kept, in
-        `WEIGHTS`.
-        """
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        plugin = self.accelerator.state.fsdp_plugin
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        try:
-            state = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{resume_from_checkpoint} is damaged ({error}): delete it to go on from what was "
-                "kept before"
-            ) from None
-        mine = {name: each for name, each in self.student.named_parameters() if each.requires_grad}
-        if set(mine) != set(state):
-            raise ValueError(
-                f"{resume_from_checkpoint} holds other weights than these that learn: take another "
-                "folder"
-            )
-        with torch.no_grad():
-            for name, tensor in state.items():
-                spread = mine[name]
-                if isinstance(spread, DTensor):
-                    tensor = distribute_tensor(
-                        tensor.to(spread.device), spread.device_mesh, spread.placements
-                    )
-                spread.copy_(tensor)
+        return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
-class _EvaluatedFirst(TrainerCallback):
-    """Measures before the first step, so that everything later can be compared with it."""
+class _EvaluateFirst(TrainerCallback):
+    """A callback that evaluates before the first step, for later evaluations to compare with."""
 
-    def __init__(self, trainer: StudentTrainer):
+    def __init__(self, trainer: MedusaTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
@@ -485,5 +349,24 @@ class _EvaluatedFirst(TrainerCallback):
             self.trainer.evaluate()
 
 
-def _of_heads(name: str) -> bool:
-    return name.removeprefix("module.").startswith("heads.")
+def _check_sharding(model: TrainingModel) -> None:
+    """Check that a model divided over devices can be trained.
+
+    Raises:
+        ValueError: DeepSpeed ZeRO-3 is to shard a backbone that is trained, or a restricted head
+            vocabulary; or a device map divides the backbone.
+    """
+    if is_deepspeed_zero3_enabled() and model.backbone_learns:
+        raise ValueError(
+            "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method "
+            "medusa-1), or spread the model by FSDP2 (configs/fsdp2.yaml)"
+        )
+    if is_deepspeed_zero3_enabled() and model.head_tokens is not None:
+        raise ValueError(
+            "head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take full"
+        )
+    if len(set(getattr(model.base, "hf_device_map", {"": 0}).values())) > 1:
+        raise ValueError(
+            "the base model is spread by device_map, which cannot be trained here: leave it out, "
+            "and spread the model by FSDP2 (configs/fsdp2.yaml)"
+        )

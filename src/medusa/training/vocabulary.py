@@ -1,9 +1,10 @@
-"""A draft vocabulary: the heads' cross-entropy over the tokens that occur in the data alone.
+"""Restricted head vocabulary: the heads' cross-entropy over the tokens that occur in the data.
 
-The softmax then leaves out all other tokens: they get no gradient, and a head never learns that
-    they are improbable.
-With a vocabulary of V tokens of which R occur, the heads' products cost R / V of what they cost
-over all of it. Shapes: M positions, K heads, H hidden size.
+All other tokens are left out of the softmax. They get no gradient, so a head never learns that they
+are improbable. With R occurring tokens of V, the products with the heads' output layers cost R / V
+of what they cost over the whole vocabulary.
+
+Shapes: M positions, K heads, H hidden size, V vocabulary size, R occurring tokens.
 """
 
 from __future__ import annotations
@@ -18,39 +19,48 @@ from ..data.chats import IGNORED, Example
 from .losses import ChunkLoss, cross_entropy_sum
 
 
-def occurring(examples: Iterable[Example]) -> Tensor:
-    """Return the tokens that are learnt in the examples, in ascending order [R]."""
+def occurring_tokens(examples: Iterable[Example]) -> Tensor:
+    """Return the ids of all tokens that the examples train on, in ascending order [R]."""
     tokens = {label for example in examples for label in example.labels[1:]} - {IGNORED}
     return torch.tensor(sorted(tokens), dtype=torch.long)
 
 
-def places(targets: Tensor, tokens: Tensor) -> Tensor:
-    """Return each target's place among `tokens`; `IGNORED` stays.
-
-    Raises:
-        ValueError: a target is not among them.
-    """
-    found = torch.searchsorted(tokens, targets.contiguous()).clamp_max(len(tokens) - 1)
-    there = targets != IGNORED
-    if not torch.equal(tokens[found][there], targets[there]):
-        raise ValueError(
-            "head_vocabulary: a target is not among the tokens that the data were said to hold"
-        )
-    return found.masked_fill(~there, IGNORED)
-
-
-def entropy_over(tokens: Tensor, bias: Tensor | None, rule: ChunkLoss) -> ChunkLoss:
-    """Return the summed cross-entropy of states [M, H] with places [M] by rows [R, H], as `chunked`
-    takes it.
+def token_indices(targets: Tensor, tokens: Tensor) -> Tensor:
+    """Return the index of each target in `tokens`; `IGNORED` stays.
 
     Args:
-        bias: of the lm_head [V].
-        rule: what the model does to its logits.
+        targets: token ids, of any shape.
+        tokens: [R] token ids in ascending order.
+
+    Raises:
+        ValueError: a target is not in `tokens`.
     """
-    some = None if bias is None else bias.index_select(0, tokens)
+    indices = torch.searchsorted(tokens, targets.contiguous()).clamp_max(len(tokens) - 1)
+    present = targets != IGNORED
+    if not torch.equal(tokens[indices][present], targets[present]):
+        raise ValueError(
+            "head_vocabulary: a target is not among the tokens that occur in the data, to which "
+            "the heads' loss is restricted"
+        )
+    return indices.masked_fill(~present, IGNORED)
+
+
+def restricted_entropy(tokens: Tensor, bias: Tensor | None, rule: ChunkLoss) -> ChunkLoss:
+    """Return the cross-entropy over `tokens` as a loss for `chunked_sum`.
+
+    The returned function takes hidden states [M, H], target indices [M] and the output layer's rows
+    of the tokens [R, H].
+
+    Args:
+        tokens: [R] token ids.
+        bias: [V] of the output layer, or None.
+        rule: what the model does to its logits, such as a soft cap.
+    """
+    some_bias = None if bias is None else bias.index_select(0, tokens)
 
     def entropy(states: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         logits = F.linear(states.to(rows.dtype), rows)
-        return cross_entropy_sum(rule(logits if some is None else logits + some), targets)
+        logits = rule(logits if some_bias is None else logits + some_bias)
+        return cross_entropy_sum(logits, targets)
 
     return entropy
