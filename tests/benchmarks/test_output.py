@@ -6,6 +6,7 @@ import sys
 import pytest
 
 MODULES = [
+    "batching",
     "speed",
     "gpu",
     "heads",

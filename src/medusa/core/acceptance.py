@@ -179,41 +179,62 @@ class Rejection(AcceptancePolicy):
                 "Rejection judges only what its own `draft` drew: the draft has no probabilities"
             )
         rows = torch.arange(len(logits), device=logits.device)
-        widths = tree.widths
         node = torch.zeros_like(rows)
         path, count = [node], torch.ones_like(rows)
-        left, first_draw = _precise(logits[rows, node]).softmax(-1), 0
-        uniforms = _uniforms(generators, sum(widths) + 1, left)
-        children = tree.child_table.to(logits.device)
-        for depth, width in enumerate(widths):
-            p, q = left, drawn_from[:, depth].to(left.dtype)
-            here, alive = node, count == depth + 1
-            for rank in range(width if _any(alive) else 0):
-                child = children[here, rank]
-                token = draft.tokens[rows, child]
-                offered = alive & (child > 0) & (q[rows, token] > 0)
-                accepted = offered & (
-                    uniforms[:, first_draw + rank] * q[rows, token] < p[rows, token]
-                )
-                node = torch.where(accepted, child, node)
-                count = count + accepted
-                alive &= ~accepted
-                if not _any(alive):
-                    break
-                refused = (offered & ~accepted)[:, None]
-                rest = (p - q).clamp_min(0)
-                left_over = (
-                    rest.sum(-1, keepdim=True) > 0
-                )  # rounding can leave nothing where p is all but q
-                p = torch.where(refused & left_over, normalised(rest), p)
-                q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
+        p = _precise(logits[:, 0]).softmax(-1)
+        uniforms = _uniforms(generators, sum(tree.widths) + 1, p)
+        table, first_draw = tree.child_table.to(logits.device), 0
+        for depth, width in enumerate(tree.widths):
+            chosen, p = _offer(
+                table[node, :width],
+                draft.tokens,
+                p,
+                drawn_from[:, depth].to(p.dtype),
+                count == depth + 1,
+                uniforms[:, first_draw : first_draw + width],
+            )
             first_draw += width
-            reached = count == depth + 2
-            if _any(reached):
-                p = torch.where(reached[:, None], _precise(logits[rows, node]).softmax(-1), p)
-            left = p
+            accepted = chosen > 0
+            node, count = torch.where(accepted, chosen, node), count + accepted
+            if _any(accepted):
+                p = torch.where(accepted[:, None], _precise(logits[rows, node]).softmax(-1), p)
             path.append(node)
-        return Acceptance(torch.stack(path, 1), count, _sample(left, uniforms[:, -1]))
+        return Acceptance(torch.stack(path, 1), count, _sample(p, uniforms[:, -1]))
+
+
+def _offer(
+    children: Tensor, tokens: Tensor, p: Tensor, q: Tensor, alive: Tensor, uniforms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Offer the children of each row's node, one after the other, until one is accepted.
+
+    Args:
+        children: [B, R] nodes in order of rank; 0 where there is none.
+        tokens: [B, N] of the tree.
+        p: [B, V] the base model's distribution after the node.
+        q: [B, V] the head's distribution, from which the children were drawn.
+        alive: [B] False for rows whose path has ended before.
+        uniforms: [B, R] random numbers in [0, 1).
+
+    Returns:
+        The accepted child [B], 0 where none is; and what is left of p [B, V] after the rejections.
+    """
+    rows, chosen = torch.arange(len(tokens), device=tokens.device), torch.zeros_like(children[:, 0])
+    for rank in range(children.shape[1] if _any(alive) else 0):
+        child = children[:, rank]
+        token = tokens[rows, child]
+        offered = alive & (child > 0) & (q[rows, token] > 0)
+        accepted = offered & (uniforms[:, rank] * q[rows, token] < p[rows, token])
+        chosen = torch.where(accepted, child, chosen)
+        alive = alive & ~accepted
+        if not _any(alive):
+            break
+        refused = (offered & ~accepted)[:, None]
+        rest = (p - q).clamp_min(0)
+        # rounding can leave nothing where p is nearly q
+        left_over = rest.sum(-1, keepdim=True) > 0
+        p = torch.where(refused & left_over, normalised(rest), p)
+        q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
+    return chosen, p
 
 
 def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> Tensor:
