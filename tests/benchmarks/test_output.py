@@ -6,6 +6,7 @@ import sys
 import pytest
 
 MODULES = [
+    "code_completion",
     "speed",
     "gpu",
     "heads",
