@@ -7,6 +7,7 @@ import pytest
 
 MODULES = [
     "batching",
+    "code_completion",
     "speed",
     "gpu",
     "heads",
