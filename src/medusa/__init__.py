@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.acceptance import AcceptancePolicy, Greedy, Rejection, Typical
+    from .core.engine import Engine
     from .core.heads import MedusaConfig, MedusaHeads
-    from .core.request import DecodingStats
+    from .core.request import DecodingStats, Event, Request
     from .core.tree import CandidateTree
     from .generation import MedusaGenerateOutput, Session
     from .loading import MedusaModel
@@ -28,12 +29,15 @@ _MODULES = {
     "AcceptancePolicy": "core.acceptance",
     "CandidateTree": "core.tree",
     "DecodingStats": "core.request",
+    "Engine": "core.engine",
+    "Event": "core.request",
     "Greedy": "core.acceptance",
     "MedusaConfig": "core.heads",
     "MedusaGenerateOutput": "generation",
     "MedusaHeads": "core.heads",
     "MedusaModel": "loading",
     "Rejection": "core.acceptance",
+    "Request": "core.request",
     "Session": "generation",
     "Typical": "core.acceptance",
 }
@@ -42,12 +46,15 @@ __all__ = [
     "AcceptancePolicy",
     "CandidateTree",
     "DecodingStats",
+    "Engine",
+    "Event",
     "Greedy",
     "MedusaConfig",
     "MedusaGenerateOutput",
     "MedusaHeads",
     "MedusaModel",
     "Rejection",
+    "Request",
     "Session",
     "Typical",
 ]
