@@ -63,7 +63,7 @@ def resolved(name: str | Path) -> str:
         return str(folder.absolute())
     if folder.is_file() or is_path(str(name)):
         raise FileNotFoundError(
-            f"no folder {name}: give an existing folder, or a hub id (owner/name)"
+            f"no folder {name}: give a folder that exists, or a hub id (owner/name)"
         )
     return str(name)
 
@@ -109,7 +109,7 @@ def _hub_heads(name: str, **hub: Any) -> Path | None:
             name, adapters.ADAPTER_CONFIG, **cached
         ):
             raise OSError(
-                f"no folder {name}, and the hub cannot be reached: give an existing folder, or "
+                f"no folder {name}, and the hub cannot be reached: give a folder that exists, or "
                 "check the connection"
             ) from error
         _refuse_heads_inside(name, Checkpoint.find(name, **cached))

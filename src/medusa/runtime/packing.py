@@ -1,7 +1,7 @@
 """Linear layers whose weights are packed for the CPU (see `products`).
 
-A model that nobody else uses is packed in place, so that its dense weights can be freed. A model
-that the user also holds stays as it is: a twin of it (see `twin`) holds packed copies.
+A model that only this library uses is packed in place, so that its dense weights can be freed. A
+model that the user also holds stays as it is: a twin of it (see `twin`) holds packed copies.
 
 Before each request the dense weights are hashed to notice changes, which takes about as long as
 reading them once. A weight that only exists in packed form cannot change unnoticed: code that reads
