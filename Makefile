@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-dev
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test lint format bench reproduce-training clean
+.PHONY: help demo test coverage lint format bench reproduce-training clean
 
 help: ## Show this list
 	@echo "make <target>; the first one to need it creates $(VENV) and installs the package into it."
@@ -24,6 +24,10 @@ demo: $(STAMP) ## Run the demo on the small model inside the package
 # Each test process computes on one thread: several processes with several threads each slow each other down.
 test: $(STAMP) ## Run all tests, the slow ones too
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 $(TEST_ARGS)
+
+coverage: $(STAMP) ## Run all tests and list the lines that none of them runs
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 \
+		--cov=medusa --cov-report=term-missing:skip-covered $(TEST_ARGS)
 
 lint: $(STAMP) ## Check style, formatting and types
 	@echo "ruff check"; $(BIN)/ruff check .

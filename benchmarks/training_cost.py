@@ -142,19 +142,19 @@ def compare_hidden_states(options: argparse.Namespace) -> dict[str, Any]:
     examples = _examples(tokenizer, options.examples)
     student = TrainingModel(model.base, new_heads(model.base, NUM_HEADS, 3, False, bias=True))
     student.base.requires_grad_(False)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         keeping = timed(partial(cached_states, student, examples, folder / "states"))
         sources: dict[str, tuple[Any, Any]] = {
             "kept": (collate_states, keeping.result),
             "computed again": (collate_rows(0), numbered_rows(examples)),
         }
         calls: dict[str, Callable[[], Timed[None]]] = {
-            way: partial(_time_epoch, student, *source, folder) for way, source in sources.items()
+            name: partial(_time_epoch, student, *source, folder) for name, source in sources.items()
         }
         seconds = seconds_of(interleaved(calls, options.epochs))
     tokens = sum(len(each.ids) for each in examples)
-    rates = {way: tokens / median for way, median in medians(seconds).items()}
+    rates = {source: tokens / median for source, median in medians(seconds).items()}
     return {
         "examples": len(examples),
         "tokens": tokens,
@@ -268,8 +268,8 @@ def _loss_table(result: dict[str, Any]) -> Table:
 def _hidden_states_table(result: dict[str, Any]) -> Table:
     title = f"{result['tokens']} tokens, 100 million parameters"
     table = Table("hidden states", "tokens / s", title=title)
-    for way, rate in result["tokens_per_second"].items():
-        table.add_row(way, f"{rate:.0f}")
+    for source, rate in result["tokens_per_second"].items():
+        table.add_row(source, f"{rate:.0f}")
     table.add_row("ratio", f"{result['speed_ratio']:.2f}")
     return table
 

@@ -22,21 +22,21 @@ from medusa.loading import MedusaModel
 
 from .harness import argument_parser, medians, new_report, parse_arguments, publish
 
-WAYS = ("plain", "adaptive", "always the tree")
+MODES = ("plain", "adaptive", "always the tree")
 
 
 def time_wrong_heads(
     model: MedusaModel, prompts: list[torch.Tensor], tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Return seconds and steps of each way to decode, and the time lost against plain decoding.
+    """Return seconds and steps of each decoding mode, and the time lost against plain decoding.
 
     Args:
         prompts: token ids [1, P] of each prompt.
         tokens: number of tokens decoded after the first.
-        repeats: runs of each prompt and way.
+        repeats: runs of each prompt and mode.
 
     Raises:
-        RuntimeError: the ways give different tokens.
+        RuntimeError: the modes give different tokens.
     """
     options: dict[str, Any] = {
         "max_new_tokens": tokens + 1,
@@ -44,23 +44,23 @@ def time_wrong_heads(
         "do_sample": False,
     }
     trees = {"plain": PLAIN, "adaptive": None, "always the tree": model.tree}
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    runs: dict[str, list[Run]] = {mode: [] for mode in MODES}
     for number, prompt in enumerate(prompts):
         calls = {
-            way: partial(medusa, model, prompt, {**options, "tree": trees[way]}) for way in WAYS
+            mode: partial(medusa, model, prompt, {**options, "tree": trees[mode]}) for mode in MODES
         }
-        for way, made in interleaved(calls, repeats, first=number).items():
-            runs[way] += made
-            if any(run.ids != runs["plain"][-1].ids for run in made):
+        for mode, repeated in interleaved(calls, repeats, first=number).items():
+            runs[mode] += repeated
+            if any(run.ids != runs["plain"][-1].ids for run in repeated):
                 raise RuntimeError("texts differ")
-    seconds = {way: [run.seconds for run in made] for way, made in runs.items()}
+    seconds = {mode: [run.seconds for run in mode_runs] for mode, mode_runs in runs.items()}
     losses = {
-        way: [ratio - 1 for ratio in paired_ratios(own, seconds["plain"])]
-        for way, own in seconds.items()
+        mode: [ratio - 1 for ratio in paired_ratios(own, seconds["plain"])]
+        for mode, own in seconds.items()
     }
     return {
         "tokens": tokens,
-        "steps": {way: made[-1].steps for way, made in runs.items()},
+        "steps": {mode: mode_runs[-1].steps for mode, mode_runs in runs.items()},
         "seconds": medians(seconds),
         "loss": statistics.median(losses["adaptive"]),
         "loss_spread": list(spread(losses["adaptive"])),
@@ -73,7 +73,7 @@ def parse_options() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=1000, help="tokens of an answer")
     parser.add_argument("--prompts", type=int, default=3, help="number of prompts")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each prompt and way")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each prompt and mode")
     return parse_arguments(parser)
 
 

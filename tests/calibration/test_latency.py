@@ -28,6 +28,16 @@ def test_every_size_is_timed_in_every_round_and_context():
     assert latency.curve()[1] == pytest.approx(1000 * latency.plain())
 
 
+def test_a_second_tree_of_a_size_is_left_out():
+    model, ids = MedusaModel.from_base(tiny(), num_heads=2), varied_prompt("llama")
+    trees = [*TREES, CandidateTree.default(2, 8), PLAIN]
+    arguments = {"do_sample": False}
+    latency = measure_latency(
+        model, ids[0].tolist(), trees, arguments, contexts=(8,), rounds=2, batch_size=1
+    )
+    assert [sorted(each) for each in latency.rounds[8]] == [[1, 2, 4, 8]] * 2
+
+
 @pytest.mark.parametrize(
     "arguments", [{"do_sample": False, "eos_token_id": 5}, {"do_sample": True, "temperature": 2.0}]
 )

@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 from test_measure import comparison
 
+from medusa.cli.demo import table as demo_table
 from medusa.evaluation.report import (
     WITHOUT_PREFILL,
     figures,
@@ -48,3 +49,15 @@ def test_a_speed_table_has_a_row_for_each_category_and_the_total():
         for name in ("prompt_lookup", "generate_packed", "prompt_lookup_packed"):
             each |= {f"speedup_over_{name}": 1.0, f"speedup_over_{name}_with_prefill": 1.0}
     assert speed_table("title", every).row_count == 3
+
+
+def test_the_demos_table_leads_with_the_whole_time_too():
+    table = demo_table([comparison(), comparison("math", lambda ids: False)])
+    headings = [column.header for column in table.columns]
+    assert headings[1:5] == ["vs plain", WITHOUT_PREFILL, "vs generate", WITHOUT_PREFILL]
+    assert "first token ms, Medusa" in headings
+    assert "first token ms, generate" in headings
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["sql", "math", "all"]
+    assert cells[1] == ["1.80"] * 3
+    assert cells[-1] == ["yes", "no", "50%"]

@@ -4,7 +4,15 @@ from itertools import islice
 import pytest
 import torch
 
-from tools.demo_model.backbone import answer_loss, build, foresight_loss, new_heads, step_loss
+from tools.demo_model.backbone import (
+    BackboneTrainer,
+    answer_loss,
+    build,
+    foresight_loss,
+    new_heads,
+    step_loss,
+    train_backbone,
+)
 from tools.demo_model.recipe import FORM, Foresight
 from tools.demo_model.stream import collate, stream
 
@@ -73,3 +81,30 @@ def test_the_backbone_learns_from_the_heads_only_at_the_end(batch):
     before, alone, joint = gradients
     assert all(torch.equal(a, b) for a, b in zip(before, alone, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before, joint, strict=True))
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(
+    tokenizer, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tools.demo_model.backbone.accuracy", lambda *_: {"sql": 1.0})
+    recipe = replace(
+        recipe,
+        intermediate_size=32,
+        drill_steps=2,
+        batch_tokens=256,
+        rates=((0, 1.0), (4, 0.0)),
+        foresight=Foresight(num_heads=1, begin=2, weights=((3, 0.1),)),
+    )
+    whole = train_backbone(
+        recipe, tokenizer, tmp_path / "whole", tmp_path / "whole.pt", report_every=1
+    )
+    assert [step for step, _ in whole["losses"]] == [1, 2, 3, 4]
+    assert whole["accuracy"] == {"sql": 1.0}
+    stopped = BackboneTrainer(recipe, tokenizer, tmp_path / "checkpoint.pt")
+    stopped.recipe = replace(recipe, rates=((0, 1.0), (2, 0.5)))
+    stopped.run(report_every=1, check_every=500)
+    resumed = train_backbone(
+        recipe, tokenizer, tmp_path / "resumed", tmp_path / "checkpoint.pt", report_every=1
+    )
+    assert resumed["tokens"] == whole["tokens"]
+    assert dict(resumed["losses"]) == pytest.approx(dict(whole["losses"]))

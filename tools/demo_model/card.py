@@ -159,10 +159,10 @@ def _mixture(mixture: dict[str, Any]) -> str:
     texts = f"{mixture['anew']:.0%} composed fact by fact ({mixture['strange']:.0%} of facts in words that do not name them)"
     texts += f", {mixture['retold']:.0%} retold, {mixture['recombined']:.0%} of mixed sentences"
     texts += f", {mixture['reworded']:.0%} thinned"
-    asked = (
+    reasked = (
         f" ({mixture['reasked']:.0%} of the copying tasks with another wording of the question)"
         if mixture["reasked"]
         else ""
     )
-    varied = f"{mixture['varied']:.0%} of tasks varied{asked}, of the extraction tasks among them {texts}"
+    varied = f"{mixture['varied']:.0%} of tasks varied{reasked}, of the extraction tasks among them {texts}"
     return f"{shares}; {varied}; of all rows {rows}"

@@ -80,8 +80,8 @@ def encode_equations(
         tokenizer,
         (
             part
-            for asked, result in pairs
-            for part in ((asked, False), (result, True), ("\n", False))
+            for left_side, result in pairs
+            for part in ((left_side, False), (result, True), ("\n", False))
         ),
     )
 
@@ -235,10 +235,10 @@ def _varied(mixture: Mixture, task: Task, rng: random.Random, pieces: list[str])
     repeated = task.category == "tables" and rng.random() < mixture.repeated
     prompt, answer = renamed(rng, task.prompt, task.answer, pieces, repeated)
     if task.category == "extraction":
-        ways = composed, reworded, retold, recombined, None
+        variations = composed, reworded, retold, recombined, None
         shares = mixture.anew, mixture.reworded, mixture.retold, mixture.recombined
-        way = rng.choices(ways, (*shares, 1 - sum(shares)))[0]
-        prompt = prompt if way is None else way(rng, prompt, answer, mixture.strange)
+        variation = rng.choices(variations, (*shares, 1 - sum(shares)))[0]
+        prompt = prompt if variation is None else variation(rng, prompt, answer, mixture.strange)
     # a mixture without reasking must not draw a number here: its tasks would change, and with them
     # the weights that were trained on them
     if task.category in COPYING and mixture.reasked and rng.random() < mixture.reasked:

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import random
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from medusa.core.tree import CandidateTree
 from medusa.demo import FOLDER
 from medusa.demo.tasks import CATEGORIES, make_task
 from medusa.hardware.provenance import provenance
+from medusa.hardware.timing import timed
 from medusa.loading import MedusaModel
 from medusa.training import Example, Recipe, evaluate_heads, train_heads
 
@@ -99,9 +100,9 @@ def make_heads(base: Path, folder: Path, work: Path) -> None:
         own_lm_head=HEADS_RECIPE.own_lm_head,
     )
     model.heads.load_state_dict(torch.load(work / CHECKPOINT, weights_only=True)["heads"])
-    started = time.perf_counter()
-    losses = train_heads(model, _examples(tokenizer, work / "answers-train.jsonl"), HEADS_RECIPE)
-    seconds = time.perf_counter() - started
+    examples = _examples(tokenizer, work / "answers-train.jsonl")
+    training = timed(partial(train_heads, model, examples, HEADS_RECIPE))
+    last_losses = training.result[-5:]
     metrics = evaluate_heads(model, _examples(tokenizer, work / "answers-test.jsonl"))
     model.heads.to(torch.bfloat16)
     model.tree = CandidateTree.from_accuracies(metrics.accuracy, NODES)
@@ -109,8 +110,8 @@ def make_heads(base: Path, folder: Path, work: Path) -> None:
     model.save_pretrained(folder, base=f"../{base.name}")
     report = {
         "recipe": HEADS_RECIPE.to_json(),
-        "seconds": seconds,
-        "loss": sum(losses[-5:]) / len(losses[-5:]),
+        "seconds": training.seconds,
+        "loss": sum(last_losses) / len(last_losses),
     }
     report |= {"accuracy": metrics.accuracy, "positions": metrics.positions, **provenance()}
     (folder / "training.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -145,7 +145,7 @@ def clauses() -> dict[str, list[str]]:
             words = before.lstrip(" ,)").removeprefix("and ")
             clause = f"{words}{{}}" if words else f"{{}}{behind.rstrip()}"
             by_field.setdefault(name, set()).add(clause)
-    return {name: sorted(found) for name, found in by_field.items()}
+    return {name: sorted(field_clauses) for name, field_clauses in by_field.items()}
 
 
 @cache
@@ -247,8 +247,8 @@ def composed(rng: random.Random, prompt: str, answer: str, strange: float = 0.0)
     rng.shuffle(order)
     text = ""
     for name in order:
-        ways = PHRASES[name] if rng.random() < 0.5 else clauses()[name]
-        phrase = _strange_phrase(rng) if rng.random() < strange else rng.choice(ways)
+        phrases = PHRASES[name] if rng.random() < 0.5 else clauses()[name]
+        phrase = _strange_phrase(rng) if rng.random() < strange else rng.choice(phrases)
         joint = rng.choice((". ", "; ", "! ", ", ", ", ", ", ", " ", " and "))
         starts = not text or joint in (". ", "; ", "! ")
         joint = " " if text[-1:] in ("!", "?") else joint

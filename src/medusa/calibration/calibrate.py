@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.model import TreeModel
-from ..core.tree import CandidateTree
 from ..hardware.provenance import device_name, provenance
 from .choice import choose, predictions
 from .latency import SIZES, Latency, measure_latency, usual_contexts
@@ -109,30 +108,18 @@ def _time_steps(
     progress: Progress,
 ) -> Latency:
     """Time steps with the best tree of each size, behind text made of the prompts."""
+    sizes = [size for size in SIZES if size < settings.max_nodes] + [settings.max_nodes]
     with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         return measure_latency(
             model,
             [token for prompt in prompts for token in prompt],
-            _timed_trees(recording, settings.max_nodes),
+            [joint_tree(recording, size) for size in sizes],
             decoding,
             contexts=contexts,
             batch_size=settings.batch_size,
             rounds=settings.rounds,
             finished=finished,
         )
-
-
-def _timed_trees(recording: Recording, max_nodes: int) -> list[CandidateTree]:
-    """Return the best trees of the sizes to time; each is larger than the one before.
-
-    Heads and ranks may not suffice for a tree of a given size: two sizes can give the same tree.
-    """
-    trees: list[CandidateTree] = []
-    for size in (*(size for size in SIZES if size < max_nodes), max_nodes):
-        tree = joint_tree(recording, size)
-        if not trees or len(tree) > max(map(len, trees)):
-            trees.append(tree)
-    return trees
 
 
 def _recorded_contexts(

@@ -110,7 +110,8 @@ def measure_latency(
 
     Args:
         text: token ids that fill the contexts; repeated where it is too short.
-        trees: trees of different sizes; plain decoding is added if it is not among them.
+        trees: the trees to time; of several trees of one size only the first is timed, and plain
+            decoding is added if no tree has one node.
         arguments: keyword arguments of `generate`; lengths and end tokens are ignored.
         contexts: context lengths in tokens at which steps are timed.
         batch_size: rows decoded at once.
@@ -120,8 +121,9 @@ def measure_latency(
     Raises:
         ValueError: the model has no positions left for a step behind a context.
     """
-    if not any(len(tree) == 1 for tree in trees):
-        trees = [PLAIN, *trees]
+    # steps are recorded by size, so that a second tree of a size would leave every round incomplete
+    by_size = {len(tree): tree for tree in [PLAIN, *reversed(trees)]}
+    trees = sorted(by_size.values(), key=len)
     latency: dict[int, list[dict[int, float]]] = {}
     for context in contexts:
         pace = TimingRounds(trees)
