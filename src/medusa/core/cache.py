@@ -19,11 +19,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from .masks import TreeBatch
 
 BLOCK = 256
-"""Columns are allocated in multiples of this."""
+"""Columns are allocated in multiples of this number."""
 
 
 class Slots:
-    """Where a forward writes its states; shared by all layers, so that a step decides it once.
+    """The columns that a forward writes. All layers share them, so a step computes them once.
 
     Attributes:
         rows: rows of the forward.
@@ -86,7 +86,7 @@ class TreeLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write new states where the slots say; return those of all columns in use."""
+        """Write new states to the slots; return the states of all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
@@ -138,7 +138,7 @@ class TreeCache(Cache):
         named: name the columns that a tree is written to, so that a program can be given them.
 
     Attributes:
-        length: columns kept of each row.
+        length: number of kept columns of each row.
         padding: of each row, how many of those columns are left padding. Only a prefill has any.
         longest: tokens that each row's text may have in the end. The last of them is never run, and
             nodes past it are never delivered: they share the position before it, so that no
@@ -208,7 +208,7 @@ class TreeCache(Cache):
             setattr(self, name, left[:last])
 
     def clear(self) -> None:
-        """Remove all rows; what was allocated stays, and so do captured steps."""
+        """Remove all rows; the allocated memory and captured steps stay valid."""
         self.length, self.padding, self.longest = [], [], []
 
     def saved(self) -> tuple[Any, ...]:
@@ -216,7 +216,7 @@ class TreeCache(Cache):
         return self.length, self.padding, self.longest
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        """Undo what was kept, admitted or evicted since `saved`. Rows evicted since are lost."""
+        """Undo `keep`, `admit` and `evict` since `saved`. The states of evicted rows are lost."""
         self.length, self.padding, self.longest = saved
 
     def begin_tree(self, nodes: int, device: torch.device) -> None:
@@ -238,12 +238,12 @@ class TreeCache(Cache):
         return [*self.length, *[0] * idle]
 
     def make_room(self) -> None:
-        """Grow now, where the next forward would have to."""
+        """Allocate columns that the next forward needs."""
         for layer in self.layers:
             layer.make_room()
 
     def fits(self, dtype: torch.dtype, device: torch.device) -> bool:
-        """Return whether a model of this type on this device could write into this cache."""
+        """Return True if a model of this type on this device can write into this cache."""
         return all(
             each.keys.dtype == dtype and each.keys.device == device
             for each in self.layers
@@ -279,7 +279,7 @@ class TreeCache(Cache):
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Where the layers' states lie; a step captured with other addresses is not valid."""
+        """Addresses of the layers' states; a step captured with other addresses is not valid."""
         return tuple(layer.keys.data_ptr() for layer in self.layers if layer.is_initialized)
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
