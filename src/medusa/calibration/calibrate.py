@@ -108,7 +108,7 @@ def _time_steps(
     contexts: Sequence[int],
     progress: Progress,
 ) -> Latency:
-    """Time steps with the best tree of each size, behind text made of the prompts."""
+    """Time steps with the best tree of each size, after text made of the prompts."""
     with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         return measure_latency(
             model,
@@ -138,7 +138,7 @@ def _timed_trees(recording: Recording, max_nodes: int) -> list[CandidateTree]:
 def _recorded_contexts(
     model: TreeModel, settings: CalibrationSettings, prompts: PromptIds, answers: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the usual contexts of the texts, cut so that the timed steps fit behind them."""
+    """Return the usual contexts of the texts, cut so that the timed steps fit after them."""
     positions = model.positions.trained
     longest = (
         math.inf

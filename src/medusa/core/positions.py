@@ -75,8 +75,8 @@ class Positions:
                 f"a prompt has {prompt} tokens and the model has {self.table} positions: shorten it"
             )
         if self.change is not None and self.changes_after(prompt) and longest > self.change + 1:
-            room = self.change + 1 - prompt
-            remedy = f"pass max_new_tokens <= {room}, or " if room > 0 else ""
+            longest_answer = self.change + 1 - prompt
+            remedy = f"pass max_new_tokens <= {longest_answer}, or " if longest_answer > 0 else ""
             raise ValueError(
                 f"a prompt of {prompt} tokens may grow to {longest}, past the {self.change} "
                 f"positions after which this model's rotary frequencies change: {remedy}call "
