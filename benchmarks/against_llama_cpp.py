@@ -1,6 +1,6 @@
 """`python -m benchmarks.against_llama_cpp`: one Llama of 110M parameters, here and in llama.cpp.
 
-llama.cpp is what people run on a CPU, and so the reference for this library's CPU backend. The same
+llama.cpp is widely used on CPUs, and so the reference for this library's CPU backend. The same
 random weights are written as GGUF in several types, logits are compared first, then batches of n
 tokens at one context length are timed by turns. Besides this library the script needs
 

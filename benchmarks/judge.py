@@ -1,4 +1,4 @@
-"""Judge of trained models: what their answers are worth, and how fast they decode."""
+"""Judge of trained models: it measures the quality of their answers and their speed."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ WIDTH = 150
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step is timed under: how layers run, context length in tokens, nodes of the tree."""
+    """Conditions of a timed step: how layers run, context length in tokens, nodes of the tree."""
 
     variant: str
     context: int

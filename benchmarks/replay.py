@@ -66,7 +66,7 @@ class ReplayedGreedy(Greedy):
 def replay(
     model: TreeModel, recording: Recording, context: int, tree: CandidateTree, texts: int
 ) -> list[DecodingStats]:
-    """Decode as many tokens as each of the first texts has, accepting what was recorded.
+    """Decode as many tokens as each of the first texts has, accepting the recorded nodes.
 
     Args:
         context: number of tokens of the prompt.

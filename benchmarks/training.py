@@ -165,7 +165,7 @@ class Verdicts:
     """Rows of table 2, each judged as soon as its model is there.
 
     Attributes:
-        judge: what models are judged by.
+        judge: measures quality and speed of the models.
         console: shows the progress.
         minutes: duration of each method's training.
         rows: the rows so far.

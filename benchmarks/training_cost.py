@@ -1,4 +1,4 @@
-"""`python -m benchmarks.training_cost`: what training saves by computing less.
+"""`python -m benchmarks.training_cost`: time and memory that training saves by computing less.
 
 Three comparisons:
 

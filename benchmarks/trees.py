@@ -47,7 +47,7 @@ RATES = ("predicted_rate", "rate", "predicted_speedup", "speedup")
 
 @dataclass(frozen=True)
 class TreeStudy:
-    """A model with what is needed to predict and to measure its trees.
+    """A model with the data to predict and to measure its trees.
 
     Attributes:
         model: the model.

@@ -39,7 +39,7 @@ def ids():
 
 @pytest.fixture(scope="module")
 def text(base, ids):
-    """The base model's greedy continuation, more than any test asks for."""
+    """The base model's greedy continuation, longer than any test needs."""
     return base.generate(ids, max_new_tokens=NEW + 10, do_sample=False)[0, ids.shape[1] :].tolist()
 
 
@@ -52,7 +52,7 @@ def heads_on(base, texts, accuracy=1.0):
 
 @pytest.fixture
 def model(base, ids, text):
-    """Heads that are always right about the plain greedy text."""
+    """The base with heads that always predict its greedy text."""
     return heads_on(base, [ids[0].tolist() + text])
 
 
@@ -67,7 +67,7 @@ class Ban(LogitsProcessor):
 
 
 class Until(StoppingCriteria):
-    """Stops after the n-th use of a token."""
+    """A criterion that stops after the n-th use of a token."""
 
     def __init__(self, token, times):
         self.token, self.times = token, times
@@ -80,7 +80,7 @@ CHARACTERS = (string.ascii_letters + string.digits)[:VOCAB]
 
 
 def characters():
-    """A tokenizer of one character a token."""
+    """A tokenizer whose tokens are single characters."""
     tokenizer = Tokenizer(
         models.WordLevel({each: n for n, each in enumerate(CHARACTERS)}, unk_token="a")
     )
@@ -89,7 +89,7 @@ def characters():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a")
 
 
-def same_as_base(base, ids, accuracy=1.0, **options):
+def text_equal_to_base(base, ids, accuracy=1.0, **options):
     """Text of heads that know what the base says under these options: equal to it. Returns the
     output.
     """
@@ -111,12 +111,15 @@ def same_as_base(base, ids, accuracy=1.0, **options):
 
 @pytest.mark.parametrize("new", [1, 2, 3, 4, 5, 11])
 def test_max_new_tokens_is_exact_inside_an_accepted_run(base, ids, new):
-    assert same_as_base(base, ids, max_new_tokens=new).sequences.shape[1] == ids.shape[1] + new
+    assert (
+        text_equal_to_base(base, ids, max_new_tokens=new).sequences.shape[1] == ids.shape[1] + new
+    )
 
 
 def test_max_length_counts_the_prompt(base, ids):
     assert (
-        same_as_base(base, ids, max_length=ids.shape[1] + 9).sequences.shape[1] == ids.shape[1] + 9
+        text_equal_to_base(base, ids, max_length=ids.shape[1] + 9).sequences.shape[1]
+        == ids.shape[1] + 9
     )
 
 
@@ -125,7 +128,7 @@ def test_an_end_token_cuts_an_accepted_run(base, ids, text, nth):
     firsts = sorted(map(text.index, set(text)))
     place = firsts[nth]
     ends = [text[place], VOCAB - 1]
-    output = same_as_base(base, ids, max_new_tokens=NEW, eos_token_id=ends, pad_token_id=0)
+    output = text_equal_to_base(base, ids, max_new_tokens=NEW, eos_token_id=ends, pad_token_id=0)
     assert output.sequences[0, -1] in ends
     assert output.sequences.shape[1] - ids.shape[1] == place + 1
 
@@ -153,35 +156,35 @@ def test_options_give_the_base_models_text(base, ids, text, options, accuracy):
         if {"min_new_tokens", "exponential_decay_length_penalty"} & options.keys()
         else {}
     )
-    output = same_as_base(base, ids, accuracy, max_new_tokens=NEW, **end, **options)
+    output = text_equal_to_base(base, ids, accuracy, max_new_tokens=NEW, **end, **options)
     assert output.stats.acceleration_rate > 1
     plain = ids[0].tolist() + text[:NEW]
     assert output.sequences[0].tolist() != plain, "the option changes the text"
 
 
-def test_options_together(base, ids):
+def test_several_options_at_once(base, ids):
     options = {
         "repetition_penalty": 1.3,
         "no_repeat_ngram_size": 3,
         "min_new_tokens": 5,
         "eos_token_id": [9, 11],
     }
-    same_as_base(base, ids, 0.6, max_new_tokens=NEW, pad_token_id=0, **options)
+    text_equal_to_base(base, ids, 0.6, max_new_tokens=NEW, pad_token_id=0, **options)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_stop_strings(base, ids, text, length):
-    """They end anywhere within an accepted run, and span several tokens."""
+    """Stop strings end anywhere within accepted tokens, and span several tokens."""
     for place in (5, 6, 7, 8):
         stop = "".join(CHARACTERS[token] for token in text[place + 1 - length : place + 1])
         said = "".join(CHARACTERS[token] for token in text)
-        output = same_as_base(
+        output = text_equal_to_base(
             base, ids, max_new_tokens=NEW, tokenizer=characters(), stop_strings=[stop, "no such"]
         )
         assert output.sequences.shape[1] - ids.shape[1] == said.index(stop) + length
 
 
-def test_stop_strings_of_configurations_need_the_tokenizer_too(base, ids, text):
+def test_stop_strings_of_a_configuration_need_the_tokenizer(base, ids, text):
     stop = CHARACTERS[text[5]]
     own = tiny("llama")
     own.generation_config.stop_strings = [stop]
@@ -198,7 +201,7 @@ def test_stop_strings_of_configurations_need_the_tokenizer_too(base, ids, text):
 
 
 @pytest.mark.parametrize("where", ["argument", "keyword", "model"])
-def test_a_generation_config_is_obeyed(base, ids, text, where):
+def test_a_generation_config_sets_the_options(base, ids, text, where):
     config = GenerationConfig(max_new_tokens=7, do_sample=False, repetition_penalty=1.2)
     expected = base.generate(ids, config)
     model = heads_on(tiny("llama"), [expected[0].tolist() + text])
@@ -213,14 +216,14 @@ def test_a_generation_config_is_obeyed(base, ids, text, where):
     assert (config.max_new_tokens, config.repetition_penalty) == (7, 1.2)
 
 
-def test_keywords_go_before_the_configuration(base, ids):
+def test_keywords_override_the_configuration(base, ids):
     config = GenerationConfig(max_new_tokens=7, do_sample=False)
     model = MedusaModel.from_base(base, num_heads=3)
     expected = base.generate(ids, config, max_new_tokens=3)
     assert model.generate(ids, config, max_new_tokens=3).tolist() == expected.tolist()
 
 
-class Heard(BaseStreamer):
+class RecordingStreamer(BaseStreamer):
     def __init__(self):
         self.calls = []
 
@@ -231,25 +234,33 @@ class Heard(BaseStreamer):
         self.calls.append("end")
 
 
-def test_a_streamer_hears_what_it_would_hear_from_the_base(base, model, ids):
-    of_base, of_medusa = Heard(), Heard()
+def test_a_streamer_receives_the_same_calls_as_from_the_base(base, model, ids):
+    of_base, of_medusa = RecordingStreamer(), RecordingStreamer()
     base.generate(ids, max_new_tokens=11, do_sample=False, streamer=of_base)
     model.generate(ids, max_new_tokens=11, do_sample=False, streamer=of_medusa)
     assert of_medusa.calls == of_base.calls
-    of_steps = Heard()
+    of_steps = RecordingStreamer()
     for _ in model.steps(ids, max_new_tokens=11, do_sample=False, streamer=of_steps):
         pass
     assert of_steps.calls == of_base.calls
 
 
-def test_a_streamer_follows_one_sequence(model, ids):
+def test_a_streamer_with_several_sequences_is_refused(model, ids):
     with pytest.raises(ValueError, match="one sequence"):
-        model.generate(ids.expand(2, -1), max_new_tokens=4, do_sample=False, streamer=Heard())
+        model.generate(
+            ids.expand(2, -1), max_new_tokens=4, do_sample=False, streamer=RecordingStreamer()
+        )
     with pytest.raises(ValueError, match="one sequence"):
-        model.steps(ids, max_new_tokens=4, do_sample=True, num_return_sequences=2, streamer=Heard())
+        model.steps(
+            ids,
+            max_new_tokens=4,
+            do_sample=True,
+            num_return_sequences=2,
+            streamer=RecordingStreamer(),
+        )
 
 
-def test_a_dictionary_carries_the_statistics(model, ids, text):
+def test_a_dictionary_output_has_the_statistics(model, ids, text):
     output = model.generate(ids, max_new_tokens=13, do_sample=False, return_dict_in_generate=True)
     assert isinstance(output, MedusaGenerateOutput)
     assert output.sequences.tolist() == [ids[0].tolist() + text[:13]]
@@ -264,7 +275,7 @@ def test_input_ids_may_be_a_keyword(model, ids, text):
     assert given.tolist() == [ids[0].tolist() + text[:5]]
 
 
-def test_left_padding_is_told_from_the_padding_token(base, model, ids):
+def test_left_padding_is_inferred_from_the_padding_token(base, model, ids):
     short = prompt(4)
     batch = torch.cat([torch.nn.functional.pad(short, (ids.shape[1] - 4, 0)), ids])
     options = {"max_new_tokens": 9, "do_sample": False}
@@ -275,7 +286,7 @@ def test_left_padding_is_told_from_the_padding_token(base, model, ids):
 
 
 def test_a_padding_token_that_also_ends_texts_is_not_taken_for_padding(base, ids):
-    """As in transformers: then only an attention mask can tell."""
+    """As in transformers, only an attention mask can mark padding then."""
     start = torch.cat([torch.tensor([[0]]), ids], 1)
     options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": 0}
     expected = base.generate(start, **options)
@@ -324,7 +335,7 @@ def test_rows_that_end_early_are_padded_with_an_end_token_where_there_is_no_padd
     assert given.tolist() == expected.tolist()
 
 
-def test_what_is_returned_may_be_written_to_and_trained_on(base, model, ids):
+def test_returned_tensors_are_no_inference_tensors(base, model, ids):
     given = model.generate(ids, max_new_tokens=5, do_sample=False)
     base(given, labels=given).loss.backward()
     base.zero_grad()
@@ -332,7 +343,7 @@ def test_what_is_returned_may_be_written_to_and_trained_on(base, model, ids):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
-def test_learnt_positions_may_be_used_up(name):
+def test_all_learnt_positions_can_be_used(name):
     """The last steps' trees reach past the last position."""
     own, limit = tiny(name), 256
     text = prompt(limit - 20)
@@ -344,7 +355,7 @@ def test_learnt_positions_may_be_used_up(name):
     assert model.generate(text, max_new_tokens=20, do_sample=False).tolist() == expected.tolist()
 
 
-def test_allowed_tokens_are_asked_for_by_the_number_of_the_prompt(base, ids):
+def test_prefix_allowed_tokens_fn_gets_the_number_of_the_prompt(base, ids):
     batch = torch.cat([ids, ids.flip(1)])
     options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(batch)}
     seen = set()
@@ -424,9 +435,7 @@ def test_several_sequences_a_prompt(base, ids):
     "options", [{"temperature": 2.5}, {"temperature": 3.0, "top_k": 4}, {"top_p": 0.8}]
 )
 def test_sampled_tokens_follow_the_base_models_distribution(options):
-    """Two tokens of a model of 6, both of the prefill and of a step; warped as transformers warps
-    them.
-    """
+    """Compare two tokens of a model with a vocabulary of 6, from the prefill and from a step."""
     size, rows = 6, 1500
     base = tiny("llama", torch.float32, vocab_size=size)
     model = MedusaModel.from_base(base, num_heads=2, tree=CandidateTree([(0,), (1,), (0, 0)]))
@@ -506,7 +515,7 @@ def test_policies_that_do_not_fit_are_refused(model, ids, acceptance, sampling, 
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else each,
 )
-def test_what_is_not_supported_is_named(model, ids, options, words):
+def test_unsupported_options_are_refused(model, ids, options, words):
     with pytest.raises(ValueError, match=words):
         model.generate(ids, **{"max_new_tokens": 3, **options})
 
@@ -531,7 +540,7 @@ def test_what_is_not_supported_is_named(model, ids, options, words):
     ids=lambda each: next(iter(each)),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_options_that_change_no_text_are_taken(base, model, ids, text, options):
+def test_options_that_do_not_change_the_text_are_accepted(base, model, ids, text, options):
     expected = base.generate(ids, max_new_tokens=5, do_sample=False, **options)
     assert (
         model.generate(ids, max_new_tokens=5, do_sample=False, **options).tolist()
@@ -577,7 +586,7 @@ def image_model():
     ids=["types", "image", "sizes"],
 )
 def test_inputs_other_than_tokens_are_refused(base, name, value):
-    """By the user's own name, although transformers encodes images while it prepares a request."""
+    """The message has the user's name of the input, although transformers encodes images."""
     model = MedusaModel.from_base(base(), num_heads=2)
     ids = torch.tensor([[1, 2, *[VOCAB - 1] * 4, 3]])
     with pytest.raises(ValueError, match=f"{name}: only token ids"):
@@ -641,7 +650,7 @@ def test_a_temperature_for_typical_acceptance_needs_sampling(model, ids):
             model.generate(ids, acceptance="typical", max_new_tokens=3, **options)
 
 
-def test_heads_that_no_longer_fit_a_resized_base_are_named(tmp_path):
+def test_heads_that_do_not_fit_a_resized_base_are_refused(tmp_path):
     own = tiny("llama")
     model = MedusaModel.from_base(own, num_heads=2)
     for size in (VOCAB + 3, VOCAB - 3):
@@ -660,7 +669,7 @@ def test_heads_that_no_longer_fit_a_resized_base_are_named(tmp_path):
     ("switch", "value"),
     [("prepack", "nonsense"), ("prepack", 0.5), ("capture", "yes"), ("compiled", "no")],
 )
-def test_switches_take_no_other_values(ids, switch, value):
+def test_invalid_values_of_switches_are_refused(ids, switch, value):
     with pytest.raises(ValueError, match=f"{switch} must be one of"):
         TreeModel(tiny("llama"), MedusaModel.from_base(tiny("llama"), 2).heads, **{switch: value})
     model = MedusaModel.from_base(tiny("llama"), num_heads=2)
@@ -670,7 +679,7 @@ def test_switches_take_no_other_values(ids, switch, value):
 
 
 @pytest.mark.parametrize("setting", [{"num_beams": 2}, {"guidance_scale": 1.5}])
-def test_what_the_base_models_own_configuration_asks_for_is_refused_too(ids, setting):
+def test_unsupported_options_of_the_base_model_are_refused(ids, setting):
     own = tiny("llama")
     for name, value in setting.items():
         setattr(own.generation_config, name, value)
@@ -678,7 +687,7 @@ def test_what_the_base_models_own_configuration_asks_for_is_refused_too(ids, set
         MedusaModel.from_base(own, num_heads=2).generate(ids, max_new_tokens=3)
 
 
-def test_a_base_saved_without_its_cache_decodes_all_the_same(ids, text):
+def test_a_base_saved_with_use_cache_false_can_decode(ids, text):
     """Training code often leaves use_cache=False behind in the configuration."""
     own = tiny("llama")
     own.config.use_cache = own.generation_config.use_cache = False
@@ -781,7 +790,7 @@ def test_steps_of_a_batch_end_row_by_row(base, ids, text):
         assert not any(expected[len(row) :])
 
 
-def test_a_session_may_be_left_half_way(model, ids, text):
+def test_a_session_can_be_abandoned(model, ids, text):
     steps = iter(model.steps(ids, max_new_tokens=20, do_sample=False))
     assert [event.tokens for event in next(steps)] == [text[:1]]
     assert [event.tokens for event in next(steps)] == [text[1:5]]

@@ -1,4 +1,4 @@
-"""The layout of the package: layers, sizes, what importing it loads, and its public names."""
+"""Tests of the package's layout: layers, sizes, imports and public names."""
 
 import ast
 import importlib
@@ -35,14 +35,14 @@ LAYERS = (
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-def dotted(path: Path) -> list[str]:
-    """The file's module name in parts, without the package's own: cache.py gives ["cache"]."""
+def module_parts(path: Path) -> list[str]:
+    """Return the parts of a file's module name within the package: ["core", "cache"]."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
 def imported_layers(source: str, parts: list[str], is_package: bool) -> set[str]:
-    """The layers that a file imports, wherever in it; "" stands for names of the package itself."""
+    """Return the layers that a file imports anywhere; "" stands for the package itself."""
     here = ["medusa", *parts]
     package = here if is_package else here[:-1]
     found = set()
@@ -64,15 +64,15 @@ def imported_layers(source: str, parts: list[str], is_package: bool) -> set[str]
 
 
 def test_every_module_belongs_to_a_layer():
-    present = {dotted(path)[0] for path in SOURCES if dotted(path)} - {"__main__"}
+    present = {module_parts(path)[0] for path in SOURCES if module_parts(path)} - {"__main__"}
     unplaced = sorted(present - set(LAYERS))
     assert not unplaced, f"place these in LAYERS in {Path(__file__).name}: {unplaced}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_come_from_layers_before(path):
-    parts = dotted(path)
-    if not parts or parts[0] == "__main__":  # these two of the package may import every layer
+def test_imports_come_from_earlier_layers(path):
+    parts = module_parts(path)
+    if not parts or parts[0] == "__main__":  # medusa/__init__ and __main__ may import every layer
         return
     layer = parts[0]
     earlier = LAYERS[: LAYERS.index(layer)] if layer in LAYERS else ()
@@ -97,7 +97,7 @@ def test_imports_come_from_layers_before(path):
             ["training"],
             False,
             set(),
-        ),  # leaves the package: an error in Python
+        ),  # Python raises an error: this leaves the package
         ("from .loop import X", ["training"], True, {"training"}),
         ("from ..cli import X", ["training"], True, {"cli"}),
         ("def f():\n    from .cli import app", ["loading"], False, {"cli"}),
@@ -119,7 +119,7 @@ CODE = {
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: dict[str, str] = {}
-"""Functions that may be longer, and why; at most five."""
+"""Functions that may be longer, with the reasons; at most five."""
 
 
 def test_files_are_short():
@@ -128,7 +128,7 @@ def test_files_are_short():
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without its docstring."""
+    """Return the number of lines of a function without its docstring."""
     lines, first = function.end_lineno - function.lineno + 1, function.body[0]
     return lines - (first.end_lineno - first.lineno + 1 if ast.get_docstring(function) else 0)
 
@@ -145,7 +145,7 @@ def test_functions_are_short():
 
 
 def loaded_by(statements: str) -> set[str]:
-    """The top-level modules that a fresh Python has loaded after these statements."""
+    """Return the top-level modules that a new Python has loaded after these statements."""
     report = (
         "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
@@ -158,9 +158,9 @@ def loaded_by(statements: str) -> set[str]:
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def test_importing_medusa_is_light():
+def test_importing_medusa_loads_no_slow_packages():
     heavy = {"typer", "rich", "fastapi", "matplotlib", "datasets", "peft", "accelerate"}
-    # What torch and the Hugging Face libraries load themselves is not counted.
+    # Modules that torch and the Hugging Face libraries load are not counted.
     upstream = loaded_by(
         "import torch, safetensors.torch\n"
         "from huggingface_hub import HfApi, snapshot_download\n"
@@ -173,7 +173,7 @@ def test_importing_medusa_is_light():
     assert not extra, f"import medusa loads {extra}; import them where they are used"
 
 
-def test_public_names_exist_and_say_what_they_are():
+def test_public_names_exist_and_have_docstrings():
     medusa = importlib.import_module("medusa")
     names = getattr(medusa, "__all__", [])
     assert len(names) == len(set(names))
@@ -185,7 +185,7 @@ def test_public_names_exist_and_say_what_they_are():
             assert doc, f"medusa.{name} has no docstring"
 
 
-def test_sources_name_no_place_on_one_machine():
+def test_sources_contain_no_absolute_paths():
     place = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|private|mnt)/\w")
     found = [
         f"{path.relative_to(PACKAGE)}:{number}: {line.strip()[:80]}"
@@ -198,7 +198,7 @@ def test_sources_name_no_place_on_one_machine():
 
 
 def test_messages_name_this_distribution_and_its_extras():
-    """A message that named another distribution would have users install somebody else's package."""  # noqa: E501
+    """With another name in a message, users would install another package."""
     project = (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     name = re.search(r'^name = "([\w-]+)"', project, re.MULTILINE)[1]
     extras = set(

@@ -1,6 +1,4 @@
-"""Small files of ours: read with errors that name file and field, written whole or not at all,
-locked while used.
-"""
+"""Small files: reading with errors that name file and field, atomic writing, and locks."""
 
 from __future__ import annotations
 
@@ -21,8 +19,10 @@ SHOWN = 3
 
 
 class Schema(BaseModel):
-    """What a JSON file must hold. Types are strict: 1 is no text, "1" no number, true no integer,
-    NaN no number.
+    """Base class of schemas of JSON files.
+
+    Types are strict: a number is not read as text, text not as a number, a boolean not as an
+    integer, and NaN is not a number.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -73,8 +73,7 @@ def _problem(error: Any, whole: str) -> str:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON and a line's end to `file`; a reader finds the old file or the new one, never a
-    part.
+    """Write JSON to `file` atomically: a reader finds the old file or the complete new one.
 
     Raises:
         OSError: the file cannot be written; names it.
@@ -86,7 +85,7 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
     except OSError as error:
         raise OSError(
             error.errno, error.strerror, str(file)
-        ) from None  # a full disk's own error names no file
+        ) from None  # the error of a full disk does not name the file
 
 
 def check_writable(place: Path, *, folder: bool = False) -> None:
@@ -124,9 +123,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether a path leads to a pipe or a device, such as /dev/stdout, which no file may
-    replace.
-    """
+    """Return True if a path is a pipe or a device, such as /dev/stdout; no file replaces it."""
     return file.exists() and not file.is_file() and not file.is_dir()
 
 
@@ -159,8 +156,8 @@ def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder, whose content moves into `folder` when the block ends without an
     error.
 
-    After an error, in the block or while files move, `folder` is as it was. What has another name
-    in `folder` stays.
+    After an error, in the block or while files move, `folder` is as before. Files in `folder` with
+    other names stay.
 
     Args:
         folder: made if need be.
@@ -188,9 +185,7 @@ def replacing_all(folder: Path, last: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def _keep(place: Path, old: Path) -> None:
-    """Keep what is at `place` as `old`. A file stays at its place, too, so that it is there at all
-    times.
-    """
+    """Keep the file or folder at `place` as `old`. A file is also kept at its place."""
     if place.is_dir():
         place.rename(old)
     elif place.exists():
@@ -213,7 +208,7 @@ def _permit(new: Path, place: Path) -> None:
 
 
 def _umask() -> int:
-    """The permissions that new files lack. They can only be read by setting them."""
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What tokenizers decode bytes to that are no whole character."""
+"""The character that tokenizers return for an incomplete character."""
 
 
 def encode_chat(

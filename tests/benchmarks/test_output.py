@@ -1,4 +1,4 @@
-"""Results of benchmarks: their folder is checked before anything is measured."""
+"""Benchmarks check the output folder before they measure."""
 
 import importlib
 import sys

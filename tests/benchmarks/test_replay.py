@@ -10,7 +10,7 @@ from medusa.core.engine import PLAIN
 
 
 @pytest.mark.parametrize("tree", [PLAIN, CandidateTree.chain(3), CandidateTree.default(3, 16)])
-def test_a_model_accepts_what_another_did(tree):
+def test_a_replay_accepts_the_recorded_nodes(tree):
     generator = torch.Generator().manual_seed(0)
     lengths = (5, 1, 12, 30)
     ranks = torch.randint(6, (sum(lengths), 3), generator=generator)

@@ -16,7 +16,7 @@ QUIET = Console(quiet=True)
 
 
 @pytest.mark.slow
-def test_the_tables_have_their_rows_and_lossless_ones_the_baselines_quality(tmp_path):
+def test_tables_have_all_rows_and_medusa_1_has_the_quality_of_the_baseline(tmp_path):
     sizes = {"tasks": 64, "own": 32, "prompts": 2, "timed": 3, "recorded": 4}
     options = argparse.Namespace(start=START, work=tmp_path, **sizes)
     report = reproduce(options, QUIET)
@@ -55,14 +55,14 @@ def test_the_loss_in_chunks_is_the_same_with_less_memory():
     assert found["peak_share"] < 0.5
 
 
-def test_an_epoch_on_kept_states_is_timed_beside_one_without():
+def test_epochs_with_and_without_stored_hidden_states_are_timed():
     assert (demo.FOLDER / "base").is_dir()
     found = compare_hidden_states(argparse.Namespace(threads=1, examples=4, epochs=1))
     assert found["tokens"] > 100
     assert found["speed_ratio"] > 0
 
 
-def test_steps_over_the_tokens_that_occur_are_timed_beside_steps_over_all():
+def test_steps_with_data_and_full_vocabulary_are_timed():
     found = compare_vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4))
     assert found["own lm_heads"]["speed_ratio"] > 0
     assert found["shared lm_head"]["tokens_per_second"].keys() == {"full", "data"}

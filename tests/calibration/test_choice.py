@@ -46,7 +46,7 @@ def test_predictions_are_the_best_trees_of_each_size(nodes):
     assert each.overhead == pytest.approx(1 + 0.1 * (nodes - 1))
 
 
-def test_drafts_right_with_a_probability_are_expected_not_replayed():
+def test_rates_of_sampled_recordings_are_expected_lengths():
     certain = recording()
     likely = Recording(0.9 * certain.credit, certain.known, certain.lengths)
     each = predictions(likely, latency(0.1), 8)[7]
@@ -56,7 +56,7 @@ def test_drafts_right_with_a_probability_are_expected_not_replayed():
     assert low < rate < high
 
 
-def test_the_dearer_nodes_are_the_fewer_are_chosen():
+def test_fewer_nodes_are_chosen_if_nodes_cost_more():
     recorded = recording()
     sizes = [
         len(choose(predictions(recorded, latency(cost), 16)).tree)
@@ -72,7 +72,7 @@ def test_the_choice_is_the_best_of_all():
     assert choose(candidates).speedup == max(each.speedup for each in candidates)
 
 
-def test_intervals_hold_the_value_and_shrink_with_data():
+def test_intervals_contain_the_value_and_shrink_with_data():
     few, many = recording(texts=10), recording(texts=400)
     tree = CandidateTree.dense([2, 2, 1])
     for recorded in (few, many):

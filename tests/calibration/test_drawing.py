@@ -8,7 +8,7 @@ TREE = CandidateTree.default(4, 20)
 FREQUENCIES = TREE.probabilities(PUBLISHED_ACCURACIES)
 
 
-def test_likely_children_stand_left_and_nodes_of_a_depth_apart():
+def test_likely_children_are_left_and_nodes_of_a_depth_do_not_overlap():
     at = places(TREE, FREQUENCIES)
     for children in TREE.children:
         ordered = sorted(children, key=lambda child: at[child])

@@ -7,7 +7,7 @@ from medusa.calibration.search import replayed_rate
 RECORDED = recording(texts=10)
 
 
-def test_all_kinds_of_trees_are_there_and_none_is_too_large():
+def test_trees_of_all_kinds_have_at_most_the_maximum_size():
     found = list(trees(RECORDED, 24, dense=20))
     assert {kind for kind, _ in found} == set(KINDS)
     assert all(1 < len(tree) <= 24 for _, tree in found)

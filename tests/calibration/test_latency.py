@@ -41,7 +41,7 @@ def test_a_second_tree_of_a_size_is_left_out():
 @pytest.mark.parametrize(
     "arguments", [{"do_sample": False, "eos_token_id": 5}, {"do_sample": True, "temperature": 2.0}]
 )
-def test_neither_end_tokens_nor_sampling_stop_the_clock(arguments):
+def test_end_tokens_and_sampling_do_not_end_the_timing(arguments):
     model, ids = MedusaModel.from_base(tiny(), num_heads=2), varied_prompt("llama")
     latency = measure_latency(
         model, ids[0].tolist(), TREES[1:], arguments, contexts=(20,), rounds=8, batch_size=2
@@ -51,19 +51,19 @@ def test_neither_end_tokens_nor_sampling_stop_the_clock(arguments):
 
 
 def test_orders_differ_between_rounds():
-    pace, orders = TimingRounds(TREES), []
+    schedule, orders = TimingRounds(TREES), []
     for _ in range(5):
         order = []
         for _ in TREES:
-            order.append(len(pace.tree()))
-            pace.observe([0], 0.1)
+            order.append(len(schedule.tree()))
+            schedule.observe([0], 0.1)
         orders.append(tuple(order))
     assert all(sorted(order) == [1, 2, 4, 8] for order in orders)
     assert len(set(orders)) > 1
-    assert len(pace.finished) == 4, "the first does not count"
+    assert len(schedule.finished) == 4, "the first does not count"
 
 
-def test_a_slow_spell_does_not_change_the_overheads():
+def test_a_slow_period_does_not_change_the_overheads():
     steady = [{1: 0.010, 8: 0.012} for _ in range(5)]
     slow = [{1: 0.030, 8: 0.036} for _ in range(4)]
     overheads = Latency({100: steady + slow}).overheads()
@@ -71,7 +71,7 @@ def test_a_slow_spell_does_not_change_the_overheads():
     assert Latency({100: steady + slow}).curve()[8] == pytest.approx(12)
 
 
-def test_more_nodes_never_take_less():
+def test_latency_never_decreases_with_the_number_of_nodes():
     rounds = [{1: 0.010, 2: 0.009, 4: 0.014, 8: 0.012}] * 3
     assert list(Latency({100: rounds}).curve().values()) == pytest.approx([10, 10, 14, 14])
 

@@ -39,7 +39,7 @@ def test_a_replay_gives_the_rate_that_decoding_has(tree):
     assert replayed_rate(recorded, tree) == pytest.approx(tokens / steps)
 
 
-def test_ranks_are_those_of_the_tokens_that_came():
+def test_credits_are_at_the_ranks_of_the_decoded_tokens():
     model, ids = model_with_heads(1.0)
     recorded = record(
         model, [ids[0].tolist()], {"max_new_tokens": NEW, "do_sample": False}, ranks=3
@@ -53,7 +53,7 @@ def test_ranks_are_those_of_the_tokens_that_came():
     assert tree.max_rank <= 2
 
 
-def test_an_interrupted_recording_goes_on(tmp_path):
+def test_an_interrupted_recording_is_resumed(tmp_path):
     model, ids = model_with_heads()
     prompts = [ids[0, begin:].tolist() for begin in range(4)]
     options = {"max_new_tokens": 10, "do_sample": False}
@@ -69,7 +69,7 @@ def test_an_interrupted_recording_goes_on(tmp_path):
     assert first.stat().st_mtime_ns == written
 
 
-def test_what_was_recorded_otherwise_is_recorded_anew(tmp_path):
+def test_other_settings_are_recorded_again(tmp_path):
     model, ids = model_with_heads()
     prompts, options = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
 
@@ -110,7 +110,7 @@ def no_lengths(named):
 
 
 @pytest.mark.parametrize("change", [None, other_texts, too_few_positions, no_numbers, no_lengths])
-def test_a_broken_batch_is_named(tmp_path, change):
+def test_an_error_names_a_broken_batch(tmp_path, change):
     model, ids = model_with_heads()
     prompts, options = [ids[0].tolist()], {"max_new_tokens": 4, "do_sample": False}
     record(model, prompts, options, work=tmp_path)
@@ -125,7 +125,7 @@ def test_a_broken_batch_is_named(tmp_path, change):
         record(model, prompts, options, work=tmp_path)
 
 
-def test_a_batch_that_cannot_be_kept_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+def test_a_batch_that_cannot_be_written_leaves_no_partial_file(tmp_path, monkeypatch):
     model, ids = model_with_heads()
 
     def full(_, file):
@@ -151,7 +151,7 @@ def test_one_process_records_in_a_folder(tmp_path):
 
 
 def test_credit_of_rejection_is_the_frequency_of_accepted_draws():
-    """Against the policy itself, over many draws."""
+    """The reference is the policy itself, over many draws."""
     size, rows, ranks = 7, 40_000, 3
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.rand(size, generator=generator, dtype=torch.float64).pow(2) for _ in range(2))

@@ -33,7 +33,7 @@ def recording(heads=2, ranks=3, lengths=(7, 1, 12), seed=0, soft=False):
 
 
 def all_trees(heads, ranks, nodes):
-    """Every tree of `nodes` nodes."""
+    """Return every tree of `nodes` nodes."""
     paths = [
         path
         for depth in range(1, heads + 1)
@@ -47,7 +47,7 @@ def all_trees(heads, ranks, nodes):
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_tree_of_as_many_nodes_is_expected_to_deliver_more(nodes, soft, seed):
+def test_the_tree_has_the_largest_expected_length_of_its_size(nodes, soft, seed):
     recorded = recording(seed=seed, soft=soft)
     best = max(expected_rate(recorded, tree) for tree in all_trees(2, 3, nodes))
     assert expected_rate(recorded, joint_tree(recorded, nodes)) == pytest.approx(best)
@@ -75,7 +75,7 @@ def test_expected_length_counts_whole_paths():
         assert length == max(map(len, right))
 
 
-def test_a_replay_walks_the_texts():
+def test_a_replay_counts_steps_and_tokens_of_whole_texts():
     credit = torch.zeros(6, 2, 2)
     credit[0, 0, 0] = credit[0, 1, 1] = credit[3, 0, 1] = credit[4, 0, 0] = 1
     recorded = Recording(credit, torch.ones(6, 2, dtype=torch.bool), (4, 2))
@@ -86,7 +86,7 @@ def test_a_replay_walks_the_texts():
     assert replayed_rate(recorded, CandidateTree([(0,), (1,), (0, 1)])) == 6 / 3
 
 
-def test_dense_trees_are_all_of_them():
+def test_all_dense_trees_are_listed():
     trees = {tree.paths for tree in dense_trees(3, 9, 4)}
     expected = {
         CandidateTree.dense(widths).paths

@@ -17,7 +17,7 @@ quick = settings(max_examples=60, deadline=None)
 
 
 def random_draft(tree, vocab, rows, seed):
-    """Tokens [B, N], distinct among siblings as heads give them, and logits [B, N, V]."""
+    """Return tokens [B, N] that differ between siblings, and base logits [B, N, V]."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.empty(rows, len(tree), dtype=torch.long)
     for row in range(rows):
@@ -32,20 +32,20 @@ def random_draft(tree, vocab, rows, seed):
 
 
 def path_to(tree, node):
-    """Nodes from the root down to a node."""
+    """Return the nodes from the root down to a node."""
     return [
         tree.paths.index(tree.paths[node][:depth]) for depth in range(len(tree.paths[node]) + 1)
     ]
 
 
 def accepted(verdict, row):
-    """The nodes a row accepts, and its next root."""
+    """Return the accepted nodes of a row, and its next root."""
     return verdict.path[row, : verdict.count[row]].tolist(), int(verdict.root[row])
 
 
 @quick
 @given(trees(), seeds)
-def test_greedy_accepts_what_greedy_decoding_would_have_written(tree, seed):
+def test_greedy_accepts_the_tokens_of_greedy_decoding(tree, seed):
     draft, logits = random_draft(tree, 4, 3, seed)
     verdict = Greedy().accept(tree, draft, logits, [None] * 3)
     for row in range(3):
@@ -63,7 +63,7 @@ def test_greedy_accepts_what_greedy_decoding_would_have_written(tree, seed):
 
 
 def typical_by_hand(tree, tokens, logits, epsilon, delta):
-    """The longest accepted path of one row, ties by likelihood."""
+    """Return the longest accepted path of one row; of equally long ones the most likely."""
     p = logits.float().softmax(-1)
     threshold = [
         min(epsilon, delta * float(torch.exp(-torch.special.entr(each).sum()))) for each in p
@@ -112,7 +112,7 @@ def test_typical_becomes_greedy_as_the_temperature_falls(tree, seed):
     ]
 
 
-def test_typical_is_stricter_where_the_model_is_sure():
+def test_typical_threshold_depends_on_the_entropy():
     """The paper's threshold: min(epsilon, delta * exp(-H))."""
     tree = CandidateTree([(0,)])
     flat = torch.full((1, 2, 50), -10.0)
@@ -130,7 +130,7 @@ def test_typical_is_stricter_where_the_model_is_sure():
     assert Typical(epsilon=1.0, delta=0.9).accept(tree, draft, sure, [None]).count.item() == 1
 
 
-def test_typical_roots():
+def test_typical_root_is_the_most_probable_token_or_sampled():
     tree, draft = CandidateTree(), Draft(torch.zeros(400, 1, dtype=torch.long))
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(400, 1, 3)
     generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
@@ -154,8 +154,8 @@ def test_delta_is_by_default_the_square_root_of_epsilon(epsilon):
     assert Typical(epsilon).entropy_threshold == pytest.approx(epsilon**0.5)
 
 
-def test_a_refusal_that_leaves_nothing_by_rounding_still_gives_a_token(monkeypatch):
-    """Where p is q but for rounding, p - q can have no positive part."""
+def test_an_empty_residual_distribution_still_gives_a_token(monkeypatch):
+    """If p and q differ only by rounding, p - q may have no positive part."""
     from medusa.core import acceptance
 
     monkeypatch.setattr(
@@ -178,7 +178,7 @@ def test_a_refusal_that_leaves_nothing_by_rounding_still_gives_a_token(monkeypat
         ({"root": "best"}, "root"),
     ],
 )
-def test_typical_names_impossible_settings(options, words):
+def test_typical_refuses_invalid_settings(options, words):
     with pytest.raises(ValueError, match=words):
         Typical(**options)
 
@@ -201,29 +201,30 @@ def test_children_of_a_node_are_distinct_tokens_in_order_of_rank(tree, seed):
     torch.testing.assert_close(drawn.probs, logits.softmax(-1))
 
 
-def test_rejection_refuses_tokens_picked_by_rank():
+def test_rejection_refuses_drafts_without_distributions():
     tree, logits = CandidateTree.chain(1), torch.zeros(1, 2, 3)
     draft = Greedy().draft(torch.tensor([0]), torch.zeros(1, 1, 3), tree, [None])
     with pytest.raises(ValueError, match="no probabilities"):
         Rejection().accept(tree, draft, logits, [None])
 
 
-# What Rejection gives, worked out exactly
+# The exact distribution of the tokens that Rejection gives
 
 
-def norm(weights):
+def normalised(weights):
     total = sum(weights)
     return [each / total for each in weights] if total else weights
 
 
 def next_token(p, q, children):
-    """Exact P(child i accepted with token x) and P(nothing accepted, then x is drawn), by
-    enumerating all draws.
+    """Return the exact P(child i accepted with token x) and P(nothing accepted, then x is drawn).
+
+    It enumerates all draws of the children.
     """
     taken = [[Fraction(0)] * len(p) for _ in range(children)]
     fallback = [Fraction(0)] * len(p)
 
-    def go(rank, p, q, chance):
+    def branch(rank, p, q, chance):
         if rank == children or not any(q):
             for x, weight in enumerate(p):
                 fallback[x] += chance * weight
@@ -234,24 +235,24 @@ def next_token(p, q, children):
             passes = min(Fraction(1), p[x] / weight)
             taken[rank][x] += chance * weight * passes
             if passes < 1:
-                left = norm([max(Fraction(0), a - b) for a, b in zip(p, q, strict=True)])
-                rest = norm([Fraction(0) if y == x else b for y, b in enumerate(q)])
-                go(rank + 1, left, rest, chance * weight * (1 - passes))
+                left = normalised([max(Fraction(0), a - b) for a, b in zip(p, q, strict=True)])
+                rest = normalised([Fraction(0) if y == x else b for y, b in enumerate(q)])
+                branch(rank + 1, left, rest, chance * weight * (1 - passes))
 
-    go(0, p, q, Fraction(1))
+    branch(0, p, q, Fraction(1))
     return taken, fallback
 
 
 def simplex(parts):
-    """Distributions over 3 tokens in steps of 1 / parts, zeros included."""
+    """Return distributions over 3 tokens in steps of 1 / parts, zeros included."""
     for a in range(parts + 1):
         for b in range(parts + 1 - a):
             yield [Fraction(n, parts) for n in (a, b, parts - a - b)]
 
 
 @pytest.mark.parametrize("children", [1, 2, 3])
-def test_sampling_without_replacement_gives_exactly_the_base_distribution(children):
-    """The rule itself: whatever is proposed, the emitted token follows p."""
+def test_exact_next_token_distribution_is_that_of_the_base(children):
+    """For any draft distribution, the emitted token follows p."""
     for p, q in itertools.product(simplex(4), simplex(4)):
         taken, fallback = next_token(p, q, children)
         assert [sum(column) for column in zip(*taken, fallback, strict=True)] == p
@@ -264,8 +265,9 @@ TWO_BY_TWO = CandidateTree.dense([2, 2])
 
 
 def paths_by_enumeration():
-    """Exact distribution of (accepted ranks, tokens with the next root) for V = 3 and the 2 x 2
-    tree.
+    """Return the exact distribution of (accepted ranks, tokens with the next root).
+
+    It is for V = 3 and the 2 x 2 tree.
     """
     outcome = {}
     first_taken, first_fallback = next_token(P0, Q[0], 2)
@@ -295,7 +297,7 @@ ROWS = 4000
 
 
 def sample(tree, first, later, q, change=lambda probs: probs):
-    """Many rows that all stand at the same place, by Rejection: draft tokens and verdict.
+    """Apply Rejection to many rows with equal distributions; return draft tokens and verdict.
 
     The base is a first-order model: p(x | root) = first, p(y | .., x) = later[x].
     """
@@ -311,7 +313,7 @@ def sample(tree, first, later, q, change=lambda probs: probs):
 
 
 def sample_pairs(tree, first, later, q, change=lambda probs: probs):
-    """Counts [V, V] of the two next tokens, and the verdict.
+    """Return counts [V, V] of the two next tokens, and the verdict.
 
     Rows that got one token draw their second from `later`, as the next step's root would.
     """
@@ -330,7 +332,7 @@ def sample_pairs(tree, first, later, q, change=lambda probs: probs):
     return counts, verdict
 
 
-def test_rejection_takes_each_path_as_often_as_enumeration_says():
+def test_rejection_accepts_each_path_with_its_exact_probability():
     first, later, q = (
         torch.tensor([[float(x) for x in row] for row in rows]) for rows in ([P0], P1, Q)
     )
@@ -359,7 +361,7 @@ VOCAB = 6
 
 
 def distributions(kind, seed=3):
-    """p(first), p(later | x) and q of 3 heads: spread, with zeros in q, in p, or both; or q = p."""
+    """Return p(first), p(later | x) and q of 3 heads, with zeros in p, q or both, or q = p."""
     generator = torch.Generator().manual_seed(seed)
     shapes = (VOCAB,), (VOCAB, VOCAB), (3, VOCAB)
     first, later, q = (
@@ -423,7 +425,7 @@ def test_rows_draw_from_their_own_generators():
 
 @pytest.mark.parametrize("tree", ["chain", "deep", "gaps"])
 def test_sampled_pairs_of_a_real_model_follow_its_own_distribution(tree):
-    """Through the whole loop, heads included: the next two tokens of a model of 6 tokens."""
+    """The next two tokens of a model with a vocabulary of 6, decoded with heads."""
     base = tiny("llama", torch.float32, vocab_size=VOCAB)
     model = MedusaModel.from_base(base, num_heads=3, tree=REJECTION_TREES[tree])
     torch.manual_seed(0)

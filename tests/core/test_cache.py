@@ -17,18 +17,18 @@ def model_of(name):
 
 
 def prefilled(model, texts, expected=40):
-    """A cache for steps that holds the texts, each prefilled by itself."""
+    """Return a cache for steps with these texts, each of them prefilled alone."""
     cache = model.new_cache(expected)
     for text in texts:
         ids = torch.tensor([text])
         alone = model.new_cache(expected)
         model.prefill(ids, torch.ones_like(ids), alone)
-        cache.admit(alone, 0)
+        cache.admit(alone, [0])
     return cache
 
 
 def states(cache, row):
-    """Keys and values of a row's kept columns, all layers."""
+    """Return keys and values of a row's kept columns in all layers."""
     return [part[row, :, : cache.length[row]] for part in cache.states]
 
 
@@ -70,7 +70,7 @@ def test_keeping_nodes_equals_a_fresh_cache_of_the_accepted_tokens(name, lengths
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
-def test_every_node_is_scored_as_its_own_path_would_be(name):
+def test_logits_of_every_node_equal_those_of_its_path_alone(name):
     """Beyond the sliding window too."""
     model = model_of(name)
     context, tokens = prompt(13), prompt(len(TREE), seed=8)
@@ -88,7 +88,7 @@ def test_every_node_is_scored_as_its_own_path_would_be(name):
 
 
 @torch.inference_mode()
-def test_a_cache_that_grows_keeps_what_it_held():
+def test_a_growing_cache_keeps_its_states():
     model = model_of("llama")
     text = prompt(200, seed=1)
     short, ample = (prefilled(model, text.tolist(), expected) for expected in (1, 500))
@@ -106,7 +106,7 @@ def test_a_cache_that_grows_keeps_what_it_held():
     [(30, BLOCK), (BLOCK, BLOCK), (BLOCK + 1, 2 * BLOCK), (50_000, 2 * BLOCK)],
 )
 @torch.inference_mode()
-def test_memory_is_bounded_by_what_the_request_needs(expected, columns):
+def test_memory_is_bounded_by_the_columns_that_the_request_needs(expected, columns):
     model = MedusaModel.from_base(tiny(max_position_embeddings=100_000), num_heads=2)
     cache = prefilled(model, prompt(10).tolist(), expected)
     assert {layer.keys.shape[2] for layer in cache.layers} == {columns}
@@ -122,8 +122,8 @@ def test_a_cache_grows_by_at_most_half():
     assert cache.layers[0].keys.shape[2] <= 1.5 * cache.slots.end + BLOCK
 
 
-def drawn(lengths, trees, columns, window=None):
-    """The mask as a matrix of 1 (sees) and 0, a row of the batch each."""
+def mask_rows(lengths, trees, columns, window=None):
+    """Return the mask of each row of the batch as strings of 1 (sees) and 0."""
     mask = additive_mask(
         lengths, TreeBatch.of(trees), columns, torch.float32, torch.device("cpu"), window
     )
@@ -139,11 +139,11 @@ SMALL = CandidateTree([(0,), (1,), (0, 0)])
 
 
 def test_the_mask_of_one_row():
-    assert drawn([3], SMALL, 7) == ["1111000", "1111100", "1111110", "1111001"]
+    assert mask_rows([3], SMALL, 7) == ["1111000", "1111100", "1111110", "1111001"]
 
 
 def test_the_mask_of_rows_of_different_lengths():
-    assert drawn([4, 3], SMALL, 8) == [
+    assert mask_rows([4, 3], SMALL, 8) == [
         "11111000",
         "11111100",
         "11111110",
@@ -157,7 +157,7 @@ def test_the_mask_of_rows_of_different_lengths():
 
 def test_the_mask_of_rows_with_different_trees():
     """Padding sees the context and itself."""
-    assert drawn([2, 3], [SMALL, CandidateTree([(0,)])], 7) == [
+    assert mask_rows([2, 3], [SMALL, CandidateTree([(0,)])], 7) == [
         "1110000",
         "1111000",
         "1111100",
@@ -170,11 +170,11 @@ def test_the_mask_of_rows_with_different_trees():
 
 
 def test_the_mask_within_a_window_counts_positions_not_columns():
-    assert drawn([3], SMALL, 7, window=3) == ["0111000", "0011100", "0001110", "0011001"]
+    assert mask_rows([3], SMALL, 7, window=3) == ["0111000", "0011100", "0001110", "0011001"]
 
 
 def test_the_mask_of_different_lengths_and_trees_within_a_window():
-    assert drawn([4, 3], [SMALL, CandidateTree.chain(2)], 8, window=3) == [
+    assert mask_rows([4, 3], [SMALL, CandidateTree.chain(2)], 8, window=3) == [
         "00111000",
         "00011100",
         "00001110",
@@ -186,24 +186,27 @@ def test_the_mask_of_different_lengths_and_trees_within_a_window():
     ]
 
 
-def standing(lengths, longest=()):
+def cache_with_lengths(lengths, longest=()):
     cache = TreeCache(1)
     cache.length, cache.longest = list(lengths), list(longest) or [None] * len(lengths)
     return cache
 
 
-def test_positions_are_a_rows_own_length_plus_the_depth():
-    cache, trees = standing([2, 3]), TreeBatch.of(SMALL)
+def test_positions_are_the_length_of_the_row_plus_the_depth():
+    cache, trees = cache_with_lengths([2, 3]), TreeBatch.of(SMALL)
     assert cache.positions(trees, torch.device("cpu")).tolist() == [[2, 3, 4, 3], [3, 4, 5, 4]]
 
 
-def test_positions_do_not_pass_a_rows_end():
-    cache, trees = standing([2, 3], [5, None]), TreeBatch.of([SMALL, CandidateTree.chain(2)])
+def test_positions_stop_at_the_end_of_a_row():
+    cache, trees = (
+        cache_with_lengths([2, 3], [5, None]),
+        TreeBatch.of([SMALL, CandidateTree.chain(2)]),
+    )
     assert cache.positions(trees, torch.device("cpu")).tolist() == [[2, 3, 3, 3], [3, 4, 5, 3]]
 
 
 @torch.inference_mode()
-def test_keeping_nothing_leaves_a_row_as_it_was():
+def test_keeping_no_nodes_does_not_change_a_row():
     model = model_of("llama")
     cache = prefilled(model, prompt(6).expand(2, -1).tolist())
     before = [each.clone() for each in states(cache, 0)]
@@ -216,26 +219,26 @@ def test_keeping_nothing_leaves_a_row_as_it_was():
 @pytest.mark.parametrize("static", [False, True])
 @torch.inference_mode()
 def test_rows_are_admitted_and_evicted(static):
-    """Rows of a padded prefill, into a cache in which others stand, whichever leaves."""
+    """Rows of a padded prefill are admitted to a cache with other rows; then any row leaves."""
     model = model_of("llama")
     texts = {length: prompt(length, seed=length)[0].tolist() for length in (5, 12, 9, 300, 3)}
     together = model.new_cache()
     ids = torch.tensor([[0] * (12 - len(texts[x])) + texts[x] for x in (5, 12, 9)])
     mask = torch.tensor([[0] * (12 - x) + [1] * x for x in (5, 12, 9)])
     model.prefill(ids, mask, together)
-    cache, standing = model.new_cache(static=static), []
+    cache, cache_with_lengths = model.new_cache(static=static), []
     for row, length in enumerate((5, 12, 9)):
         cache.admit(together, row)
-        standing.append(length)
+        cache_with_lengths.append(length)
     for leaves, joins in ((0, 300), (1, 3), (2, None)):
         cache.evict(leaves)
-        standing[leaves] = standing[-1]
-        standing.pop()
+        cache_with_lengths[leaves] = cache_with_lengths[-1]
+        cache_with_lengths.pop()
         if joins:
-            cache.admit(prefilled(model, [texts[joins]]), 0)
-            standing.append(joins)
-        assert cache.length == standing
-        for row, length in enumerate(standing):
+            cache.admit(prefilled(model, [texts[joins]]), [0])
+            cache_with_lengths.append(joins)
+        assert cache.length == cache_with_lengths
+        for row, length in enumerate(cache_with_lengths):
             for kept, expected in zip(
                 states(cache, row), states(prefilled(model, [texts[length]]), 0), strict=True
             ):
@@ -244,7 +247,7 @@ def test_rows_are_admitted_and_evicted(static):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
 @torch.inference_mode()
-def test_a_prompt_in_chunks_gives_the_states_of_the_whole(name):
+def test_a_prefill_in_chunks_gives_the_states_of_one_prefill(name):
     model, ids = model_of(name), prompt(40)
     whole, chunks = model.new_cache(), model.new_cache()
     expected = model.prefill(ids, torch.ones_like(ids), whole)

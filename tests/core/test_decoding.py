@@ -23,19 +23,15 @@ BACKENDS = [
 
 
 @cache
-def told(name, attention, dtype=torch.float64, length=12):
-    """A base model, a prompt [1, P] and the model's own greedy text, a little longer than the tests
-    ask for.
-    """
+def base_with_greedy_text(name, attention, dtype=torch.float64, length=12):
+    """Return a base model, a prompt [1, P] and the base's greedy text, longer than tests need."""
     base = tiny(name, dtype, attention)
     ids = varied_prompt(name, length)
     return base, ids, base.generate(ids, max_new_tokens=NEW + HEADS + 1, do_sample=False)
 
 
 def with_heads(base, texts, accuracy, seed=0):
-    """The base with heads that are right as often as `accuracy` says; None gives heads of random
-    weights.
-    """
+    """Return the base with heads of this accuracy; None gives heads with random weights."""
     model = MedusaModel.from_base(base, num_heads=HEADS)
     if accuracy is not None:
         with torch.inference_mode():
@@ -48,15 +44,15 @@ def with_heads(base, texts, accuracy, seed=0):
 
 
 def run(model, ids, tree, **kwargs):
-    """Greedy text of every row and the statistics."""
+    """Return the greedy text of every row and the statistics."""
     output = model.generate(ids, tree=tree, do_sample=False, return_dict_in_generate=True, **kwargs)
     return output.sequences, output.stats
 
 
 @pytest.mark.parametrize("heads", ACCURACIES)
 @pytest.mark.parametrize(("name", "attention"), BACKENDS)
-def test_greedy_text_is_the_base_models_own(name, attention, heads):
-    base, ids, text = told(name, attention)
+def test_greedy_text_equals_that_of_the_base_model(name, attention, heads):
+    base, ids, text = base_with_greedy_text(name, attention)
     model = with_heads(base, text.tolist(), ACCURACIES[heads])
     for tree in TREES.values():
         sequences, stats = run(model, ids, tree, max_new_tokens=NEW)
@@ -76,7 +72,7 @@ def test_greedy_text_is_the_base_models_own(name, attention, heads):
 def test_in_single_precision_only_near_ties_may_differ():
     differing, runs = 0, 0
     for name, attention in BACKENDS:
-        base, ids, text = told(name, attention, torch.float32)
+        base, ids, text = base_with_greedy_text(name, attention, torch.float32)
         expected = text[0, : ids.shape[1] + NEW].tolist()
         for heads in ACCURACIES:
             model = with_heads(base, text.tolist(), ACCURACIES[heads])
@@ -100,8 +96,8 @@ def test_in_single_precision_only_near_ties_may_differ():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
 def test_flex_attention_verifies_trees():
-    """A few tokens only: every new length of the cache is compiled again."""
-    base, ids, text = told("llama", "sdpa", torch.float32)
+    """Only a few tokens are decoded, because each new length of the cache is compiled."""
+    base, ids, text = base_with_greedy_text("llama", "sdpa", torch.float32)
     flex = tiny("llama", torch.float32, "flex_attention")
     model = with_heads(base, text.tolist(), 0.6)
     model = MedusaModel(flex, model.heads, TREES["default"])
@@ -115,7 +111,7 @@ LENGTHS = (5, 12, 9)
 
 
 def padded(prompts):
-    """Left-padded ids [B, P] and their mask."""
+    """Return left-padded ids [B, P] and their mask."""
     width = max(each.shape[1] for each in prompts)
     ids = torch.cat([torch.nn.functional.pad(each, (width - each.shape[1], 0)) for each in prompts])
     mask = torch.cat(
@@ -128,18 +124,18 @@ def padded(prompts):
 
 
 def last_new_word(text):
-    """The token whose first use comes last, so that ending at it leaves a long text."""
+    """Return the token that first occurs last, so that a text that ends at it is long."""
     return max(set(text[: NEW - 4]), key=text.index)
 
 
 @pytest.mark.parametrize("heads", ACCURACIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", BATCHED)
-def test_rows_of_a_batch_are_what_they_are_alone(name, attention, heads):
+def test_rows_of_a_batch_equal_rows_decoded_alone(name, attention, heads):
     """Prompts of different lengths, different runs of accepted tokens, and ends at different steps."""  # noqa: E501
     # in float64 transformers' own mask of padding overflows in eager's softmax
     dtype = torch.float32 if attention == "eager" else torch.float64
-    stories = [told(name, attention, dtype, length) for length in LENGTHS]
+    stories = [base_with_greedy_text(name, attention, dtype, length) for length in LENGTHS]
     base = stories[0][0]
     texts = [text[0].tolist() for _, _, text in stories]
     model = with_heads(base, texts, ACCURACIES[heads])
@@ -163,9 +159,9 @@ def test_rows_of_a_batch_are_what_they_are_alone(name, attention, heads):
 
 
 @pytest.mark.parametrize("name", BATCHED)
-def test_a_batch_through_many_ragged_steps(name):
+def test_a_batch_whose_rows_accept_different_numbers_of_tokens(name):
     """Rows drift apart by more than a tree's width."""
-    stories = [told(name, "sdpa", length=length) for length in LENGTHS]
+    stories = [base_with_greedy_text(name, "sdpa", length=length) for length in LENGTHS]
     model = with_heads(stories[0][0], [stories[0][2][0].tolist()], 1.0)
     ids, mask = padded([ids for _, ids, _ in stories])
     together, _ = run(model, ids, TREES["dense"], attention_mask=mask, max_new_tokens=NEW)
@@ -173,8 +169,8 @@ def test_a_batch_through_many_ragged_steps(name):
         assert row[ids.shape[1] :].tolist() == text[0, alone.shape[1] :][:NEW].tolist()
 
 
-def test_steps_are_counted_in_tokens_per_row():
-    base, ids, text = told("llama", "sdpa")
+def test_acceleration_rate_is_tokens_per_step_and_row():
+    base, ids, text = base_with_greedy_text("llama", "sdpa")
     model = with_heads(base, text.tolist(), 1.0)
     _, stats = run(model, ids, TREES["chain"], max_new_tokens=9)
     assert (stats.steps, stats.tokens, dict(stats.accepted)) == (2, 8, {4: 2})
@@ -183,16 +179,16 @@ def test_steps_are_counted_in_tokens_per_row():
     assert stats.decoding_seconds == sum(stats.step_seconds) > 0 < stats.prefill_seconds
 
 
-def test_the_tree_of_the_root_alone_is_plain_decoding():
-    base, ids, text = told("llama", "sdpa")
+def test_a_tree_of_only_the_root_decodes_plainly():
+    base, ids, text = base_with_greedy_text("llama", "sdpa")
     model = with_heads(base, text.tolist(), 1.0)
     sequences, stats = run(model, ids, CandidateTree(), max_new_tokens=NEW)
     assert sequences.tolist() == text[:, : ids.shape[1] + NEW].tolist()
     assert stats.acceleration_rate == 1
 
 
-def test_decoding_leaves_the_base_model_as_it_was():
-    base, ids, text = told("mistral", "sdpa")
+def test_decoding_does_not_change_the_base_model():
+    base, ids, text = base_with_greedy_text("mistral", "sdpa")
     hooks, modes = len(base.get_output_embeddings()._forward_pre_hooks), base.training
     run(with_heads(base, text.tolist(), 0.6), ids, TREES["default"], max_new_tokens=NEW)
     assert (len(base.get_output_embeddings()._forward_pre_hooks), base.training) == (hooks, modes)

@@ -1,4 +1,4 @@
-"""Requests join and leave between steps, and each gets the text it would get alone."""
+"""Tests of the engine: requests join and leave, and each gets the text that it gets alone."""
 
 import copy
 import gc
@@ -28,7 +28,7 @@ TREES = [
 
 
 class NoRepeat(LogitsProcessor):
-    """A processor with a memory: a token it has been called behind is not said again."""
+    """A processor with a memory: it forbids the last tokens of its previous calls."""
 
     def __init__(self):
         self.banned = []
@@ -41,7 +41,7 @@ class NoRepeat(LogitsProcessor):
 
 
 def model_of(name="llama", seed=1, **options):
-    """A random model with heads that are sometimes right: their own lm_head, a little disturbed."""
+    """Return a random model with heads that are sometimes right: new heads plus noise."""
     model = MedusaModel.from_base(tiny(name), num_heads=3, **options)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -50,8 +50,8 @@ def model_of(name="llama", seed=1, **options):
     return model
 
 
-def drawn(rng):
-    """Arguments of a random request; processors and generators are made anew by `request`."""
+def random_arguments(rng):
+    """Return arguments for `request`, which makes new processors and generators each time."""
     kind = rng.choice(["greedy", "memory", "penalty", "rejection", "typical"])
     return {
         "kind": kind,
@@ -63,7 +63,7 @@ def drawn(rng):
     }
 
 
-def request(told):
+def request(arguments):
     processors = {
         "memory": lambda: [NoRepeat()],
         "penalty": lambda: [lp.RepetitionPenaltyLogitsProcessor(1.3)],
@@ -71,21 +71,21 @@ def request(told):
         "typical": lambda: [lp.TemperatureLogitsWarper(0.5)],
     }
     policies = {"rejection": Rejection(), "typical": Typical(root="sample")}
-    tree = told["tree"]
+    tree = arguments["tree"]
     return Request(
-        told["ids"],
-        len(told["ids"]) + told["new"],
-        lambda ids: "stop" if ids[-1] == told["end"] else None,
-        processors.get(told["kind"], list)(),
-        policies.get(told["kind"], Greedy()),
-        # one whose choice depends on accepted tokens alone, so that samples can be repeated
+        arguments["ids"],
+        len(arguments["ids"]) + arguments["new"],
+        lambda ids: "stop" if ids[-1] == arguments["end"] else None,
+        processors.get(arguments["kind"], list)(),
+        policies.get(arguments["kind"], Greedy()),
+        # without step times, so that its choices and the samples can be repeated
         AdaptiveTree(TREES[2]) if tree is None else FixedTree(tree),
-        torch.Generator().manual_seed(told["seed"]),
+        torch.Generator().manual_seed(arguments["seed"]),
     )
 
 
 def run(engine, steps=10_000):
-    """Step until the engine is idle; returns the events."""
+    """Step until the engine is idle; return the events."""
     events = []
     for _ in range(steps):
         if engine.idle:
@@ -94,8 +94,8 @@ def run(engine, steps=10_000):
     return events
 
 
-def alone(model, told):
-    row = (engine := Engine(model)).submit(request(told))
+def alone(model, arguments):
+    row = (engine := Engine(model)).submit(request(arguments))
     run(engine)
     return row.ids, row.finish_reason
 
@@ -106,7 +106,7 @@ def test_requests_that_join_and_leave_get_the_text_they_get_alone(name, static):
     rng = random.Random(f"{name} {static}")
     model = model_of(name)
     model.capture = static
-    wanted = [drawn(rng) for _ in range(30)]
+    wanted = [random_arguments(rng) for _ in range(30)]
     expected = [alone(model, each) for each in wanted]
     assert len({reason for _, reason in expected}) > 1
     engine = Engine(model, max_rows=5, prefill_tokens=16)
@@ -123,17 +123,17 @@ def test_requests_that_join_and_leave_get_the_text_they_get_alone(name, static):
             if event.finish_reason == "cancelled":
                 cancelled.add(event.request)
     assert 0 < len(cancelled) < len(wanted)
-    for row, told, (text, reason) in zip(rows, wanted, expected, strict=True):
-        assert row.ids == told["ids"] + given.get(row.number, [])
+    for row, arguments, (text, reason) in zip(rows, wanted, expected, strict=True):
+        assert row.ids == arguments["ids"] + given.get(row.number, [])
         if row.number in cancelled:
             assert row.finish_reason == "cancelled"
             assert row.ids == text[: len(row.ids)]
         else:
             assert (row.ids, row.finish_reason) == (text, reason)
-        assert row.stats.tokens == max(0, len(row.ids) - len(told["ids"]) - 1)
+        assert row.stats.tokens == max(0, len(row.ids) - len(arguments["ids"]) - 1)
 
 
-def test_rows_that_wait_begin_in_order_as_others_end():
+def test_waiting_requests_are_admitted_in_order():
     model, engine = (model := model_of()), Engine(model, max_rows=2)
     rows = [
         engine.submit(Request([1, 2, 3], 5 + 4 * n, schedule=FixedTree(PLAIN))) for n in range(4)
@@ -148,7 +148,7 @@ def test_rows_that_wait_begin_in_order_as_others_end():
     assert all(row.waited is not None for row in rows)
 
 
-def test_a_long_prompt_does_not_stop_the_others():
+def test_requests_decode_while_a_long_prompt_is_prefilled():
     model, engine = (model := model_of()), Engine(model, prefill_tokens=10)
     short = engine.submit(Request([1, 2], 40, schedule=FixedTree(PLAIN)))
     engine.step()
@@ -167,7 +167,7 @@ def alone_greedy(model, ids, length):
     return text[0].tolist()
 
 
-def test_a_request_cancelled_while_it_waits_or_is_prefilled_is_never_run():
+def test_a_request_cancelled_before_its_first_token_is_never_decoded():
     model, engine = (model := model_of()), Engine(model, max_rows=1, prefill_tokens=10)
     first, second = (engine.submit(Request([1] * 30, 35)) for _ in range(2))
     engine.step()
@@ -201,7 +201,7 @@ def failing_stop(ids):
 @pytest.mark.parametrize(
     "broken", [{"processors": [Failing()]}, {"stop": failing_stop}, {"policy": Rejection()}]
 )
-def test_an_error_of_one_request_ends_it_alone(broken):
+def test_an_error_of_a_request_ends_only_this_request(broken):
     model, engine = (model := model_of()), Engine(model)
     if "policy" in broken:  # no distribution to sample from
 
@@ -220,7 +220,7 @@ def test_an_error_of_one_request_ends_it_alone(broken):
 
 
 def interrupted_at(line, count):
-    """A trace function that raises KeyboardInterrupt at the n-th line that the core runs."""
+    """Return a trace function that raises KeyboardInterrupt at one executed line of the core."""
 
     def trace(frame, event, _):
         if f"{Path('medusa', 'core')}" not in frame.f_code.co_filename:
@@ -234,19 +234,19 @@ def interrupted_at(line, count):
     return trace
 
 
-def test_an_interrupt_at_any_line_loses_nothing():
+def test_an_interrupt_at_any_line_does_not_change_the_texts():
     model = model_of()
-    told = [
-        {**drawn(random.Random(seed)), "kind": kind, "new": 12}
+    arguments = [
+        {**random_arguments(random.Random(seed)), "kind": kind, "new": 12}
         for seed, kind in enumerate(["greedy", "memory", "greedy", "penalty"])
     ]
-    expected = [alone(model, each) for each in told]
+    expected = [alone(model, each) for each in arguments]
     engine, rows, line, before = Engine(model, max_rows=3, prefill_tokens=20), [], 1, sys.gettrace()
-    rows = [engine.submit(request(each)) for each in told]
+    rows = [engine.submit(request(each)) for each in arguments]
     interrupts = 0
     for _ in range(600):
         if engine.idle:
-            rows = [engine.submit(request(each)) for each in told]
+            rows = [engine.submit(request(each)) for each in arguments]
         count = [0]
         sys.settrace(interrupted_at(line, count))
         try:
@@ -268,13 +268,13 @@ def test_an_interrupt_at_any_line_loses_nothing():
 @pytest.mark.slow
 def test_threads_may_submit_and_cancel_while_another_steps():
     model = model_of()
-    told = [drawn(random.Random(seed)) for seed in range(24)]
-    expected = [alone(model, each) for each in told]
+    arguments = [random_arguments(random.Random(seed)) for seed in range(24)]
+    expected = [alone(model, each) for each in arguments]
     engine, rows = Engine(model, max_rows=6, prefill_tokens=32), {}
 
     def submit(begin):
-        for number in range(begin, len(told), 4):
-            rows[number] = engine.submit(request(told[number]))
+        for number in range(begin, len(arguments), 4):
+            rows[number] = engine.submit(request(arguments[number]))
             engine.cancel(engine.submit(Request([1, 2, 3], 60)).number)
 
     threads = [threading.Thread(target=submit, args=(begin,)) for begin in range(4)]
@@ -289,10 +289,10 @@ def test_threads_may_submit_and_cancel_while_another_steps():
 @pytest.mark.slow
 def test_threads_may_step_one_engine():
     model = model_of()
-    told = [drawn(random.Random(seed)) for seed in range(12)]
-    expected = [alone(model, each) for each in told]
+    arguments = [random_arguments(random.Random(seed)) for seed in range(12)]
+    expected = [alone(model, each) for each in arguments]
     engine = Engine(model, max_rows=4)
-    rows = [engine.submit(request(each)) for each in told]
+    rows = [engine.submit(request(each)) for each in arguments]
     threads = [threading.Thread(target=run, args=(engine,)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -304,7 +304,7 @@ def test_threads_may_step_one_engine():
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 @pytest.mark.parametrize("options", [{}, {"prepack": False}, {"capture": True}], ids=str)
-def test_memory_is_flat_over_a_thousand_requests(options):
+def test_memory_does_not_grow_over_a_thousand_requests(options):
     base = tiny(dtype=torch.float32)
     model = MedusaModel.from_base(base, num_heads=3, prepack=options.get("prepack"))
     model.capture, rng = options.get("capture"), random.Random(0)
@@ -320,7 +320,7 @@ def test_memory_is_flat_over_a_thousand_requests(options):
     assert sizes[-1] - sizes[3] < 8, f"megabytes after each hundred: {sizes}"
 
 
-def test_a_step_captured_before_survives_joining_and_leaving():
+def test_captured_steps_stay_valid_when_requests_join_and_leave():
     model = model_of()
     model.capture = True
     engine, seen = Engine(model, max_rows=4), set()
@@ -337,7 +337,7 @@ def test_a_step_captured_before_survives_joining_and_leaving():
     assert model.captures.state in seen, "the next engine writes where the last one did"
 
 
-def test_an_event_tells_what_a_request_asked_for():
+def test_events_carry_the_requested_logprobs():
     model = model_of()
     engine = Engine(model)
     row = engine.submit(Request([1, 2, 3], 20, logprobs=3, schedule=FixedTree(TREES[2])))
@@ -385,7 +385,7 @@ def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch)
         ({"schedule": FixedTree(CandidateTree.chain(4))}, "4"),
     ],
 )
-def test_a_request_that_cannot_be_decoded_is_refused_at_once(change, message):
+def test_invalid_requests_are_refused_on_submit(change, message):
     engine = Engine(model_of())
     with pytest.raises(ValueError, match=message):
         engine.submit(Request(**{"ids": [1, 2, 3], "max_length": 9, **change}))
@@ -393,12 +393,12 @@ def test_a_request_that_cannot_be_decoded_is_refused_at_once(change, message):
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"prefill_tokens": 0}])
-def test_an_engine_without_room_is_refused(options):
+def test_an_engine_without_rows_or_prefill_tokens_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Engine(model_of(), **options)
 
 
-def test_a_prefill_that_fails_ends_its_requests_alone(monkeypatch):
+def test_a_failing_prefill_ends_only_its_requests(monkeypatch):
     model, engine = (model := model_of()), Engine(model)
     first = engine.submit(Request([1, 2, 3], 30))
     engine.step()
@@ -414,11 +414,10 @@ def test_a_prefill_that_fails_ends_its_requests_alone(monkeypatch):
         assert row.ids == alone_greedy(model, row.ids[: len(row.request.ids)], 30)
 
 
-def test_copies_of_requests_and_signals_are_left_alone():
-    """An engine holds nothing that outlives it: a copied request decodes the same text."""
-    model, told = model_of(), drawn(random.Random(3))
-    one = request(told)
-    two = copy.copy(request(told))
+def test_an_engine_changes_neither_requests_nor_signal_handlers():
+    model, arguments = model_of(), random_arguments(random.Random(3))
+    one = request(arguments)
+    two = copy.copy(request(arguments))
     engine = Engine(model)
     rows = [engine.submit(one), engine.submit(two)]
     run(engine)

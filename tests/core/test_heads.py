@@ -8,7 +8,7 @@ from medusa.core.heads import LogitRule
 
 
 def slow_heads(heads, hidden, lm_head=None):
-    """The formula of section 2.1.1, one head at a time."""
+    """Return logits by the formula of section 2.1.1, one head at a time."""
     result = []
     for k in range(heads.config.num_heads):
         state = hidden
@@ -40,7 +40,7 @@ def test_stacked_heads_equal_the_formula(num_layers, own, bias):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("own", [True, False])
 def test_new_heads_predict_what_the_base_predicts(name, own):
-    """Scale (Cohere, Granite), soft-cap (Gemma-2) and bias included."""
+    """This includes scale (Cohere, Granite), soft-cap (Gemma-2) and bias."""
     base = tiny(name, attention="eager")
     model = MedusaModel.from_base(base, num_heads=2, own_lm_head=own)
     ids = prompt(9)
@@ -57,7 +57,7 @@ def test_the_base_lm_head_bias_is_a_constant_of_every_head():
     assert not any("bias" in name and "linear" not in name for name in heads.tensors())
 
 
-def test_sharing_the_lm_head_copies_nothing():
+def test_a_shared_lm_head_is_not_copied():
     base = tiny()
     own = MedusaModel.from_base(base, num_heads=3).heads
     shared = MedusaModel.from_base(base, num_heads=3, own_lm_head=False).heads
@@ -73,7 +73,7 @@ def test_sharing_the_lm_head_copies_nothing():
         shared(torch.zeros(1, 32, dtype=torch.float64))
 
 
-def test_tensors_round_trip_and_misfits_are_all_named():
+def test_tensors_round_trip_and_errors_name_all_wrong_tensors():
     config = MedusaConfig(2, 1, 4, 6)
     heads, other = MedusaHeads(config), MedusaHeads(config)
     other.load_tensors(heads.tensors())
@@ -90,7 +90,7 @@ def test_tensors_round_trip_and_misfits_are_all_named():
 
 
 @pytest.mark.parametrize("field", ["num_heads", "num_layers", "hidden_size", "vocab_size"])
-def test_impossible_sizes_are_named(field):
+def test_invalid_sizes_are_refused(field):
     sizes = {"num_heads": 1, "num_layers": 1, "hidden_size": 4, "vocab_size": 4}
     with pytest.raises(ValueError, match=field):
         MedusaConfig(**{**sizes, field: -1})

@@ -67,23 +67,23 @@ def with_heads(base, text=None, depth=3):
 
 
 @pytest.mark.parametrize("kind", ROPES)
-def test_texts_may_reach_the_change_of_frequencies_and_not_pass_it(kind):
+def test_texts_may_not_grow_past_a_change_of_frequencies(kind):
     base = tiny(**ROPES[kind])
     model = with_heads(base)
     length = 20
-    room = LIMIT + 1 - length
-    expected = base.generate(prompt(length), max_new_tokens=room, do_sample=False)
+    longest_answer = LIMIT + 1 - length
+    expected = base.generate(prompt(length), max_new_tokens=longest_answer, do_sample=False)
     assert (
-        model.generate(prompt(length), max_new_tokens=room, do_sample=False).tolist()
+        model.generate(prompt(length), max_new_tokens=longest_answer, do_sample=False).tolist()
         == expected.tolist()
     )
     with pytest.raises(
-        ValueError, match=f"rotary frequencies change: pass max_new_tokens <= {room}"
+        ValueError, match=f"rotary frequencies change: pass max_new_tokens <= {longest_answer}"
     ):
-        model.generate(prompt(length), max_new_tokens=room + 1)
+        model.generate(prompt(length), max_new_tokens=longest_answer + 1)
 
 
-def test_after_its_one_change_longrope_is_steady_and_dynamic_is_not():
+def test_longrope_changes_once_and_dynamic_ntk_always():
     long = tiny(**ROPES["longrope"])
     ids = prompt(LIMIT + 4)
     expected = long.generate(ids, max_new_tokens=12, do_sample=False)
@@ -95,7 +95,7 @@ def test_after_its_one_change_longrope_is_steady_and_dynamic_is_not():
         with_heads(tiny(**ROPES["dynamic"])).generate(ids, max_new_tokens=12)
 
 
-def test_prompts_on_both_sides_of_a_change_take_turns():
+def test_prompts_on_both_sides_of_a_change_decode_in_one_call():
     model = with_heads(tiny(**ROPES["longrope"]))
     ids = prompt(LIMIT + 4).expand(3, -1)
     mask = torch.ones(3, LIMIT + 4, dtype=torch.long)
@@ -107,7 +107,7 @@ def test_prompts_on_both_sides_of_a_change_take_turns():
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
-def test_ropes_that_never_change_are_not_limited(kind):
+def test_constant_frequencies_do_not_limit_texts(kind):
     rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4}
     if kind == "llama3":
         rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -126,17 +126,17 @@ def test_ropes_that_never_change_are_not_limited(kind):
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("length", [20, LIMIT - 1, LIMIT])
 @pytest.mark.parametrize("right", [False, True])
-def test_a_text_may_use_every_row_of_a_table_of_positions(name, length, right):
-    """And have one token more, whose position is never looked up."""
+def test_a_text_may_use_all_positions_of_a_table(name, length, right):
+    """A text may have one token more, because its last token is never run."""
     base = table_model(name)
-    room = LIMIT + 1 - length
-    expected = base.generate(prompt(length), max_new_tokens=room, do_sample=False)
+    longest_answer = LIMIT + 1 - length
+    expected = base.generate(prompt(length), max_new_tokens=longest_answer, do_sample=False)
     model = with_heads(base, expected[0].tolist() if right else None)
     assert (
-        model.generate(prompt(length), max_new_tokens=room, do_sample=False).tolist()
+        model.generate(prompt(length), max_new_tokens=longest_answer, do_sample=False).tolist()
         == expected.tolist()
     )
-    beyond = {"max_new_tokens": room + 5, "do_sample": False}
+    beyond = {"max_new_tokens": longest_answer + 5, "do_sample": False}
     with pytest.raises((IndexError, RuntimeError)):
         base.generate(prompt(length), **beyond)
     with pytest.raises(ValueError, match=f"only {LIMIT} positions"):
@@ -147,7 +147,7 @@ def test_a_text_may_use_every_row_of_a_table_of_positions(name, length, right):
     )
 
 
-def test_a_text_that_ends_before_its_table_may_ask_for_more():
+def test_max_new_tokens_may_exceed_the_table_if_the_text_ends_before():
     base = table_model("gpt2")
     ids = prompt(20)
     end = base.generate(ids, max_new_tokens=10, do_sample=False)[0, -1].item()
@@ -159,7 +159,7 @@ def test_a_text_that_ends_before_its_table_may_ask_for_more():
     )
 
 
-def test_a_prompt_longer_than_the_table_is_named():
+def test_a_prompt_longer_than_the_table_is_refused():
     with pytest.raises(
         ValueError, match=f"a prompt has {LIMIT + 1} tokens and the model has {LIMIT} positions"
     ):
@@ -167,7 +167,7 @@ def test_a_prompt_longer_than_the_table_is_named():
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic", "gpt2", "llama"])
-def test_each_row_of_a_batch_ends_where_its_positions_do(kind):
+def test_each_row_of_a_batch_ends_where_its_positions_end(kind):
     base = {
         "gpt2": lambda: table_model("gpt2"),
         "llama": lambda: tiny("llama", max_position_embeddings=LIMIT),
@@ -183,13 +183,15 @@ def test_each_row_of_a_batch_ends_where_its_positions_do(kind):
         pad_token_id=0,
     )
     for row, begin in enumerate((0, 10)):
-        room = LIMIT + 1 - (28 - begin)
-        alone = base.generate(ids[:, begin:], max_new_tokens=room, do_sample=False)[0].tolist()
+        longest_answer = LIMIT + 1 - (28 - begin)
+        alone = base.generate(ids[:, begin:], max_new_tokens=longest_answer, do_sample=False)[
+            0
+        ].tolist()
         assert output[row, begin : begin + LIMIT + 1].tolist() == alone
         assert not output[row, begin + LIMIT + 1 :].any()
 
 
-def test_a_prompt_that_leaves_no_room_is_named():
+def test_a_prompt_that_fills_all_positions_is_refused():
     model = with_heads(tiny("llama", max_position_embeddings=LIMIT))
     with pytest.raises(
         ValueError, match=f"the prompt has {LIMIT + 1} tokens and the model holds {LIMIT}"

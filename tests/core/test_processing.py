@@ -15,8 +15,8 @@ TREE = CandidateTree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)])
 CONTEXT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
-class NoneTwice(LogitsProcessor):
-    """Remembers the last prefix it saw: forbids what stood there, and counts its calls."""
+class CountsCalls(LogitsProcessor):
+    """A processor with a memory: it checks its last prefix, and counts its calls."""
 
     def __init__(self):
         self.calls, self.last = 0, None
@@ -34,7 +34,7 @@ class NoneTwice(LogitsProcessor):
 
 
 class Locked(LogitsProcessor):
-    """Cannot be pickled, and has a memory."""
+    """A processor with a memory that cannot be pickled."""
 
     def __init__(self):
         self.lock, self.calls, self.last = threading.Lock(), 0, None
@@ -48,8 +48,8 @@ class Locked(LogitsProcessor):
         return scores
 
 
-class Running(Locked):
-    """Holds a generator, which nothing can copy."""
+class HoldsGenerator(Locked):
+    """A processor with a generator, which cannot be copied."""
 
     def __init__(self):
         super().__init__()
@@ -70,12 +70,12 @@ LISTS = {
     "n-grams": BY_DEPTH[1:2],
     "minimal length": BY_DEPTH[2:],
     "all of them": [*BY_DEPTH, *PREFIX_FREE],
-    "one that remembers": [NoneTwice()],
-    "one that remembers among others": [BY_DEPTH[0], NoneTwice(), PREFIX_FREE[1]],
+    "one that remembers": [CountsCalls()],
+    "one that remembers among others": [BY_DEPTH[0], CountsCalls(), PREFIX_FREE[1]],
 }
 
 
-def a_tree_of_scores(seed=0):
+def tree_with_scores(seed=0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCAB, (len(TREE),), generator=generator)
     tokens[0], tokens[3] = CONTEXT[-1], 7
@@ -83,9 +83,7 @@ def a_tree_of_scores(seed=0):
 
 
 def one_by_one(processors, context, tokens, scores):
-    """Each node scored as plain decoding would: all calls on the way to it, by processors of its
-    own.
-    """
+    """Return the scores of each node by the calls of plain decoding, with processors of its own."""
     rows = []
     for path in TREE.paths:
         own = LogitsProcessorList(copied_processors(LogitsProcessorList(processors)))
@@ -100,7 +98,7 @@ def one_by_one(processors, context, tokens, scores):
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("seed", range(4))
 def test_every_node_is_scored_with_its_own_prefix(name, seed):
-    tokens, scores = a_tree_of_scores(seed)
+    tokens, scores = tree_with_scores(seed)
     processors = TreeProcessors(copy.deepcopy(LISTS[name]))
     expected = one_by_one(LISTS[name], CONTEXT, tokens, scores)
     assert torch.equal(processors(CONTEXT, TREE, tokens, scores.clone()), expected)
@@ -108,14 +106,14 @@ def test_every_node_is_scored_with_its_own_prefix(name, seed):
 
 
 def test_no_processors_change_nothing():
-    tokens, scores = a_tree_of_scores()
+    tokens, scores = tree_with_scores()
     assert not TreeProcessors()
     assert torch.equal(TreeProcessors()(CONTEXT, TREE, tokens, scores), scores)
     assert torch.equal(TreeProcessors().draft(scores), scores)
 
 
 def test_depth_counts_towards_a_minimal_length():
-    tokens, scores = a_tree_of_scores()
+    tokens, scores = tree_with_scores()
     processed = TreeProcessors(LISTS["minimal length"])(CONTEXT, TREE, tokens, scores)
     forbidden = processed[:, 7].isinf().tolist()
     assert forbidden == [depth < 2 for depth in TREE.depth.tolist()], (
@@ -123,12 +121,12 @@ def test_depth_counts_towards_a_minimal_length():
     )
 
 
-def test_a_memory_follows_the_accepted_branch():
-    processors = TreeProcessors([NoneTwice()])
+def test_memory_of_processors_follows_the_accepted_branch():
+    processors = TreeProcessors([CountsCalls()])
     ids = list(CONTEXT)
     kept = [6, 0, 5, 2]
     for seed, accepted in enumerate(kept):
-        tokens, scores = a_tree_of_scores(seed)
+        tokens, scores = tree_with_scores(seed)
         tokens[0] = ids[-1]
         processors(ids, TREE, tokens, scores)
         processors.advance(accepted)
@@ -140,30 +138,30 @@ def test_a_memory_follows_the_accepted_branch():
     assert memory.calls == sum(1 + len(TREE.paths[node]) for node in kept)
 
 
-def test_processors_are_told_apart():
+def test_processors_with_and_without_memory_are_distinguished():
     assert TreeProcessors(PREFIX_FREE).prefix_free
     assert not TreeProcessors(BY_DEPTH).prefix_free
     assert TreeProcessors(BY_DEPTH).stateless
-    assert not TreeProcessors([NoneTwice()]).stateless
-    assert TreeProcessors([NoneTwice()]).uncopied() is None
+    assert not TreeProcessors([CountsCalls()]).stateless
+    assert TreeProcessors([CountsCalls()]).uncopied() is None
     assert TreeProcessors([Locked()]).uncopied() is None, "copies share locks"
     assert (
-        TreeProcessors([Running()])
+        TreeProcessors([HoldsGenerator()])
         .uncopied()
-        .startswith("Running cannot be copied (cannot pickle 'generator'")
+        .startswith("HoldsGenerator cannot be copied (cannot pickle 'generator'")
     )
 
 
-def test_a_subclass_of_a_known_processor_may_remember():
+def test_a_subclass_of_a_stateless_processor_counts_as_stateful():
     class Mine(lp.TemperatureLogitsWarper):
         pass
 
     assert not TreeProcessors([Mine(0.5)]).stateless
 
 
-def test_drafts_take_only_the_processors_that_need_no_prefix():
+def test_drafts_use_only_processors_that_need_no_prefix():
     scores = torch.randn(3, VOCAB)
-    mixed = TreeProcessors([*BY_DEPTH, NoneTwice(), *PREFIX_FREE])
+    mixed = TreeProcessors([*BY_DEPTH, CountsCalls(), *PREFIX_FREE])
     assert torch.equal(
         mixed.draft(scores), LogitsProcessorList(PREFIX_FREE)(torch.zeros(3, 1), scores)
     )
@@ -193,8 +191,8 @@ def with_heads(name="llama"):
     return base, ids, model
 
 
-@pytest.mark.parametrize("kind", [NoneTwice, Locked, Running])
-@pytest.mark.filterwarnings("ignore:Running cannot be copied")
+@pytest.mark.parametrize("kind", [CountsCalls, Locked, HoldsGenerator])
+@pytest.mark.filterwarnings("ignore:HoldsGenerator cannot be copied")
 def test_custom_processors_give_the_base_models_text(kind):
     base, ids, model = with_heads()
     options = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
@@ -205,14 +203,14 @@ def test_custom_processors_give_the_base_models_text(kind):
     mine = kind()
     output = model.generate(ids, logits_processor=LogitsProcessorList([mine]), **options)
     assert output.sequences.tolist() == text.tolist()
-    if kind is not Running:
+    if kind is not HoldsGenerator:
         assert output.stats.acceleration_rate > 1.2
         assert (mine.calls, mine.last) == (0, None), "the caller's own processor is not used up"
 
 
-@pytest.mark.parametrize("kind", [Locked, Running])
-@pytest.mark.filterwarnings("ignore:Running cannot be copied")
-def test_several_sequences_take_processors_that_cannot_be_pickled(kind):
+@pytest.mark.parametrize("kind", [Locked, HoldsGenerator])
+@pytest.mark.filterwarnings("ignore:HoldsGenerator cannot be copied")
+def test_several_sequences_with_processors_that_cannot_be_pickled(kind):
     base, ids, model = with_heads()
     options = {"max_new_tokens": 6, "do_sample": True, "top_k": 1}
     expected = base.generate(ids, logits_processor=LogitsProcessorList([kind()]), **options)[
@@ -229,7 +227,7 @@ def test_several_sequences_take_processors_that_cannot_be_pickled(kind):
 
 
 class Narrow(LogitsProcessor):
-    """Scores of the first tokens only."""
+    """A processor that returns scores of the first tokens only."""
 
     def __call__(self, input_ids, scores):
         return scores[:, :20]
@@ -260,12 +258,12 @@ def test_more_scores_than_tokens_are_refused():
         model.generate(ids, logits_processor=LogitsProcessorList([Wide()]), max_new_tokens=3)
 
 
-def test_what_cannot_be_copied_is_decoded_plainly_with_a_warning():
+def test_processors_that_cannot_be_copied_cause_plain_decoding():
     _, ids, model = with_heads()
-    with pytest.warns(UserWarning, match="Running cannot be copied .*: decoding plainly"):
+    with pytest.warns(UserWarning, match="HoldsGenerator cannot be copied .*: decoding plainly"):
         output = model.generate(
             ids,
-            logits_processor=LogitsProcessorList([Running()]),
+            logits_processor=LogitsProcessorList([HoldsGenerator()]),
             max_new_tokens=NEW,
             do_sample=False,
             return_dict_in_generate=True,
@@ -279,7 +277,7 @@ def test_rows_of_a_batch_have_memories_of_their_own():
     prompts = torch.cat([ids, ids.flip(1)])
     options = {"max_new_tokens": NEW, "do_sample": False}
     alone = [
-        base.generate(row[None], logits_processor=LogitsProcessorList([NoneTwice()]), **options)[
+        base.generate(row[None], logits_processor=LogitsProcessorList([CountsCalls()]), **options)[
             0
         ].tolist()
         for row in prompts
@@ -287,6 +285,6 @@ def test_rows_of_a_batch_have_memories_of_their_own():
     with torch.inference_mode():
         model.heads = ScriptedHeads(model, alone, 0.7)
     together = model.generate(
-        prompts, logits_processor=LogitsProcessorList([NoneTwice()]), **options
+        prompts, logits_processor=LogitsProcessorList([CountsCalls()]), **options
     )
     assert together.tolist() == alone

@@ -22,13 +22,13 @@ CURVE = {1: 10.0, 2: 10.2, 4: 10.4, 8: 10.8, 16: 11.6}
 CALIBRATED = Calibration(UNCALIBRATED.accuracies, CURVE, {"device": "a machine"})
 
 
-def play(pace, steps, reach, cost=lambda nodes: CURVE[nodes] / 1000):
-    """Run the pace for some steps; returns the tree sizes it chose."""
+def play(schedule, steps, reach, cost=lambda nodes: CURVE[nodes] / 1000):
+    """Run the schedule for some steps; return the tree sizes that it chose."""
     sizes = []
     for step in range(steps):
-        tree = pace.tree()
+        tree = schedule.tree()
         sizes.append(len(tree))
-        pace.observe([reach(tree, step)], cost(len(tree)))
+        schedule.observe([reach(tree, step)], cost(len(tree)))
     return sizes
 
 
@@ -37,16 +37,16 @@ def never(tree, step):
 
 
 def always(tree, step):
-    """A deep node, of which smaller trees have only the ancestors."""
+    """Return a deep node; smaller trees contain only its ancestors."""
     half = set(TREE.most_likely(UNCALIBRATED.accuracies, 8).paths)
     return max(
         range(len(tree)), key=lambda node: (len(tree.paths[node]), tree.paths[node] not in half)
     )
 
 
-def test_every_tree_of_the_ladder_lies_within_the_one_before():
-    pace = AdaptiveTree(TREE, CALIBRATED)
-    trees = [rung.tree for rung in pace.ladder]
+def test_every_tree_of_the_ladder_contains_the_next_one():
+    schedule = AdaptiveTree(TREE, CALIBRATED)
+    trees = [rung.tree for rung in schedule.ladder]
     assert [len(tree) for tree in trees] == [16, 8, 4, 2, 1]
     for larger, smaller in itertools.pairwise(trees):
         assert set(smaller.paths) < set(larger.paths)
@@ -57,18 +57,18 @@ def test_every_tree_of_the_ladder_lies_within_the_one_before():
     assert [len(rung.tree) for rung in AdaptiveTree(CandidateTree(), CALIBRATED).ladder] == [1]
 
 
-def test_a_step_tells_what_smaller_trees_would_have_given():
-    pace = AdaptiveTree(TREE, CALIBRATED)
-    before = [rung.tokens for rung in pace.ladder]
+def test_a_step_updates_the_averages_of_smaller_trees():
+    schedule = AdaptiveTree(TREE, CALIBRATED)
+    before = [rung.tokens for rung in schedule.ladder]
     node = max(range(len(TREE)), key=lambda node: len(TREE.paths[node]))
-    pace.observe([node], 0.01)
-    for rung, was in zip(pace.ladder, before, strict=True):
+    schedule.observe([node], 0.01)
+    for rung, was in zip(schedule.ladder, before, strict=True):
         path = TREE.paths[node]
         given = 1 + max(
             depth for depth in range(len(path) + 1) if path[:depth] in set(rung.tree.paths)
         )
         assert rung.tokens == pytest.approx(was + (given - was) / WINDOW)
-    assert pace.ladder[-1].tokens == 1
+    assert schedule.ladder[-1].tokens == 1
 
 
 def test_heads_that_are_never_right_cost_at_most_five_percent():
@@ -78,14 +78,14 @@ def test_heads_that_are_never_right_cost_at_most_five_percent():
     assert sizes.count(1) > 900
 
 
-def test_it_comes_back_when_the_tree_pays_again():
-    pace = AdaptiveTree(TREE, CALIBRATED)
-    assert set(play(pace, 200, never)[-20:]) == {1}
-    sizes = play(pace, WAITS[1], always)
+def test_the_largest_tree_is_chosen_again_when_it_pays():
+    schedule = AdaptiveTree(TREE, CALIBRATED)
+    assert set(play(schedule, 200, never)[-20:]) == {1}
+    sizes = play(schedule, WAITS[1], always)
     assert set(sizes[-20:]) == {16}
 
 
-def test_probes_in_vain_become_rarer():
+def test_probes_without_gain_become_rarer():
     sizes = play(AdaptiveTree(TREE, CALIBRATED), 1200, never)
     probes = [step for step in range(60, 1200) if sizes[step] == 16 and sizes[step - 1] == 1]
     gaps = [after - before for before, after in itertools.pairwise(probes)]
@@ -94,7 +94,7 @@ def test_probes_in_vain_become_rarer():
     assert all(sizes[step : step + PROBE] == [16] * PROBE for step in probes if step + PROBE < 1200)
 
 
-def test_a_load_that_makes_the_tree_slow_is_noticed_and_only_where_times_count():
+def test_a_load_that_slows_the_tree_down_is_noticed_only_with_step_times():
     def loaded(nodes):
         return 0.01 if nodes == 1 else 0.06
 
@@ -118,14 +118,14 @@ def test_without_a_calibration_plain_steps_are_timed_early():
     assert set(again) == {16}, "the next request knows"
 
 
-def test_a_curve_is_straight_between_its_points():
+def test_a_latency_curve_is_linear_between_its_points():
     assert interpolated(CURVE, 6) == pytest.approx(10.6)
     assert interpolated(CURVE, 16) == 11.6
     assert interpolated(CURVE, 20) == pytest.approx(12)
     assert interpolated({1: 3.0}, 9) == 3
 
 
-def test_greedy_text_is_the_models_own_while_the_pace_changes():
+def test_greedy_text_is_that_of_the_base_while_trees_change():
     base, ids = tiny(), varied_prompt("llama")
     model = MedusaModel.from_base(base, num_heads=3)
     text = base.generate(ids, max_new_tokens=100, do_sample=False).tolist()
@@ -136,7 +136,7 @@ def test_greedy_text_is_the_models_own_while_the_pace_changes():
     assert max(output.stats.step_nodes) == len(model.tree)
 
 
-def test_sampling_with_a_seed_repeats_the_text_and_the_pace():
+def test_sampling_with_a_seed_repeats_the_text_and_the_trees():
     base, ids = tiny(), varied_prompt("llama")
     model = MedusaModel.from_base(base, num_heads=3)
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ def test_sampling_with_a_seed_repeats_the_text_and_the_pace():
     assert len(set(runs[0].stats.step_nodes)) == 2, "it switched"
 
 
-def test_a_tree_that_is_asked_for_is_always_used():
+def test_a_given_tree_is_always_used():
     base, ids = tiny(), varied_prompt("llama")
     model = MedusaModel.from_base(base, num_heads=3)
     tree = CandidateTree.chain(2)

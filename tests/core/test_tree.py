@@ -36,7 +36,7 @@ def test_a_small_tree_as_matrices():
     assert (tree.max_depth, tree.max_rank, len(tree)) == (2, 3, 5)
 
 
-def test_the_root_alone():
+def test_a_tree_of_only_the_root():
     tree = CandidateTree()
     assert len(tree) == 1
     assert (tree.max_depth, tree.max_rank) == (0, 0)
@@ -58,12 +58,12 @@ def test_dense_counts_the_sum_of_products(widths, nodes):
         ([(0, 0)], r"path \(0, 0\) needs its parent \(0,\)"),
     ],
 )
-def test_bad_paths_are_named(paths, words):
+def test_invalid_paths_are_refused(paths, words):
     with pytest.raises(ValueError, match=words):
         CandidateTree(paths)
 
 
-def test_deeper_than_the_heads_is_refused():
+def test_a_tree_deeper_than_the_heads_is_refused():
     with pytest.raises(ValueError, match="3 deep but there are 2 heads"):
         CandidateTree.chain(3).check_heads(2, 10)
 

@@ -18,7 +18,7 @@ def comparison(category="sql", judge=lambda ids: True, ids=(1, 2, 3, 4, 5)):
     return Comparison(Prompt(category, "", torch.zeros(1, 3, dtype=torch.long), judge), runs)
 
 
-def test_figures_are_those_of_appendix_b():
+def test_figures_follow_the_definitions_of_appendix_b():
     figures = Totals([comparison(), comparison("math", lambda ids: False)]).summary(greedy=True)
     assert (figures["tokens"], figures["steps"]) == (8, 4)
     assert figures["acceleration_rate"] == 2.0
@@ -43,7 +43,7 @@ def test_the_time_to_the_first_token_is_a_median_over_prompts_and_repeats():
     assert Totals([first, second]).first_token_seconds("medusa") == pytest.approx(0.3)
 
 
-def test_one_other_token_is_not_identical():
+def test_texts_that_differ_in_one_token_are_not_identical():
     odd = comparison()
     odd.runs["generate"][0] = Run([1, 2, 3, 4, 6], 4, 0.5, 8.0)
     assert not Totals([comparison(), odd]).summary(greedy=True)["identical"]

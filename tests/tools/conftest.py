@@ -11,7 +11,7 @@ SMALL = replace(BackboneRecipe(), vocab_size=1000, layers=2, drill_steps=20)
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """One of the tasks' own words, as large as the small recipe's model."""
+    """A tokenizer trained on tasks, with the vocabulary size of the small recipe."""
     tasks = [make_task(name, seed, "train") for name in CATEGORIES for seed in range(40)]
     texts = (text for task in tasks for text in (task.prompt, task.answer))
     return train_tokenizer(texts, SMALL.vocab_size, SMALL.context)

@@ -37,7 +37,7 @@ def batch(tokenizer, recipe):
     return build(recipe, tokenizer), *collate(rows[:8], tokenizer.pad_token_id)
 
 
-def test_prompts_are_read_though_not_taught(batch):
+def test_the_loss_depends_on_the_prompts(batch):
     model, ids, taught = batch
     changed = ids.clone()
     changed[:, 1:][~taught[:, 1:]] = 5
@@ -46,14 +46,14 @@ def test_prompts_are_read_though_not_taught(batch):
     assert loss != answer_loss(model, changed, taught)[0]
 
 
-def test_foresight_is_of_the_answers_tokens_after_the_next(batch):
+def test_foresight_loss_is_on_the_tokens_after_the_next(batch):
     model, ids, taught = batch
     foresight = Foresight(num_heads=3)
     _, hidden = answer_loss(model, ids, taught)
     loss = foresight_loss(
         new_heads(model, foresight), hidden, model.lm_head.weight, ids, taught, 0.8
     )
-    log_p = model(ids).logits.log_softmax(-1)  # untrained heads say what the model says
+    log_p = model(ids).logits.log_softmax(-1)  # untrained heads predict what the model predicts
     expected = 0.0
     for head in range(3):
         said = [

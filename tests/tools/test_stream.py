@@ -6,7 +6,7 @@ from tools.demo_model.recipe import FORM, Mixture
 from tools.demo_model.stream import drill, stream
 
 
-def test_what_the_drill_teaches_has_been_said_before(tokenizer, recipe):
+def test_the_drill_trains_only_on_tokens_that_occurred_before(tokenizer, recipe):
     lengths = set()
     for rows in drill(recipe, tokenizer, random.Random(0)):
         for row in rows:
@@ -28,7 +28,7 @@ def test_batches_hold_single_tasks_of_similar_length(tokenizer, recipe):
         assert sum(lengths) > 0.7 * len(lengths) * max(lengths)
 
 
-def test_only_answers_are_taught(tokenizer, recipe):
+def test_only_answers_are_trained_on(tokenizer, recipe):
     recipe = replace(recipe, drill_steps=0, mixtures=((0, replace(FORM, equations=0.0)),))
     (rows,) = islice(stream(recipe, tokenizer, pool=64), 1)
     ends = {tokenizer.eos_token_id}
@@ -38,7 +38,7 @@ def test_only_answers_are_taught(tokenizer, recipe):
         assert tokenizer.decode(row.ids[: row.taught.index(True)]).endswith("<|assistant|>\n")
 
 
-def test_one_mixture_comes_after_the_other(tokenizer, recipe):
+def test_mixtures_follow_each_other(tokenizer, recipe):
     recipe = replace(recipe, drill_steps=0, equation_steps=(0, 0))
     only = {
         name: Mixture({name: 1.0}, equations=0.0, conversations=0.0) for name in ("tables", "math")
@@ -55,7 +55,7 @@ def test_one_mixture_comes_after_the_other(tokenizer, recipe):
     )
 
 
-def test_some_steps_are_equations_alone(tokenizer, recipe):
+def test_some_steps_have_only_equations(tokenizer, recipe):
     recipe = replace(recipe, drill_steps=0, equation_steps=(0, 2))
     for rows in islice(stream(recipe, tokenizer, pool=16), 2):
         for row in rows:
@@ -66,7 +66,7 @@ def test_some_steps_are_equations_alone(tokenizer, recipe):
             assert set(tokenizer.decode(taught)) <= set("0123456789 ")
 
 
-def test_a_run_goes_on_with_the_batches_it_would_have_had(tokenizer, recipe):
+def test_a_resumed_run_continues_with_the_same_batches(tokenizer, recipe):
     recipe = replace(recipe, drill_steps=2, equation_steps=(3, 4))
     recipe = replace(recipe, mixtures=((0, FORM), (5, replace(FORM, varied=0.0))))
     whole = list(islice(stream(recipe, tokenizer, pool=16), 8))

@@ -13,14 +13,14 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("word", ["Riga", "Zzyzx", "lamp", "Größe"])
-def test_a_word_has_the_same_tokens_wherever_it_stands(tokenizer, word):
+def test_a_word_has_the_same_tokens_everywhere(tokenizer, word):
     alone = tokenizer(word).input_ids
     for text in (f"a {word}.", f'"{word}",', f"x,{word},y", f"\n    {word}", f"def {word}_{word}("):
         ids = tokenizer(text).input_ids
         assert any(ids[place : place + len(alone)] == alone for place in range(len(ids)))
 
 
-def test_any_text_round_trips_and_digits_stand_alone(tokenizer):
+def test_any_text_round_trips_and_every_digit_is_a_token(tokenizer):
     for text in (
         "def f(x):\n    return x",
         "Grüße, 世界 🐍",

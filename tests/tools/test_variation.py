@@ -41,7 +41,7 @@ def test_values_are_renamed_in_prompt_and_answer_alike(category):
 
 @pytest.mark.parametrize("strange", [0.0, 0.5])
 @pytest.mark.parametrize("anew", [composed, reworded, retold, recombined])
-def test_a_text_in_other_words_still_holds_the_facts(anew, strange):
+def test_a_reworded_text_contains_all_facts(anew, strange):
     rng = random.Random(1)
     for seed in range(60):
         task = make_task("extraction", seed, "train")
@@ -61,22 +61,22 @@ def test_a_text_in_other_words_still_holds_the_facts(anew, strange):
             assert leaf in prompt
 
 
-def test_words_of_pieces_are_spelled_with_them():
+def test_invented_words_are_joined_from_the_given_pieces():
     rng = random.Random(0)
     words = [invented(rng, "Riga", ["zq", "xw"]) for _ in range(200)]
     assert 50 < sum(set(word.lower()) <= set("zqxw") for word in words) < 150
     assert all(word[0].isupper() for word in words)
 
 
-def test_clauses_hold_one_field_each():
+def test_every_clause_has_one_field():
     assert set(clauses()) == set(PHRASES)
     for name, said in clauses().items():
         assert all(clause.count("{}") == 1 for clause in said), name
         assert not any("[" in clause or "|" in clause for clause in said)
 
 
-def test_no_wording_that_is_held_out_is_trained_on():
-    """No five words in a row of a held-out template stand in a telling or clause."""
+def test_no_held_out_wording_is_trained_on():
+    """No template or clause for training shares five consecutive words with a held-out one."""
 
     def runs(text):
         words = re.sub(r"\{\w*\}", "_", text).split()
@@ -91,7 +91,7 @@ def test_no_wording_that_is_held_out_is_trained_on():
     assert not held_out & set().union(*map(runs, told))
 
 
-def test_every_telling_has_its_fields():
+def test_every_template_of_tellings_has_its_fields():
     for fields, same_fields in tellings().items():
         for telling in same_fields:
             assert fields == set(
@@ -100,7 +100,7 @@ def test_every_telling_has_its_fields():
             assert fields == set(re.findall(r"\{(\w+)\}", telling))
 
 
-def test_tables_that_leave_a_column_out_are_known_by_their_prompt():
+def test_tables_tasks_without_all_columns_are_recognised():
     for seed in range(100):
         task = make_task("tables", seed, "train")
         assert asks_for_columns(task.prompt) == (
@@ -140,7 +140,7 @@ def test_repeated_values_are_repeated_in_prompt_and_answer_alike():
 
 
 @pytest.mark.parametrize("category", ["extraction", "tables"])
-def test_a_question_in_other_words_leaves_records_text_and_column_names(category):
+def test_a_reworded_question_keeps_records_text_and_column_names(category):
     rng, changed = random.Random(0), 0
     for seed in range(60):
         task = make_task(category, seed, "train")

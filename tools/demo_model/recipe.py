@@ -26,8 +26,8 @@ class Mixture:
         anew: share of varied extraction tasks whose text is composed fact by fact.
         reworded: share of varied extraction tasks whose text is shuffled and thinned.
         strange: share of the facts in composed texts whose wording does not name the fact.
-        retold: share of varied extraction tasks told in templates of `tellings.txt`.
-        recombined: share of varied extraction tasks told in sentences of several templates.
+        retold: share of varied extraction tasks whose text uses templates of `tellings.txt`.
+        recombined: share of varied extraction tasks whose text combines sentences of templates.
         reasked: share of varied `COPYING` tasks with some words of the question replaced.
         selected: probability that a tables task that asks for all columns is skipped, which
             raises the share of those that ask for some.
@@ -68,7 +68,7 @@ READING = Mixture(
     drill=0.04,
     conversations=0.05,
 )
-"""More close reading: texts composed anew, words built from vocabulary entries, more equations."""
+"""More texts composed fact by fact, words built from vocabulary entries, more equations."""
 INFERRING = replace(READING, anew=0.6, reworded=0.25, strange=0.2)
 """Texts whose wording does not name every fact; its form and the other facts tell which it is."""
 SELECTING = replace(INFERRING, anew=0.35, reworded=0.15, strange=0.15, retold=0.35, selected=0.6)

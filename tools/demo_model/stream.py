@@ -205,7 +205,7 @@ class _Sources:
 def varied_tasks(
     mixture: Mixture, tokenizer: PreTrainedTokenizerBase, rng: random.Random, first_seed: int
 ) -> Iterator[Task]:
-    """Yield training tasks without end, each from a new seed; the mixture says how many are varied.
+    """Yield training tasks without end, each from a new seed; the mixture sets the varied share.
 
     Args:
         first_seed: seed of the first task.

@@ -107,7 +107,7 @@ def _time_steps(
     contexts: Sequence[int],
     progress: Progress,
 ) -> Latency:
-    """Time steps with the best tree of each size, behind text made of the prompts."""
+    """Time steps with the best tree of each size, after text made of the prompts."""
     sizes = [size for size in SIZES if size < settings.max_nodes] + [settings.max_nodes]
     with progress("Timing steps", settings.rounds * len(contexts)) as finished:
         return measure_latency(
@@ -125,7 +125,7 @@ def _time_steps(
 def _recorded_contexts(
     model: TreeModel, settings: CalibrationSettings, prompts: PromptIds, answers: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the usual contexts of the texts, cut so that the timed steps fit behind them."""
+    """Return the usual contexts of the texts, cut so that the timed steps fit after them."""
     positions = model.positions.trained
     longest = (
         math.inf

@@ -27,7 +27,7 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 @dataclass
 class TimingRounds:
-    """A pace that verifies every tree once a round, in random order, and records step times.
+    """A schedule that verifies every tree once a round, in random order, and records step times.
 
     Attributes:
         trees: the trees to time, of different sizes.
@@ -119,16 +119,16 @@ def measure_latency(
         finished: called with the number of rounds measured since the last call.
 
     Raises:
-        ValueError: the model has no positions left for a step behind a context.
+        ValueError: the model has no positions left for a step after a context.
     """
     # steps are recorded by size, so that a second tree of a size would leave every round incomplete
     by_size = {len(tree): tree for tree in [PLAIN, *reversed(trees)]}
     trees = sorted(by_size.values(), key=len)
     latency: dict[int, list[dict[int, float]]] = {}
     for context in contexts:
-        pace = TimingRounds(trees)
-        _run_rounds(model, _repeated(text, context), pace, arguments, batch_size, rounds)
-        latency[context] = pace.finished
+        schedule = TimingRounds(trees)
+        _run_rounds(model, _repeated(text, context), schedule, arguments, batch_size, rounds)
+        latency[context] = schedule.finished
         finished(rounds)
     return Latency(latency)
 
@@ -154,13 +154,13 @@ def _repeated(text: Sequence[int], length: int) -> list[int]:
 def _run_rounds(
     model: TreeModel,
     prompt: list[int],
-    pace: TimingRounds,
+    schedule: TimingRounds,
     arguments: dict[str, Any],
     batch_size: int,
     rounds: int,
 ) -> None:
-    """Decode behind the prompt, again for each round, until the pace has enough rounds."""
-    new_tokens = 2 + sum(1 + tree.max_depth for tree in pace.trees)
+    """Decode after the prompt, again for each round, until the schedule has enough rounds."""
+    new_tokens = 2 + sum(1 + tree.max_depth for tree in schedule.trees)
     ids, mask = left_padded([prompt] * batch_size, model.device)
     arguments = {
         **arguments,
@@ -168,15 +168,15 @@ def _run_rounds(
         "max_length": None,
         "eos_token_id": None,
     }
-    while len(pace.finished) < rounds:
-        session = prepare(model, ids, attention_mask=mask, tree=pace, **arguments)
-        rounds_before = len(pace.seconds)
+    while len(schedule.finished) < rounds:
+        session = prepare(model, ids, attention_mask=mask, tree=schedule, **arguments)
+        rounds_before = len(schedule.seconds)
         session.requests = [
             replace(request, stop=partial(_check_without_stopping, request.stop))
             for request in session.requests
         ]
         for _ in session:
-            if len(pace.seconds) > rounds_before and pace.between_rounds:
+            if len(schedule.seconds) > rounds_before and schedule.between_rounds:
                 break
         if not session.stats.steps:
             raise ValueError(

@@ -37,8 +37,8 @@ class CalibrationSettings:
         """Check that the model fits the settings.
 
         Raises:
-            ValueError: the model has fewer heads than asked for, or too few positions for a context
-                and the steps timed behind it.
+            ValueError: the model has fewer heads than `num_heads`, or too few positions for a
+                context and the steps timed after it.
         """
         heads, positions = model.heads.config.num_heads, model.positions.trained
         if self.num_heads is not None and self.num_heads > heads:

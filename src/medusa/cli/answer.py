@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: they start a request and print its answer."""
+"""Functions that `generate` and `chat` share: start a request and print its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..loading import MedusaModel
 from .options import AnswerOptions
 
 
-def room(model: MedusaModel, prompt: int) -> int | None:
+def tokens_left(model: MedusaModel, prompt: int) -> int | None:
     """Return how many new tokens fit after a prompt of `prompt` tokens; None without a limit."""
     longest = model.positions.longest(prompt)
     return None if longest is None else max(0, longest - prompt)
@@ -34,7 +34,7 @@ def start(
         ids: token ids [1, P] of the prompt.
 
     Raises:
-        ValueError: the prompt is empty or leaves no room for an answer.
+        ValueError: the prompt is empty or fills the model's positions.
     """
     if ids.shape[1] == 0:
         raise ValueError("the prompt is empty: write something to answer")

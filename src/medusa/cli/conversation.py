@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import files
 from ..loading import MedusaModel
 from ..text import encode_chat, stream_text
-from .answer import room, show, start, summary
+from .answer import show, start, summary, tokens_left
 from .options import AnswerOptions
 from .streams import as_text, note
 
@@ -122,10 +122,10 @@ class Chat:
         It is too long if it leaves an answer less room than `max_new_tokens` and than half of the
         model's positions. The last message is always kept.
         """
-        ids, dropped, positions = self._prompt(), 0, room(self.model, 0)
+        ids, dropped, positions = self._prompt(), 0, tokens_left(self.model, 0)
         wanted = 0 if positions is None else min(self.options.max_new_tokens, positions // 2)
         while (
-            (left := room(self.model, ids.shape[1])) is not None
+            (left := tokens_left(self.model, ids.shape[1])) is not None
             and left < wanted
             and len(self.turns) > 1
         ):

@@ -31,7 +31,7 @@ class DistillationOptions:
     """Options that name the prompts and choose how they are answered."""
 
     prompts: str = option(
-        "Prompts, or chats whose user turns are asked: a file, a folder, or a dataset on the hub",
+        "Prompts, or chats whose user turns are used: a file, a folder, or a dataset on the hub",
         metavar="SOURCE",
     )
     output: Path = option(
@@ -90,7 +90,7 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
         options.self_talk,
         options.leave_out_cut,
     )
-    # Prompts and output are checked before a model is loaded or a server is asked.
+    # Check prompts and output before loading a model or sending requests to a server.
     seeds = list(distillation.read_seeds(options.prompts, options.limit, options.split))
     with answers_file(options.output, settings) as answers:
         engine = _engine(settings, options.batch_size, server, model)
@@ -106,7 +106,7 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
 def _engine(
     settings: GenerationSettings, batch_size: int, server: ServerOptions, model: AnswererOptions
 ) -> Answerer:
-    """Return what answers the prompts: the server, or the model on this machine."""
+    """Return the answerer of the prompts: the server, or the model on this machine."""
     if server.server is not None:
         from ..training.server import ServerAnswerer
 
@@ -120,10 +120,10 @@ def _engine(
 
 
 def _report(console: Console, answers: AnswersFile, progress: DistillProgress) -> None:
-    """Print what was kept.
+    """Print the numbers of stored and omitted answers.
 
     Raises:
-        ValueError: conversations were refused; the same command asks them again.
+        ValueError: conversations were refused; the same command sends them again.
     """
     from .progress import say
 

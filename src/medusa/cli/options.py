@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TEMPERATURES = (1e-6, 1e6)
 """Range of temperatures above 0 at which the scaled logits of any model stay finite in float32."""
 LARGEST_LENGTH = 2**31 - 1
-"""Largest number of tokens that can be asked for; no model holds more."""
+"""Upper limit of options that count tokens; no model holds more."""
 LARGEST_SEED = 2**64 - 1
 """Largest seed that torch accepts."""
 

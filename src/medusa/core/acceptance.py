@@ -1,4 +1,4 @@
-"""Acceptance policies: they decide which candidates of a verified tree become text.
+"""Acceptance policies: which candidates of a verified tree are accepted.
 
 Shapes: B rows, K heads, N nodes, D tree depth, V vocabulary. Logits are those after the logits
 processors, so temperature, truncation and constraints are already in them.
@@ -51,7 +51,7 @@ class Acceptance:
 
 
 class AcceptancePolicy(ABC):
-    """Judges a verified tree; `accept` is the one method a policy must have.
+    """A rule that accepts candidates of a verified tree. A policy must define `accept`.
 
     Rows whose policies are equal are judged in one call. Two policies of one class without
     attributes are equal.

@@ -19,11 +19,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from .masks import TreeBatch
 
 BLOCK = 256
-"""Columns are allocated in multiples of this."""
+"""Columns are allocated in multiples of this number."""
 
 
 class Slots:
-    """Where a forward writes its states; shared by all layers, so that a step decides it once.
+    """The columns that a forward writes. All layers share them, so a step computes them once.
 
     Attributes:
         rows: rows of the forward.
@@ -86,7 +86,7 @@ class TreeLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write new states where the slots say; return those of all columns in use."""
+        """Write new states to the slots; return the states of all columns in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
@@ -138,7 +138,7 @@ class TreeCache(Cache):
         named: name the columns that a tree is written to, so that a program can be given them.
 
     Attributes:
-        length: columns kept of each row.
+        length: number of kept columns of each row.
         padding: of each row, how many of those columns are left padding. Only a prefill has any.
         longest: tokens that each row's text may have in the end. The last of them is never run, and
             nodes past it are never delivered: they share the position before it, so that no
@@ -165,30 +165,36 @@ class TreeCache(Cache):
         self.slots.rows, self.slots.begin, self.slots.end = len(padding), begin, end
         self.slots.columns = None
 
-    def admit(self, prefilled: TreeCache, row: int, longest: int | None = None) -> None:
-        """Take over one row of a prefilled cache as this cache's last row.
+    def admit(
+        self, prefilled: TreeCache, rows: Sequence[int], longest: Sequence[int | None] = ()
+    ) -> None:
+        """Take over rows of a prefilled cache as this cache's last rows.
 
         Args:
-            prefilled: holds the prompt's states; not used any more where it has no other row.
-            row: which of its rows.
-            longest: tokens the row's text may have in the end.
+            prefilled: holds the states of prompts. It must not be used any more: where all its rows
+                move into an empty cache, they are not copied.
+            rows: which of its rows, in the order they are to have.
+            longest: tokens that the text of each of them may have in the end.
         """
-        begin, end = prefilled.padding[row], prefilled.length[row]
-        slots = self.slots
-        if not (self.length or slots.static or begin) and len(prefilled.length) == 1:
-            slots.rows, slots.end = 1, end
+        spans = [(prefilled.padding[row], prefilled.length[row]) for row in rows]
+        whole = list(rows) == list(range(len(prefilled.length))) and not any(prefilled.padding)
+        if whole and not self.length and not self.slots.static:
+            self.slots.rows, self.slots.end = len(rows), max(prefilled.length)
             self._hold(prefilled.states)
         else:
-            self._reserve(len(self.length) + 1, end - begin)
+            self._reserve(len(self.length) + len(rows), max(end - begin for begin, end in spans))
             for mine, theirs in zip(self.layers, prefilled.layers, strict=True):
                 if not mine.is_initialized:
                     mine.lazy_initialization(theirs.keys, theirs.values)
                 mine.make_room()
                 for store, states in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
-                    store[len(self.length), :, : end - begin] = states[row, :, begin:end]
-        self.length = [*self.length, end - begin]
+                    for place, (row, (begin, end)) in enumerate(zip(rows, spans, strict=True)):
+                        store[len(self.length) + place, :, : end - begin] = states[
+                            row, :, begin:end
+                        ]
+        self.length = [*self.length, *(end - begin for begin, end in spans)]
         self.padding = [0] * len(self.length)
-        self.longest = [*self.longest, longest]
+        self.longest = [*self.longest, *(longest or [None] * len(rows))]
 
     def _reserve(self, rows: int, columns: int) -> None:
         slots = self.slots
@@ -208,7 +214,7 @@ class TreeCache(Cache):
             setattr(self, name, left[:last])
 
     def clear(self) -> None:
-        """Remove all rows; what was allocated stays, and so do captured steps."""
+        """Remove all rows; the allocated memory and captured steps stay valid."""
         self.length, self.padding, self.longest = [], [], []
 
     def saved(self) -> tuple[Any, ...]:
@@ -216,7 +222,7 @@ class TreeCache(Cache):
         return self.length, self.padding, self.longest
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        """Undo what was kept, admitted or evicted since `saved`. Rows evicted since are lost."""
+        """Undo `keep`, `admit` and `evict` since `saved`. The states of evicted rows are lost."""
         self.length, self.padding, self.longest = saved
 
     def begin_tree(self, nodes: int, device: torch.device) -> None:
@@ -238,12 +244,12 @@ class TreeCache(Cache):
         return [*self.length, *[0] * idle]
 
     def make_room(self) -> None:
-        """Grow now, where the next forward would have to."""
+        """Allocate columns that the next forward needs."""
         for layer in self.layers:
             layer.make_room()
 
     def fits(self, dtype: torch.dtype, device: torch.device) -> bool:
-        """Return whether a model of this type on this device could write into this cache."""
+        """Return True if a model of this type on this device can write into this cache."""
         return all(
             each.keys.dtype == dtype and each.keys.device == device
             for each in self.layers
@@ -279,7 +285,7 @@ class TreeCache(Cache):
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Where the layers' states lie; a step captured with other addresses is not valid."""
+        """Addresses of the layers' states; a step captured with other addresses is not valid."""
         return tuple(layer.keys.data_ptr() for layer in self.layers if layer.is_initialized)
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of what `TreeModel` is made of: base model, heads and switches."""
+"""Checks of the arguments of `TreeModel`: base model, heads and switches."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def running_device(base: PreTrainedModel) -> torch.device:
 
 
 def capturable(base: PreTrainedModel) -> bool:
-    """Return whether steps of this model can be captured, which pays on a GPU.
+    """Return True if steps of this model can be captured as a CUDA graph.
 
-    The whole model must be on one GPU, without hooks that move its weights. Experts are chosen by
-    values that only the GPU knows, and transformers waits for them, which a capture cannot.
+    The whole model must be on one GPU, without hooks that move its weights. Mixture-of-experts
+    models cannot be captured: transformers reads from the GPU which experts a token needs.
     """
     config = base.config.get_text_config()
     devices = {
@@ -118,7 +118,7 @@ def capturable(base: PreTrainedModel) -> bool:
 
 
 def output_shape(base: PreTrainedModel) -> tuple[int, int]:
-    """Return V and H of the lm_head; its weight, which may be packed, is not asked for."""
+    """Return V and H of the lm_head without reading its weight, which may be packed."""
     lm_head = base.get_output_embeddings()
     if isinstance(lm_head, nn.Linear):
         return lm_head.out_features, lm_head.in_features
@@ -127,7 +127,7 @@ def output_shape(base: PreTrainedModel) -> tuple[int, int]:
 
 
 def takes(base: PreTrainedModel, argument: str) -> bool:
-    """Return whether the model's forward has an argument of this name."""
+    """Return True if the model's forward has an argument of this name."""
     return argument in inspect.signature(base.forward).parameters
 
 

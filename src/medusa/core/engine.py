@@ -32,14 +32,14 @@ PLAIN = CandidateTree()
 
 @dataclass
 class Prefill:
-    """Prompts on their way into the cache.
+    """A batch of prompts that is being prefilled, possibly in several chunks.
 
     Attributes:
         rows: requests that are prefilled together.
         ids: [B, P] their prompts, left-padded.
         mask: [B, P] 0 for padding, 1 for tokens.
-        cache: holds the columns that have been run.
-        done: how many columns those are.
+        cache: states of the columns that have been computed.
+        done: number of these columns.
         seconds: time spent so far.
     """
 
@@ -104,12 +104,12 @@ class Engine:
         return row
 
     def cancel(self, number: int) -> None:
-        """End a request at the next step, which returns its last event; one that ended is left."""
+        """End a request at the next step, which returns its last event, unless it has ended."""
         self._cancelled.add(number)
 
     @property
     def idle(self) -> bool:
-        """Whether no request decodes or waits."""
+        """True if no request decodes or waits."""
         return not (self.waiting or self._events or any(not row.finished for row in self.rows))
 
     def step(self) -> list[Event]:
@@ -176,7 +176,7 @@ class Engine:
         logits: Tensor,
         timing: StepTiming,
     ) -> None:
-        """Tell what each row got; one that was cancelled before has had its last event."""
+        """Return an event for each row, without rows that were cancelled before."""
         self._events = self._events + [
             Event(row, new, row.finish_reason, logprobs(row, logits[place], path, new), timing)
             for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True))
@@ -227,7 +227,7 @@ class Engine:
             width, begin = prefill.ids.shape[1], prefill.done
             end = min(width, begin + self.prefill_tokens)
             if self.model.positions.has_long_factors(width):
-                end = width  # a chunk's rotary factors would be those of a short text
+                end = width  # a chunk would get the rotary factors of a short text
             logits, hidden = self.model.prefill(
                 prefill.ids[:, begin:end], prefill.mask[:, :end], prefill.cache
             )
@@ -236,7 +236,7 @@ class Engine:
                 prefill.done = end
             else:
                 self._join(prefill, logits[:, None], hidden[:, None])
-        except Exception as error:  # no memory, say: these requests end, others go on
+        except Exception as error:  # such as too little memory: these requests end, others continue
             self._fail(rows, error)
 
     def _next_rows(self) -> list[Row]:
@@ -274,12 +274,14 @@ class Engine:
             advance(rows, paths, hidden)
             if self._cache is None:
                 self._cache = self.model.take_cache()
-            for place, row in enumerate(rows):
-                if not row.finished:
-                    self._cache.slots.expected = max(self._cache.slots.expected, needed(row))
-                    self._cache.admit(prefill.cache, place, row.request.max_length)
-                    self.rows = [*self.rows, row]
-            if self.rows:
+            places = [place for place, row in enumerate(rows) if not row.finished]
+            if places:
+                joining = [rows[place] for place in places]
+                expected = max(map(needed, joining))
+                self._cache.slots.expected = max(self._cache.slots.expected, expected)
+                longest = [row.request.max_length for row in joining]
+                self._cache.admit(prefill.cache, places, longest)
+                self.rows = [*self.rows, *joining]
                 self.model.compile_steps(self._cache)
             timing = StepTiming(0, prefill.seconds + clock.total)
             self._deliver(rows, paths, delivered, logits, timing)
@@ -315,7 +317,7 @@ class Engine:
 
 
 def needed(row: Row) -> int:
-    """Return the columns that a row needs in the end, with the nodes of its last tree."""
+    """Return the number of columns that a row needs at most, including its last tree's nodes."""
     return row.request.max_length + len(row.schedule.largest)
 
 

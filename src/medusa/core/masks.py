@@ -1,4 +1,4 @@
-"""Which columns of the cache each node of a tree sees (paper, section 2.1.2 and figure 2).
+"""Attention masks: the cache columns that each node sees (section 2.1.2 and figure 2).
 
 A node sees its row's context, its ancestors and itself. Rows may verify different trees in one
 forward: smaller trees are padded to the node count of the largest.
@@ -46,7 +46,7 @@ class TreeBatch:
 
     @staticmethod
     def of(trees: CandidateTree | Sequence[CandidateTree]) -> TreeBatch:
-        """Return the batch of these trees; a batch seen before is not built again."""
+        """Return the batch of these trees, cached between calls."""
         return _batch((trees,) if isinstance(trees, CandidateTree) else tuple(trees))
 
 
@@ -58,11 +58,11 @@ def _batch(trees: tuple[CandidateTree, ...]) -> TreeBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """What masks depend on in a base model's configuration, which is slow to read.
+    """Properties of a base model that masks depend on. Reading them is slow, so they are kept.
 
     Attributes:
-        windows: for each kind of attention layer how many positions back it sees; None is all.
-        flex: whether masks are flex attention's.
+        windows: number of positions that each kind of attention layer sees; None is all.
+        flex: True if masks are those of flex attention.
         dtype: of the hidden states, and of masks.
     """
 

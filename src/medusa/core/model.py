@@ -43,7 +43,7 @@ from .tree import CandidateTree
 RUNNING = (
     "captures programs lock _state _idle_cache _layout _packing _packed_heads _products _runner"
 ).split()
-"""Attributes that belong to running; copies and pickles of a model begin without them."""
+"""Attributes of the running model; copies and pickles are made without them."""
 
 
 class TreeModel(nn.Module):
@@ -57,10 +57,10 @@ class TreeModel(nn.Module):
             where it helps; False never does. "half" packs what float16 holds of a float32 model in
             16 bits; sums stay in float32.
         owns_base: nobody else holds the base model, so that dense weights which are packed too may
-            be freed; they come back when asked for. Otherwise packing takes the weights' memory a
-            second time.
-        calibration: measurements of the heads on this machine; decoding judges by them whether the
-            tree pays.
+            be freed; they are restored when they are read. Otherwise packing takes the memory of
+            the weights a second time.
+        calibration: measurements of the heads on this machine; decoding uses them to estimate
+            whether the tree pays.
         capture: verify with shapes that stay the same for long, on a GPU as a captured graph. None
             does so on GPUs.
         compiled: verify by programs that are compiled at the first prefill (CPU only), one for
@@ -69,7 +69,7 @@ class TreeModel(nn.Module):
             fails, a warning says so and this is False from then on.
 
     Attributes:
-        lock: threads that run the model take turns by it.
+        lock: held by the thread that runs the model.
 
     Raises:
         ValueError: the base cannot verify a tree, or heads or tree do not fit it.
@@ -104,7 +104,7 @@ class TreeModel(nn.Module):
         self._begin()
 
     def _begin(self) -> None:
-        """Make the state that running needs."""
+        """Create the attributes of the running model."""
         self.captures, self.programs = Captures(), Programs()
         # identifies the base model that was captured or compiled
         self._state: tuple[Any, ...] = ()
@@ -163,7 +163,7 @@ class TreeModel(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether linear layers run packed."""
+        """True if linear layers run packed."""
         return worth_packing(self.base) if self.prepack is None else self.prepack is not False
 
     @property
@@ -173,12 +173,12 @@ class TreeModel(nn.Module):
 
     @property
     def captures_steps(self) -> bool:
-        """Whether steps run with shapes that can be captured."""
+        """True if steps run with shapes that can be captured."""
         return capturable(self.base) if self.capture is None else self.capture
 
     @property
     def windows(self) -> Mapping[str, int | None]:
-        """How many positions back each kind of attention layer sees; None is all of them."""
+        """Number of positions that each kind of attention layer sees; None is all of them."""
         return self._layout.windows
 
     @property
@@ -188,7 +188,7 @@ class TreeModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Device of the token ids."""
         return running_device(self.base)
 
     @property
@@ -197,7 +197,7 @@ class TreeModel(nn.Module):
 
     @property
     def runner(self) -> Runner:
-        """The base model as it runs here."""
+        """The twin of the base model, which runs here."""
         if self._runner is None:
             self.refresh()
         assert self._runner is not None

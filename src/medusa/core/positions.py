@@ -47,19 +47,19 @@ class Positions:
         )
 
     def longest(self, prompt: int) -> int | None:
-        """Return how long a text with a prompt of this length may become; None for no limit."""
+        """Return the maximum length of a text with a prompt of this length; None for no limit."""
         limits = [self.trained, self.table, self.change if self.changes_after(prompt) else None]
         known = [limit for limit in limits if limit is not None]
         return min(known) + 1 if known else None
 
     def changes_after(self, prompt: int) -> bool:
-        """Return whether frequencies would change while a text grows from `prompt` tokens."""
+        """Return True if frequencies would change while a text grows from `prompt` tokens."""
         return self.change is not None and (prompt <= self.change or not self.settles)
 
     def has_long_factors(self, prompt: int) -> bool:
-        """Return whether a text that begins with `prompt` tokens has the frequencies of long texts.
+        """Return True if a text with a prompt of this length has the frequencies of long texts.
 
-        One forward computes them for all its rows, so texts with others cannot share it.
+        One forward uses the same frequencies for all its rows, so they must agree.
         """
         return self.change is not None and prompt > self.change
 
@@ -75,8 +75,8 @@ class Positions:
                 f"a prompt has {prompt} tokens and the model has {self.table} positions: shorten it"
             )
         if self.change is not None and self.changes_after(prompt) and longest > self.change + 1:
-            room = self.change + 1 - prompt
-            remedy = f"pass max_new_tokens <= {room}, or " if room > 0 else ""
+            longest_answer = self.change + 1 - prompt
+            remedy = f"pass max_new_tokens <= {longest_answer}, or " if longest_answer > 0 else ""
             raise ValueError(
                 f"a prompt of {prompt} tokens may grow to {longest}, past the {self.change} "
                 f"positions after which this model's rotary frequencies change: {remedy}call "
@@ -92,7 +92,7 @@ def _ropes(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _changes(rope: dict[str, Any]) -> bool:
-    """Return whether frequencies depend on a forward's largest position (`dynamic_rope_update`)."""
+    """Return True if frequencies depend on the largest position (`dynamic_rope_update`)."""
     return rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
 
 
@@ -108,7 +108,7 @@ def _change(rope: dict[str, Any], config: Any) -> int:
 
 
 def _has_table(base: PreTrainedModel, positions: int) -> bool:
-    """Return whether the model has a table of so many positions, and up to two rows of padding."""
+    """Return True if the model has a table of `positions` rows, or of one or two more."""
     rows = range(positions, positions + 3)
     words = base.get_input_embeddings()
     tables: Iterable[int] = (

@@ -88,13 +88,13 @@ class TreeProcessors:
 
     @cached_property
     def copyable(self) -> bool:
-        """Whether all of the processors can be copied."""
+        """True if all of the processors can be copied."""
         return self.uncopied() is None
 
     def uncopied(self) -> str | None:
-        """Return which processor cannot be copied for each branch, and why; None if all can.
+        """Return the name of a processor that cannot be copied, and why; None if all can be.
 
-        Only plain decoding is right with such a processor.
+        Every branch of a tree needs a copy, so such a processor allows only plain decoding.
         """
         for each in self.processors:
             if type(each) not in STATELESS:
@@ -139,7 +139,7 @@ class TreeProcessors:
             self.processors = self._branches[node]
 
     def saved(self) -> tuple[Any, ...]:
-        """Return what calls change, for `restore`."""
+        """Return the state that calls change, for `restore`."""
         return self.processors, self._branches
 
     def restore(self, saved: tuple[Any, ...]) -> None:

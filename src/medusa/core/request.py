@@ -1,4 +1,4 @@
-"""Requests, the rows that decode them, and the events that tell what a step gave them."""
+"""Requests, the rows that decode them, and the events that each step produces."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .processing import TreeProcessors
 from .schedule import TreeSchedule
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled", "error"]
-"""Why a text ended: an end token or a criterion, its limit, a stop string, `Engine.cancel`, or an
-exception in its processors or stop rule, or no token that could be sampled."""
+"""Why a text ended: an end token or a criterion, its limit, a stop string, or `Engine.cancel`.
+"error" stands for an exception in its processors or stop rule, or if no token can be sampled."""
 StopRule = Callable[[list[int]], FinishReason | None]
-"""Called with a text's token ids after each new token; returns why the text ends there, or None."""
+"""Function of a text's token ids, called after each new token; returns a reason to end, or None."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Request:
     Attributes:
         ids: token ids of the prompt, at least one.
         max_length: tokens that the text may have, the prompt's included.
-        stop: says where the text ends before that.
+        stop: rule that ends the text before that length.
         processors: logits processors, in the order transformers applies them. They may remember
             earlier calls, so no other request may use them.
         policy: acceptance policy. Rows whose policies are equal are judged together.
@@ -77,7 +77,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class StepTiming:
-    """How long a step took.
+    """Duration of a step.
 
     Attributes:
         nodes: nodes verified in each row, the root included; 1 is plain decoding, 0 a prefill.
@@ -200,11 +200,11 @@ class Row:
         return self.ids[before:]
 
     def saved(self) -> tuple[Any, ...]:
-        """Return what a step changes of the row, for `restore`."""
+        """Return the part of the row's state that a step changes, for `restore`."""
         return len(self.ids), self.processors.saved(), self.hidden, self.finish_reason, self.error
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        """Undo what was done since `saved`."""
+        """Undo all changes since `saved`."""
         length, processors, self.hidden, self.finish_reason, self.error = saved
         del self.ids[length:]
         self.processors.restore(processors)
@@ -212,14 +212,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step gave one request.
+    """The result of a step for one request.
 
     Attributes:
         row: the request under way.
         tokens: new token ids, in order; the last of them is the base model's own.
         finish_reason: why the text ended with these tokens; None where it goes on.
-        logprobs: of each token, where the request asked for them.
-        timing: how long the step took; None where the request was cancelled.
+        logprobs: log-probabilities of each token, if the request wants them.
+        timing: duration of the step; None where the request was cancelled.
     """
 
     row: Row
@@ -235,5 +235,5 @@ class Event:
 
     @property
     def error(self) -> Exception | None:
-        """The exception that ended the text, where its finish reason is "error"."""
+        """The exception that ended the text, if its finish reason is "error"."""
         return self.row.error if self.finish_reason == "error" else None

@@ -1,8 +1,8 @@
-"""Which tree each step verifies: always the same, or the one that pays best on the text at hand.
+"""Tree schedules choose the tree of each step: always the same one, or the fastest for the text.
 
-Every tree of a ladder lies within the one before it, down to the root alone, which is plain
-decoding. So a step with one tree also tells what all smaller trees would have accepted. Larger
-trees are probed now and then.
+A ladder is a list of trees. Each tree contains the next one; the last is the root alone, which is
+plain decoding. A step with one tree therefore shows what all smaller trees would have accepted.
+Larger trees are probed from time to time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ WINDOW = 16
 PROBE = 4
 """Steps of a probe of the largest tree."""
 WAITS = (32, 512)
-"""Steps before the first probe, and at most between two; each probe in vain doubles the wait."""
+"""Steps before the first probe, and maximum between two; a probe without gain doubles the wait."""
 RETIME = 128
 """Steps after which a step of plain decoding is timed again.
 
 Without a calibration the first two come after `WINDOW` steps.
 """
 MARGIN = 1.03
-"""How many times faster a smaller tree must look before it is taken."""
+"""Factor by which a smaller tree must seem faster before it is chosen."""
 UNMEASURED_COST = 0.02
 """Assumed cost of a node, in plain steps, where no latency was measured."""
 
@@ -74,7 +74,7 @@ def interpolated(curve: Mapping[int, float], at: int) -> float:
 
 
 class TreeSchedule(Protocol):
-    """Chooses the tree of each step. Requests that share a schedule verify the same trees."""
+    """A rule that chooses the tree of each step. Requests may share a schedule."""
 
     largest: CandidateTree
 
@@ -82,7 +82,7 @@ class TreeSchedule(Protocol):
         """Return the tree of the next step."""
 
     def observe(self, reached: Sequence[int], seconds: float | None) -> None:
-        """Take a step into account.
+        """Record a step.
 
         Args:
             reached: the last accepted node of each row that verified the schedule's tree.
@@ -180,7 +180,7 @@ class AdaptiveTree:
         self.due = RETIME if known else WINDOW
 
     def fork(self) -> AdaptiveTree:
-        """Return a schedule that begins as this one stands, and learns from its own rows."""
+        """Return a copy, which from then on learns from its own rows."""
         other = copy.copy(self)
         other.ladder = [copy.copy(rung) for rung in self.ladder]
         return other
@@ -208,14 +208,14 @@ class AdaptiveTree:
             self._settle()
 
     def _probed(self) -> None:
-        """End a probe after its last step: take the best tree; wait longer after one in vain."""
+        """End a probe after its last step: choose the best tree; without gain, wait longer."""
         self.probing -= 1
         if not self.probing:
             self.current, self.since_probe = self._best(), 0
             self.wait = WAITS[0] if self.current == 0 else min(2 * self.wait, WAITS[1])
 
     def _settle(self) -> None:
-        """After an ordinary step take a smaller tree if it looks better, or begin what is due."""
+        """After an ordinary step choose a smaller tree if it seems faster, or begin a due probe."""
         best = self._best()
         if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
             self.current, self.since_probe = best, 0
@@ -235,7 +235,7 @@ class AdaptiveTree:
         return max(range(len(self.ladder)), key=lambda number: (self._speed(number), -number))
 
     def _speed(self, number: int) -> float:
-        """Return the tokens that a rung gives in the time of a plain step."""
+        """Return the tokens that a tree of the ladder gives in the time of a plain step."""
         return self.ladder[number].tokens / self._cost(number)
 
     def _cost(self, number: int) -> float:
@@ -247,7 +247,7 @@ class AdaptiveTree:
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:
     """Return the tree, its most probable halves, quarters, ..., and the root alone.
 
-    Without a calibration the cost of a node is not known, so nothing stands between tree and root.
+    Without a calibration the cost of a node is unknown: the ladder is the tree and the root.
     """
     if not tree.max_depth:
         return [tree]

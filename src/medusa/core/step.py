@@ -1,4 +1,4 @@
-"""The parts of a step: rows of a batch are drafted and judged in groups, and go on from there.
+"""Parts of a decoding step: the rows of a batch are drafted and verified in groups.
 
 Shapes: B rows, b rows of a group, N tree nodes, n nodes of a group, K heads, V vocabulary.
 """
@@ -47,7 +47,7 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was created."""
         return time.perf_counter() - self._begin
 
 
@@ -116,9 +116,9 @@ def joined(groups: Sequence[Group], trees: Sequence[CandidateTree]) -> Tensor:
 def accept(
     groups: Sequence[Group], rows: Sequence[Row], logits: Tensor
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Judge every group, and give each row its accepted candidates and its next root.
+    """Apply the policy of every group; return each row's accepted nodes, and update the rows.
 
-    The one place of a step that waits for the device.
+    This is the only part of a step that waits for the device.
 
     Args:
         logits: [B, N, V] of the base model after each node.
@@ -167,7 +167,7 @@ def processed(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: 
 
 
 def advance(rows: Sequence[Row], paths: Sequence[Sequence[int]], hidden: Tensor) -> None:
-    """Go on from the last accepted node of each row: hidden [B, N, H] after every node."""
+    """Set the hidden state of each row to that of its last accepted node, from [B, N, H]."""
     for place, (row, path) in enumerate(zip(rows, paths, strict=True)):
         if path:
             row.hidden = hidden[place, path[-1]]
@@ -175,7 +175,7 @@ def advance(rows: Sequence[Row], paths: Sequence[Sequence[int]], hidden: Tensor)
 
 
 def observe(rows: Sequence[Row], paths: Sequence[Sequence[int]], seconds: float) -> None:
-    """Tell each schedule what its rows accepted."""
+    """Report to each schedule the nodes that its rows accepted."""
     schedules = {id(row.schedule): row.schedule for row in rows}
     reached: dict[int, list[int]] = {}
     for row, path in zip(rows, paths, strict=True):
@@ -188,7 +188,7 @@ def observe(rows: Sequence[Row], paths: Sequence[Sequence[int]], seconds: float)
 def logprobs(
     row: Row, logits: Tensor, path: Sequence[int], tokens: Sequence[int]
 ) -> list[TokenLogprobs] | None:
-    """Return the log-probabilities of a row's new tokens, where its request asks for them.
+    """Return the log-probabilities of a row's new tokens, if its request wants them.
 
     Args:
         logits: [N, V] of the base model after each node.

@@ -134,16 +134,16 @@ def encode_record(encoder: Encoder, record: Record) -> Example:
 def pack(examples: Sequence[Example], max_length: int) -> list[list[Example]]:
     """Return rows of examples with at most `max_length` tokens each (best fit, longest first)."""
     rows: list[list[Example]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row index), sorted: the fullest row first
+    free_rows: list[tuple[int, int]] = []  # (free tokens, row index), sorted: the fullest row first
     for example in sorted(examples, key=lambda example: -len(example.ids)):
-        fits = bisect.bisect_left(room, (len(example.ids), 0))
-        if fits < len(room):
-            left, place = room.pop(fits)
+        fits = bisect.bisect_left(free_rows, (len(example.ids), 0))
+        if fits < len(free_rows):
+            left, place = free_rows.pop(fits)
             rows[place].append(example)
         else:
             left, place = max_length, len(rows)
             rows.append([example])
-        bisect.insort(room, (left - len(example.ids), place))
+        bisect.insort(free_rows, (left - len(example.ids), place))
     return rows
 
 

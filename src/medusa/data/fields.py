@@ -79,7 +79,7 @@ def read_prompt(record: Record) -> Messages:
 
 
 def read_questions(record: Record) -> Messages:
-    """Return the chat of a record whose user turns are to be asked one after the other.
+    """Return the chat of a record whose user turns the model is to answer one after the other.
 
     A text is one turn of the user. A developer's turn becomes the system message.
 

@@ -15,12 +15,12 @@ from .turns import Messages, calls_tools
 Tools = list[dict[str, Any]] | None
 """JSON schemas of the tools that a chat may call."""
 Span = tuple[int, int]
-"""Begin and end (excluded), in characters, of what the model writes in a turn."""
+"""Begin and end (excluded), in characters, of the part of a turn that the model writes."""
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 PROBES = ("Q stands here Q", "A stands here A", "N stands here N")
-"""Question, answer and next question of a chat that is rendered to see what surrounds an answer."""
+"""Question, answer and next question of a chat that is rendered to find the text around answers."""
 OTHER_ANSWER = "B stands here B"
-"""A second answer; where the rendered text changes with the answer, the answer stands."""
+"""A second answer; the part of the rendered text that changes with it is the answer."""
 PRIVATE_KEYS = ("cut",)
 """Keys of turns that only this library reads; templates do not see them."""
 

@@ -2,7 +2,7 @@
 
 On a CPU this library runs packed weights. transformers' methods run on the weights as transformers
 loads them, which is what their users get, and on the packed weights too, so that the gain of the
-heads can be told from the gain of the kernels.
+heads can be distinguished from the gain of the kernels.
 """
 
 from __future__ import annotations

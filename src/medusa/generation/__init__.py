@@ -189,7 +189,7 @@ def _with_schedules(
     tree: CandidateTree | TreeSchedule | None,
     config: GenerationConfig,
 ) -> list[Request]:
-    """Give each request its schedule: the tree asked for, or the model's as long as it pays.
+    """Set the schedule of each request: the given tree, or the model's while it pays.
 
     Rows that sample have schedules of their own, so that what one row accepts does not change
     another row's text.

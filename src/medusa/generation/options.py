@@ -48,7 +48,7 @@ OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 HARMLESS = ("logits_to_keep", "tokenizer", "trust_remote_code", "use_cache")
-"""Arguments that are read elsewhere, or that change no text."""
+"""Arguments that other modules read, or that do not change the text."""
 
 
 def refuse_arguments(arguments: Mapping[str, Any], config: GenerationConfig | None) -> None:
@@ -87,13 +87,13 @@ def refuse_options(config: GenerationConfig) -> None:
     mode = config.get_generation_mode()
     if mode not in MODES:
         kind = mode.value.replace("_", " ")
-        asked = {
+        mode_options = {
             name: getattr(config, name)
             for name in _MODE_OPTIONS
             if getattr(config, name, None) not in (None, 1)
         }
-        told = ", ".join(f"{name}={value!r}" for name, value in asked.items())
-        raise ValueError(f"{kind} ({told}) is not supported with Medusa heads: {ELSEWHERE}")
+        described = ", ".join(f"{name}={value!r}" for name, value in mode_options.items())
+        raise ValueError(f"{kind} ({described}) is not supported with Medusa heads: {ELSEWHERE}")
     outputs = [name for name in OUTPUTS if getattr(config, name, None)]
     if outputs and config.return_dict_in_generate:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What transformers decodes a prompt with: processors, stopping criteria and configuration.
+"""Processors, stopping criteria and configuration of each prompt, prepared by transformers.
 
-transformers itself makes them, through its public `custom_generate`, once for every row as if the
-row were alone; so a row's text never depends on its neighbours.
+They come from transformers' public `custom_generate`, which is called once for each row as if the
+row were alone. The text of a row therefore never depends on other rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def prepare_rows(
     config: GenerationConfig | None,
     kwargs: dict[str, Any],
 ) -> list[Prepared]:
-    """Return what transformers would decode each prompt with, were it alone.
+    """Return the processors, criteria and configuration of each prompt, as if it were alone.
 
     Raises:
         ValueError: the call holds an option or an input that decoding with heads does not support.
@@ -100,8 +100,8 @@ def _prepare_row(
 def _arguments_of_row(kwargs: dict[str, Any], number: int) -> dict[str, Any]:
     """Return the call's arguments for one of its prompts.
 
-    The row gets its own copy of processors that may remember, and its own number where
-    `prefix_allowed_tokens_fn(row, ids)` asks for one.
+    The row gets its own copy of processors that have a memory, and its own number where
+    `prefix_allowed_tokens_fn(row, ids)` expects one.
     """
     own = dict(kwargs)
     processors, allowed = kwargs.get("logits_processor"), kwargs.get("prefix_allowed_tokens_fn")

@@ -1,4 +1,4 @@
-"""Where a text ends: transformers' stopping criteria, and the end of the model's positions."""
+"""Stop rules: transformers' stopping criteria, and the end of the model's positions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stop:
         must_stop_before: raise an error if no criterion has stopped the text at `end`.
 
     Raises:
-        ValueError: on a call, that error.
+        ValueError: raised by a call if `must_stop_before` and no criterion stopped the text.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Stop:
         if ids[-1] in self.eos:
             return "stop"
         text = torch.tensor([ids], device=self.device) if self.others else None
-        # all of them are asked, as in transformers: some count their calls
+        # as in transformers, every criterion is called: some count their calls
         reasons = [_reason(each) for each in self.others if bool(each(text, None).any())]
         if reasons:
             return reasons[0]
@@ -87,7 +87,7 @@ def end_of_positions(positions: Positions, prompt: int, within_positions: bool) 
             of positions ends.
 
     Raises:
-        ValueError: the prompt leaves no room.
+        ValueError: the prompt fills all positions.
     """
     if not within_positions:
         return None if positions.table is None else positions.table + 1

@@ -69,7 +69,7 @@ class LocalAnswerer:
     ) -> Generator[Outcome, None, None]:
         """Yield the outcome of each conversation as soon as there is one.
 
-        A conversation that cannot be asked ends alone.
+        If no request can be made for a conversation, only this conversation ends, with an error.
         """
         waiting = deque(Talk(name, each) for name, each in conversations)
         engine, talks = Engine(self.model, self.batch_size), dict[int, Talk]()
@@ -88,7 +88,7 @@ class LocalAnswerer:
     def _ask(
         self, engine: Engine, talks: dict[int, Talk], talk: Talk, ask: Ask
     ) -> Iterator[Outcome]:
-        """Submit what a conversation asks; yield its outcome if it ends without an answer."""
+        """Submit the request for a conversation's next turn; yield the outcome if this ends it."""
         try:
             request = self._request(ask)
         except ValueError as error:
@@ -115,7 +115,7 @@ class LocalAnswerer:
     def _tell(
         self, engine: Engine, talks: dict[int, Talk], talk: Talk, turn: Turn
     ) -> Iterator[Outcome]:
-        """Tell a conversation what the model said, and ask what it wants said next."""
+        """Send a turn of the model to its conversation, and submit the next request for it."""
         try:
             ask = talk.conversation.send(turn)
         except StopIteration as ended:
@@ -124,7 +124,7 @@ class LocalAnswerer:
             yield from self._ask(engine, talks, talk, ask)
 
     def _request(self, ask: Ask) -> Request | None:
-        """Return the request for a turn; None where the prompt leaves no room for one.
+        """Return the request for a turn; None if the prompt fills the model's positions.
 
         Raises:
             ValueError: the conversation cannot be written as a prompt.
@@ -134,13 +134,16 @@ class LocalAnswerer:
         except Exception as error:  # chat templates and tokenizers may raise anything
             raise ValueError(f"the conversation cannot be written as a prompt: {error}") from error
         limit = self.model.positions.longest(len(prompt))
-        room = self.settings.max_new_tokens
+        max_new_tokens = self.settings.max_new_tokens
         if limit is not None:
-            room = min(room, limit - len(prompt))
-        if room < 1:
+            max_new_tokens = min(max_new_tokens, limit - len(prompt))
+        if max_new_tokens < 1:
             return None
         ids = torch.tensor([prompt], device=self.model.device)
-        options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": room}
+        options: dict[str, Any] = {
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": max_new_tokens,
+        }
         if self.ends:
             options["eos_token_id"] = sorted(self.ends)
         if self.stop_strings:
@@ -162,11 +165,11 @@ class LocalAnswerer:
         }
 
     def _prompt(self, ask: Ask) -> list[int]:
-        """Return the token ids after which the model speaks in the role that is asked for."""
+        """Return the prompt of a turn: the model continues it in the role of the turn."""
         if ask.role == "assistant":
             ids = self.encoder.prompt(ask.chat)
         else:
-            # the model speaks as a user behind what the template puts before a user's message
+            # the prompt of a user's turn ends with the text that the template writes before it
             mark = "A user stands here"
             chat = [*ask.chat, {"role": "user", "content": mark}]
             text = str(self.tokenizer.apply_chat_template(chat, tokenize=False))
@@ -177,7 +180,7 @@ class LocalAnswerer:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return what a generation configuration names, one, several or none, as a list."""
+    """Return a value of a generation configuration, which is one, several or none, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple, set)) else [value]

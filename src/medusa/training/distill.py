@@ -47,7 +47,7 @@ class DistillProgress:
 def read_seeds(
     source: str, limit: int | None = None, split: str = "train"
 ) -> Iterator[tuple[str, Messages]]:
-    """Yield the name and the chat of each seed conversation; only its user turns will be asked.
+    """Yield the name and the chat of each seed conversation, whose user turns will be answered.
 
     The name is the record's place and a hash of the chat, so that a changed record has a new name.
 

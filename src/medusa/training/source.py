@@ -104,7 +104,7 @@ def load_backbone(source: Source, recipe: Recipe) -> PreTrainedModel:
     otherwise that of the checkpoint, but no float16 where an adapter will be trained.
 
     Raises:
-        ImportError: bits are asked for, and bitsandbytes is not installed.
+        ImportError: `bits` is set, and bitsandbytes is not installed.
     """
     options: dict[str, Any] = {"dtype": "auto"}
     if recipe.bits:
@@ -159,7 +159,7 @@ def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaH
     defaults = Recipe()
     for name in ("num_heads", "num_layers", "own_lm_head"):
         wanted, actual = getattr(recipe, name), getattr(heads.config, name)
-        if wanted not in (actual, getattr(defaults, name)):  # a default was not asked for
+        if wanted not in (actual, getattr(defaults, name)):  # defaults are not errors
             raise ValueError(
                 f"{name} is {wanted}, but the heads in {source.model} have {actual}: leave it out"
             )
