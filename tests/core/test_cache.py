@@ -228,7 +228,7 @@ def test_rows_are_admitted_and_evicted(static):
     model.prefill(ids, mask, together)
     cache, cache_with_lengths = model.new_cache(static=static), []
     for row, length in enumerate((5, 12, 9)):
-        cache.admit(together, row)
+        cache.admit(together, [row])
         cache_with_lengths.append(length)
     for leaves, joins in ((0, 300), (1, 3), (2, None)):
         cache.evict(leaves)
