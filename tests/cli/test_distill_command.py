@@ -1,4 +1,3 @@
-import importlib
 import json
 import re
 
@@ -7,11 +6,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from medusa.cli import app
+from medusa.cli import progress as progress_module
 from medusa.files import locked
 from medusa.training.distill import DistillProgress
 
 runner = CliRunner()
-module = importlib.import_module("medusa.cli.distill")
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_prompts_and_output_are_checked_before_anything_is_asked(
         raise AssertionError("it was asked")
 
     go()
-    monkeypatch.setattr(module, "load", unasked)
+    monkeypatch.setattr("medusa.cli.models.load", unasked)
     monkeypatch.setattr("medusa.training.server.ServerAnswerer.drive", unasked)
     output, bad = tmp_path / "out.jsonl", tmp_path / "bad.txt"
     bad.write_bytes(b"" if problem == "no prompts" else b"\xff")
@@ -111,7 +110,7 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.data, "distill", interrupted)
+    monkeypatch.setattr("medusa.training.distill.distill", interrupted)
     code, told = go()
     assert code == 130
     assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", told)
@@ -135,13 +134,13 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     ],
 )
 def test_a_line_of_progress(progress, seconds, line):
-    assert module.status(progress, seconds) == line
+    assert progress_module.status(progress, seconds) == line
 
 
 def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
     now = iter([0.0, 10.0, 31.0, 40.0, 62.0, 63.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
-    with module.watching(Console(stderr=True)) as watch:
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
+    with progress_module.watching(Console(stderr=True)) as watch:
         for finished in range(5):
             watch(
                 DistillProgress(4, finished=finished, refused=["a: no"] if 1 < finished < 4 else [])
@@ -152,6 +151,6 @@ def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
 
 def test_a_terminal_has_a_bar(monkeypatch):
     console = Console(force_terminal=True, record=True, width=100)
-    with module.watching(console) as watch:
+    with progress_module.watching(console) as watch:
         watch(DistillProgress(4, finished=4, tokens=9))
     assert "4/4 conversations" in console.export_text()
