@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from medusa.cli import app, progress
+from medusa.cli import app
+from medusa.cli import progress as progress_module
 from medusa.files import locked
 from medusa.training.distill import DistillProgress
 
@@ -116,7 +117,7 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("state", "seconds", "line"),
+    ("progress", "seconds", "line"),
     [
         (DistillProgress(10), 0.0, "0/10 conversations"),
         (DistillProgress(10, earlier=4), 5.0, "4/10 conversations"),
@@ -132,14 +133,14 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
         ),
     ],
 )
-def test_a_line_of_progress(state, seconds, line):
-    assert progress.status(state, seconds) == line
+def test_a_line_of_progress(progress, seconds, line):
+    assert progress_module.status(progress, seconds) == line
 
 
 def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
     now = iter([0.0, 10.0, 31.0, 40.0, 62.0, 63.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    with progress.watching(Console(stderr=True)) as watch:
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
+    with progress_module.watching(Console(stderr=True)) as watch:
         for finished in range(5):
             watch(
                 DistillProgress(4, finished=finished, refused=["a: no"] if 1 < finished < 4 else [])
@@ -150,6 +151,6 @@ def test_a_log_has_a_line_every_so_often(monkeypatch, capsys):
 
 def test_a_terminal_has_a_bar(monkeypatch):
     console = Console(force_terminal=True, record=True, width=100)
-    with progress.watching(console) as watch:
+    with progress_module.watching(console) as watch:
         watch(DistillProgress(4, finished=4, tokens=9))
     assert "4/4 conversations" in console.export_text()
