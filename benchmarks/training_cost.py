@@ -55,7 +55,7 @@ from .harness import (
 )
 from .models import INFLATED_WIDTH
 
-HIDDEN_SIZE, VOCABULARY, NUM_HEADS, TOKENS = 512, 32_000, 5, 2048
+HIDDEN_SIZE, VOCABULARY, NUM_HEADS = 512, 32_000, 5
 DECAY = 0.8
 OCCURRING = 4_931
 """Tokens of a vocabulary of 49,152 that the answers of a small model used."""
@@ -64,7 +64,9 @@ FIRST_SEED = 60_000_000
 """First seed of this benchmark's own tasks."""
 
 
-def loss_functions(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
+def loss_functions(
+    threads: int, tokens: int
+) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
     """Return heads, and equation 1 of the same hidden states computed in both ways."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -79,8 +81,8 @@ def loss_functions(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Te
     shape = MedusaConfig(NUM_HEADS, 1, HIDDEN_SIZE, VOCABULARY)
     heads = MedusaHeads.from_lm_head(base.lm_head, shape)
     student = TrainingModel(base, heads, DECAY)
-    hidden = torch.randn(TOKENS, HIDDEN_SIZE)
-    targets = torch.randint(VOCABULARY, (TOKENS, 1 + NUM_HEADS))
+    hidden = torch.randn(tokens, HIDDEN_SIZE)
+    targets = torch.randint(VOCABULARY, (tokens, 1 + NUM_HEADS))
 
     def whole() -> Tensor:
         return medusa1_loss(heads(hidden), targets[:, 1:], DECAY)
@@ -92,9 +94,9 @@ def loss_functions(threads: int) -> tuple[MedusaHeads, dict[str, Callable[[], Te
     return heads, {"whole": whole, "in chunks": in_chunks}
 
 
-def peak_memory(name: str, threads: int) -> dict[str, float]:
+def peak_memory(name: str, threads: int, tokens: int) -> dict[str, float]:
     """Return this process's peak memory in bytes, before and after one loss with its gradients."""
-    heads, functions = loss_functions(threads)
+    heads, functions = loss_functions(threads, tokens)
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = _peak_bytes()
@@ -111,10 +113,12 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
 
     Memory is measured in a process for each, speed by turns in this one.
     """
-    result: dict[str, Any] = {
-        name: in_new_process(peak_memory, name, options.threads) for name in LOSSES
+    result: dict[str, Any] = {"tokens": options.loss_tokens}
+    result |= {
+        name: in_new_process(peak_memory, name, options.threads, options.loss_tokens)
+        for name in LOSSES
     }
-    heads, functions = loss_functions(options.threads)
+    heads, functions = loss_functions(options.threads, options.loss_tokens)
 
     def descend(name: str) -> float:
         heads.zero_grad()
@@ -124,7 +128,7 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
 
     calls = {name: partial(timed, partial(descend, name)) for name in LOSSES}
     for name, runs in interleaved(calls, options.rounds, warm_up=1).items():
-        rate = TOKENS / statistics.median(run.seconds for run in runs)
+        rate = options.loss_tokens / statistics.median(run.seconds for run in runs)
         result[name] |= {"loss": runs[-1].result, "tokens_per_second": rate}
     whole, chunked = result["whole"], result["in chunks"]
     result["peak_share"] = chunked["peak"] / whole["peak"]
@@ -251,7 +255,7 @@ def _training_step(
 
 
 def _loss_table(result: dict[str, Any]) -> Table:
-    title = f"{TOKENS} tokens, {NUM_HEADS} heads of {VOCABULARY}"
+    title = f"{result['tokens']} tokens, {NUM_HEADS} heads of {VOCABULARY}"
     table = Table("loss", "peak GB", "before it", "tokens / s", title=title)
     for name in LOSSES:
         figures = result[name]
@@ -303,6 +307,12 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="comparisons (default: all)"
+    )
+    parser.add_argument(
+        "--loss-tokens",
+        type=int,
+        default=2048,
+        help="tokens of the comparison of losses (default: 2048)",
     )
     parser.add_argument(
         "--tokens", type=int, default=512, help="tokens of a step in the vocabulary comparison"

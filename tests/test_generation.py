@@ -431,6 +431,7 @@ def test_several_sequences_a_prompt(base, ids):
     assert len(set(map(tuple, sequences.tolist()))) == 6
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
 @pytest.mark.parametrize(
     "options", [{"temperature": 2.5}, {"temperature": 3.0, "top_k": 4}, {"top_p": 0.8}]
 )

@@ -173,12 +173,12 @@ class TrainingModel(nn.Module):
         for begin in range(0, len(learnt.hidden), size):
             part = slice(begin, begin + size)
             hidden, following, ahead = learnt.hidden[part], learnt.next[part], learnt.ahead[part]
-            sums[0] += float(cross_entropy_sum(self.rule(lm_head(hidden)), following))
+            sums[0] += cross_entropy_sum(self.rule(lm_head(hidden)), following).item()
             logits = self.heads(
                 hidden.to(dtype), lambda states, like=hidden: lm_head(states.to(like.dtype))
             )
             for head in range(num_heads):
-                sums[1 + head] += float(cross_entropy_sum(logits[head], ahead[:, head]))
+                sums[1 + head] += cross_entropy_sum(logits[head], ahead[:, head]).item()
                 right = logits[head].topk(top).indices == ahead[:, head, None]
                 hits[head] += right.cumsum(-1).sum(0).cpu()
         return {"sums": sums, "hits": hits}
