@@ -23,10 +23,10 @@ demo: $(STAMP) ## Run the demo on the small model inside the package
 
 # Each test process computes on one thread: several processes with several threads each slow each other down.
 test: $(STAMP) ## Run all tests, the slow ones too
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 $(TEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal $(TEST_ARGS)
 
 coverage: $(STAMP) ## Run all tests and list the lines that none of them runs
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 \
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal \
 		--cov=medusa --cov-report=term-missing:skip-covered $(TEST_ARGS)
 
 lint: $(STAMP) ## Check style, formatting and types
