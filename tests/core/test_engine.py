@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import random
 import signal
 import sys
@@ -263,6 +264,88 @@ def test_an_interrupt_at_any_line_loses_nothing():
     assert interrupts > 100
     for row, (text, reason) in zip(rows, expected, strict=True):
         assert (row.ids, row.finish_reason) == (text, reason)
+
+
+def interrupted_in_engine(line, lines):
+    """A trace function that raises KeyboardInterrupt at the n-th line that the engine runs.
+
+    It stops short of where `step` has only its result left to return.
+    """
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != sys.modules[Engine.__module__].__file__:
+            return None
+        over = frame.f_code.co_name == "step" and "events" in frame.f_locals
+        if event == "line" and not over:
+            lines.append(frame.f_lineno)
+            if len(lines) == line:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("steps", "cancelled"), [(0, None), (0, "after"), (1, None), (1, "before"), (2, "after")]
+)
+def test_an_interrupt_at_any_line_of_the_engine_loses_no_event(steps, cancelled):
+    """One request is cancelled before the step that is interrupted, or after it."""
+    model, before = model_of(), sys.gettrace()
+    lengths = [(2, 7), (3, 4), (30, 32), (2, 5)]
+    texts = [alone_greedy(model, [1] * length, end) for length, end in lengths]
+    for line in itertools.count(1):
+        engine, lines, events = Engine(model, max_rows=2, prefill_tokens=20), [], []
+        rows = [engine.submit(Request([1] * length, end)) for length, end in lengths]
+        for _ in range(steps):
+            events += engine.step()
+        if cancelled == "before":
+            engine.cancel(0)
+        sys.settrace(interrupted_in_engine(line, lines))
+        try:
+            events += engine.step()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        if cancelled == "after":
+            engine.cancel(0)
+        events += run(engine, 100)
+        assert engine.idle
+        for row, text in zip(rows, texts, strict=True):
+            own = [event for event in events if event.request == row.number]
+            if cancelled and row.number == 0 and row.finish_reason == "cancelled":
+                text = text[: len(row.ids)]
+            assert row.ids == text, lines[-1]
+            new = [token for event in own for token in event.tokens]
+            assert new == row.ids[len(row.request.ids) :], lines[-1]
+            reasons = [event.finish_reason for event in own if event.finish_reason is not None]
+            assert reasons == [row.finish_reason], lines[-1]
+        if len(lines) < line:
+            break
+    assert line > 50
+
+
+def test_no_submit_or_cancel_of_another_thread_is_missed():
+    """Threads change at nearly every instruction while the engine looks through its queue."""
+    engine, numbers, interval = Engine(model_of(), max_rows=1), [], sys.getswitchinterval()
+
+    def submit_and_cancel():
+        for _ in range(20_000):
+            numbers.append(engine.submit(Request([1, 2, 3], 9)).number)
+            engine.cancel(numbers[-1])
+
+    engine.submit(Request([1, 2, 3], 4))
+    thread, ended = threading.Thread(target=submit_and_cancel), []
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive() or engine.waiting:
+            ended += [event.request for event in engine.step() if event.finish_reason]
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    ended += [event.request for event in run(engine) if event.finish_reason]
+    assert sorted(ended) == [0, *numbers]
 
 
 @pytest.mark.slow
