@@ -199,8 +199,20 @@ def failing_stop(ids):
         raise RuntimeError("a stop rule's own error")
 
 
+def doubling(input_ids, scores):
+    """A processor that returns scores for more rows than there are."""
+    return scores.repeat(2, 1) if input_ids.shape[1] > 9 else scores
+
+
 @pytest.mark.parametrize(
-    "broken", [{"processors": [Failing()]}, {"stop": failing_stop}, {"policy": Rejection()}]
+    "broken",
+    [
+        {"processors": [Failing()]},
+        {"processors": [Failing()], "logprobs": 2},
+        {"processors": [doubling]},
+        {"stop": failing_stop},
+        {"policy": Rejection()},
+    ],
 )
 def test_an_error_of_one_request_ends_it_alone(broken):
     model, engine = (model := model_of()), Engine(model)
@@ -214,7 +226,7 @@ def test_an_error_of_one_request_ends_it_alone(broken):
     failed = engine.submit(Request([1, 2, 3], 30, schedule=FixedTree(PLAIN), **broken))
     events = run(engine)
     assert failed.finish_reason == "error"
-    assert [type(event.error) for event in events if event.error] == [RuntimeError]
+    assert [type(event.error) for event in events if event.error] in ([RuntimeError], [ValueError])
     assert 8 <= len(failed.ids) <= 10
     for row in others:
         assert row.ids == alone_greedy(model, row.ids[:3], 30)
@@ -466,6 +478,8 @@ def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch)
         ({"ids": [-1]}, "ids must lie in 0 to 60"),
         ({"max_length": 3}, "leaves no room"),
         ({"schedule": FixedTree(CandidateTree.chain(4))}, "4"),
+        ({"logprobs": VOCAB + 1}, "logprobs must lie in 0 to 61"),
+        ({"logprobs": -1}, "logprobs must lie in 0 to 61"),
     ],
 )
 def test_a_request_that_cannot_be_decoded_is_refused_at_once(change, message):
@@ -473,6 +487,15 @@ def test_a_request_that_cannot_be_decoded_is_refused_at_once(change, message):
     with pytest.raises(ValueError, match=message):
         engine.submit(Request(**{"ids": [1, 2, 3], "max_length": 9, **change}))
     assert engine.idle
+
+
+def test_a_request_longer_than_the_table_of_positions_is_refused_at_once():
+    model, engine = (model := model_of("gpt2")), Engine(model)
+    with pytest.raises(ValueError, match="may grow to 258 tokens"):
+        engine.submit(Request([1] * 250, 258))
+    row = engine.submit(Request([1] * 250, 257))
+    run(engine)
+    assert row.ids[:-1] == alone_greedy(model, [1] * 250, 256)
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"prefill_tokens": 0}])

@@ -92,8 +92,9 @@ class Engine:
         """Add a request, which begins at the next step that has a free row; return its row.
 
         Raises:
-            ValueError: a token id lies outside the vocabulary, the tree does not fit the heads, or
-                the text's length does not fit the model's positions.
+            ValueError: a token id lies outside the vocabulary, more log-probabilities are wanted
+                than there are tokens, the tree does not fit the heads, or the text's length does
+                not fit the model's positions.
         """
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
@@ -101,6 +102,11 @@ class Engine:
         words = model.base.get_input_embeddings().num_embeddings
         if min(request.ids) < 0 or max(request.ids) >= words:
             raise ValueError(f"ids must lie in 0 to {words - 1}, the model's vocabulary")
+        if not 0 <= (request.logprobs or 0) <= model.heads.config.vocab_size:
+            raise ValueError(
+                f"logprobs must lie in 0 to {model.heads.config.vocab_size}, the tokens of the "
+                f"model, got {request.logprobs}"
+            )
         row = Row(next(self._numbers), request, schedule)
         self.waiting.append(row)
         return row
