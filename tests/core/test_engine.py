@@ -17,7 +17,7 @@ from transformers.generation import logits_process as lp
 
 from medusa import CandidateTree, Greedy, MedusaModel, Rejection, Typical
 from medusa.core.engine import PLAIN, Engine
-from medusa.core.request import Request
+from medusa.core.request import Event, Request
 from medusa.core.schedule import AdaptiveTree, FixedTree
 
 TREES = [
@@ -496,6 +496,49 @@ def test_a_request_longer_than_the_table_of_positions_is_refused_at_once():
     row = engine.submit(Request([1] * 250, 257))
     run(engine)
     assert row.ids[:-1] == alone_greedy(model, [1] * 250, 256)
+
+
+class Uncopyable(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores
+
+    def __deepcopy__(self, memo):
+        raise TypeError("it holds a socket")
+
+
+def test_a_processor_that_cannot_follow_a_tree_is_refused_at_once():
+    model, engine = (model := model_of()), Engine(model)
+    with pytest.raises(ValueError, match=r"it holds a socket.*: pass schedule="):
+        engine.submit(Request([1, 2, 3], 9, processors=[Uncopyable()]))
+    plain = {"processors": [Uncopyable()], "schedule": FixedTree(PLAIN)}
+    row = engine.submit(Request([1, 2, 3], 9, **plain))
+    run(engine)
+    assert row.ids == alone_greedy(model, [1, 2, 3], 9)
+
+
+def test_a_closed_engine_begins_anew():
+    model, engine = (model := model_of()), Engine(model, max_rows=1)
+    for _ in range(2):
+        dropped = engine.submit(Request([1, 2, 3], 30))
+        engine.submit(Request([4, 2, 3], 30))
+        engine.step()
+        engine._events = [Event(dropped, [1])]  # as after an interrupt
+        engine.close()
+        assert engine.idle
+        assert engine.step() == []
+        row = engine.submit(Request([1, 2, 3], 20))
+        assert {event.request for event in run(engine)} == {row.number}
+        assert row.ids == alone_greedy(model, [1, 2, 3], 20)
+
+
+def test_an_engine_gives_its_cache_back_when_first_tokens_end_its_requests():
+    model = model_of()
+    model.capture = True
+    engine = Engine(model)
+    engine.submit(Request([1, 2, 3], 4))
+    assert [event.finish_reason for event in engine.step()] == ["length"]
+    assert engine.idle
+    assert model._idle_cache is not None
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"prefill_tokens": 0}])

@@ -58,7 +58,7 @@ class Engine:
     threads that call it take turns. A row's result does not depend on its neighbours. An exception
     in a request's processors or stop rule ends that request alone. After any other exception in a
     step, KeyboardInterrupt included, every request stands where it stood before, and the next step
-    goes on from there. Only an interrupt between the end of `step` and the statement that takes its
+    goes on from there; only random generators have moved on. Only an interrupt between the end of `step` and the statement that takes its
     result can lose events; the tokens are in `Row.ids` even then.
 
     Args:
@@ -93,8 +93,9 @@ class Engine:
 
         Raises:
             ValueError: a token id lies outside the vocabulary, more log-probabilities are wanted
-                than there are tokens, the tree does not fit the heads, or the text's length does
-                not fit the model's positions.
+                than there are tokens, the tree does not fit the heads, the text's length does not
+                fit the model's positions, or a processor cannot be copied for each branch of
+                the tree.
         """
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
@@ -108,6 +109,8 @@ class Engine:
                 f"model, got {request.logprobs}"
             )
         row = Row(next(self._numbers), request, schedule)
+        if schedule.largest.max_depth and not row.processors.copyable:
+            raise ValueError(f"{row.processors.uncopied()}: pass schedule=FixedTree(PLAIN)")
         self.waiting.append(row)
         return row
 
@@ -137,10 +140,12 @@ class Engine:
             return events
 
     def close(self) -> None:
-        """Drop requests that have not ended, and give the cache back to the model."""
+        """Drop requests that have not ended and events that no step has returned yet; give the
+        cache back to the model.
+        """
         with self._lock, self.model.lock:
             self.waiting.clear()
-            self.rows, self._prefill = [], None
+            self.rows, self._prefill, self._events = [], None, []
             self._leave()
 
     # --- the loop
