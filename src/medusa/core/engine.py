@@ -58,8 +58,8 @@ class Engine:
     threads that call it take turns. A row's result does not depend on its neighbours. An exception
     in a request's processors or stop rule ends that request alone. After any other exception in a
     step, KeyboardInterrupt included, every request stands where it stood before, and the next step
-    goes on from there; only random generators have moved on. Only an interrupt between the end of `step` and the statement that takes its
-    result can lose events; the tokens are in `Row.ids` even then.
+    goes on from there; only random generators have moved on. An interrupt between the end of `step`
+    and the statement that takes its result loses its events, but not the tokens in `Row.ids`.
 
     Args:
         model: the base model with its heads.
