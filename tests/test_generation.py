@@ -773,6 +773,14 @@ def test_steps_yield_the_same_tokens_in_order(model, ids, text):
     assert (session.stats.tokens, session.stats.steps) == (9, 3)
 
 
+def test_steps_of_a_prompt_that_is_prefilled_in_chunks():
+    model = MedusaModel.from_base(tiny(max_position_embeddings=4096), num_heads=3)
+    session = model.steps(prompt(2100), max_new_tokens=3, do_sample=False)
+    tokens = [token for step in session.tokens() for token in step]
+    assert tokens == session.rows[0].ids[2100:]
+    assert len(tokens) == 3
+
+
 def test_steps_of_a_batch_end_row_by_row(base, ids, text):
     end = text[3]
     batch = torch.cat([ids, ids.flip(1)])

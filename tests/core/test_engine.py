@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import random
 import signal
 import sys
@@ -16,7 +17,7 @@ from transformers.generation import logits_process as lp
 
 from medusa import CandidateTree, Greedy, MedusaModel, Rejection, Typical
 from medusa.core.engine import PLAIN, Engine
-from medusa.core.request import Request
+from medusa.core.request import Event, Request
 from medusa.core.schedule import AdaptiveTree, FixedTree
 
 TREES = [
@@ -198,8 +199,20 @@ def failing_stop(ids):
         raise RuntimeError("a stop rule's own error")
 
 
+def doubling(input_ids, scores):
+    """A processor that returns scores for more rows than there are."""
+    return scores.repeat(2, 1) if input_ids.shape[1] > 9 else scores
+
+
 @pytest.mark.parametrize(
-    "broken", [{"processors": [Failing()]}, {"stop": failing_stop}, {"policy": Rejection()}]
+    "broken",
+    [
+        {"processors": [Failing()]},
+        {"processors": [Failing()], "logprobs": 2},
+        {"processors": [doubling]},
+        {"stop": failing_stop},
+        {"policy": Rejection()},
+    ],
 )
 def test_an_error_of_a_request_ends_only_this_request(broken):
     model, engine = (model := model_of()), Engine(model)
@@ -213,7 +226,7 @@ def test_an_error_of_a_request_ends_only_this_request(broken):
     failed = engine.submit(Request([1, 2, 3], 30, schedule=FixedTree(PLAIN), **broken))
     events = run(engine)
     assert failed.finish_reason == "error"
-    assert [type(event.error) for event in events if event.error] == [RuntimeError]
+    assert [type(event.error) for event in events if event.error] in ([RuntimeError], [ValueError])
     assert 8 <= len(failed.ids) <= 10
     for row in others:
         assert row.ids == alone_greedy(model, row.ids[:3], 30)
@@ -263,6 +276,88 @@ def test_an_interrupt_at_any_line_does_not_change_the_texts():
     assert interrupts > 100
     for row, (text, reason) in zip(rows, expected, strict=True):
         assert (row.ids, row.finish_reason) == (text, reason)
+
+
+def interrupted_in_engine(line, lines):
+    """A trace function that raises KeyboardInterrupt at the n-th line that the engine runs.
+
+    It stops short of where `step` has only its result left to return.
+    """
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != sys.modules[Engine.__module__].__file__:
+            return None
+        over = frame.f_code.co_name == "step" and "events" in frame.f_locals
+        if event == "line" and not over:
+            lines.append(frame.f_lineno)
+            if len(lines) == line:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("steps", "cancelled"), [(0, None), (0, "after"), (1, None), (1, "before"), (2, "after")]
+)
+def test_an_interrupt_at_any_line_of_the_engine_loses_no_event(steps, cancelled):
+    """One request is cancelled before the step that is interrupted, or after it."""
+    model, before = model_of(), sys.gettrace()
+    lengths = [(2, 7), (3, 4), (30, 32), (2, 5)]
+    texts = [alone_greedy(model, [1] * length, end) for length, end in lengths]
+    for line in itertools.count(1):
+        engine, lines, events = Engine(model, max_rows=2, prefill_tokens=20), [], []
+        rows = [engine.submit(Request([1] * length, end)) for length, end in lengths]
+        for _ in range(steps):
+            events += engine.step()
+        if cancelled == "before":
+            engine.cancel(0)
+        sys.settrace(interrupted_in_engine(line, lines))
+        try:
+            events += engine.step()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        if cancelled == "after":
+            engine.cancel(0)
+        events += run(engine, 100)
+        assert engine.idle
+        for row, text in zip(rows, texts, strict=True):
+            own = [event for event in events if event.request == row.number]
+            if cancelled and row.number == 0 and row.finish_reason == "cancelled":
+                text = text[: len(row.ids)]
+            assert row.ids == text, lines[-1]
+            new = [token for event in own for token in event.tokens]
+            assert new == row.ids[len(row.request.ids) :], lines[-1]
+            reasons = [event.finish_reason for event in own if event.finish_reason is not None]
+            assert reasons == [row.finish_reason], lines[-1]
+        if len(lines) < line:
+            break
+    assert line > 50
+
+
+def test_no_submit_or_cancel_of_another_thread_is_missed():
+    """Threads change at nearly every instruction while the engine looks through its queue."""
+    engine, numbers, interval = Engine(model_of(), max_rows=1), [], sys.getswitchinterval()
+
+    def submit_and_cancel():
+        for _ in range(20_000):
+            numbers.append(engine.submit(Request([1, 2, 3], 9)).number)
+            engine.cancel(numbers[-1])
+
+    engine.submit(Request([1, 2, 3], 4))
+    thread, ended = threading.Thread(target=submit_and_cancel), []
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive() or engine.waiting:
+            ended += [event.request for event in engine.step() if event.finish_reason]
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    ended += [event.request for event in run(engine) if event.finish_reason]
+    assert sorted(ended) == [0, *numbers]
 
 
 @pytest.mark.slow
@@ -384,6 +479,8 @@ def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch)
         ({"ids": [-1]}, "ids must lie in 0 to 60"),
         ({"max_length": 3}, "leaves no room"),
         ({"schedule": FixedTree(CandidateTree.chain(4))}, "4"),
+        ({"logprobs": VOCAB + 1}, "logprobs must lie in 0 to 61"),
+        ({"logprobs": -1}, "logprobs must lie in 0 to 61"),
     ],
 )
 def test_invalid_requests_are_refused_on_submit(change, message):
@@ -391,6 +488,58 @@ def test_invalid_requests_are_refused_on_submit(change, message):
     with pytest.raises(ValueError, match=message):
         engine.submit(Request(**{"ids": [1, 2, 3], "max_length": 9, **change}))
     assert engine.idle
+
+
+def test_a_request_longer_than_the_table_of_positions_is_refused_at_once():
+    model, engine = (model := model_of("gpt2")), Engine(model)
+    with pytest.raises(ValueError, match="may grow to 258 tokens"):
+        engine.submit(Request([1] * 250, 258))
+    row = engine.submit(Request([1] * 250, 257))
+    run(engine)
+    assert row.ids[:-1] == alone_greedy(model, [1] * 250, 256)
+
+
+class Uncopyable(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores
+
+    def __deepcopy__(self, memo):
+        raise TypeError("it holds a socket")
+
+
+def test_a_processor_that_cannot_follow_a_tree_is_refused_at_once():
+    model, engine = (model := model_of()), Engine(model)
+    with pytest.raises(ValueError, match=r"it holds a socket.*: pass schedule="):
+        engine.submit(Request([1, 2, 3], 9, processors=[Uncopyable()]))
+    plain = {"processors": [Uncopyable()], "schedule": FixedTree(PLAIN)}
+    row = engine.submit(Request([1, 2, 3], 9, **plain))
+    run(engine)
+    assert row.ids == alone_greedy(model, [1, 2, 3], 9)
+
+
+def test_a_closed_engine_begins_anew():
+    model, engine = (model := model_of()), Engine(model, max_rows=1)
+    for _ in range(2):
+        dropped = engine.submit(Request([1, 2, 3], 30))
+        engine.submit(Request([4, 2, 3], 30))
+        engine.step()
+        engine._events = [Event(dropped, [1])]  # as after an interrupt
+        engine.close()
+        assert engine.idle
+        assert engine.step() == []
+        row = engine.submit(Request([1, 2, 3], 20))
+        assert {event.request for event in run(engine)} == {row.number}
+        assert row.ids == alone_greedy(model, [1, 2, 3], 20)
+
+
+def test_an_engine_gives_its_cache_back_when_first_tokens_end_its_requests():
+    model = model_of()
+    model.capture = True
+    engine = Engine(model)
+    engine.submit(Request([1, 2, 3], 4))
+    assert [event.finish_reason for event in engine.step()] == ["length"]
+    assert engine.idle
+    assert model._idle_cache is not None
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"prefill_tokens": 0}])

@@ -58,7 +58,8 @@ class Engine:
     threads that call it take turns. A row's result does not depend on its neighbours. An exception
     in a request's processors or stop rule ends that request alone. After any other exception in a
     step, KeyboardInterrupt included, every request stands where it stood before, and the next step
-    goes on from there.
+    goes on from there; only random generators have moved on. An interrupt between the end of `step`
+    and the statement that takes its result loses its events, but not the tokens in `Row.ids`.
 
     Args:
         model: the base model with its heads.
@@ -68,7 +69,8 @@ class Engine:
 
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
-        waiting: requests that wait for a row, in the order they came.
+        waiting: requests that wait for a row, in the order they came, and among them cancelled
+            ones.
     """
 
     def __init__(self, model: TreeModel, max_rows: int = 64, prefill_tokens: int = 2048):
@@ -90,8 +92,10 @@ class Engine:
         """Add a request, which begins at the next step that has a free row; return its row.
 
         Raises:
-            ValueError: a token id lies outside the vocabulary, the tree does not fit the heads, or
-                the text's length does not fit the model's positions.
+            ValueError: a token id lies outside the vocabulary, more log-probabilities are wanted
+                than there are tokens, the tree does not fit the heads, the text's length does not
+                fit the model's positions, or a processor cannot be copied for each branch of
+                the tree.
         """
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
@@ -99,7 +103,14 @@ class Engine:
         words = model.base.get_input_embeddings().num_embeddings
         if min(request.ids) < 0 or max(request.ids) >= words:
             raise ValueError(f"ids must lie in 0 to {words - 1}, the model's vocabulary")
+        if not 0 <= (request.logprobs or 0) <= model.heads.config.vocab_size:
+            raise ValueError(
+                f"logprobs must lie in 0 to {model.heads.config.vocab_size}, the tokens of the "
+                f"model, got {request.logprobs}"
+            )
         row = Row(next(self._numbers), request, schedule)
+        if schedule.largest.max_depth and not row.processors.copyable:
+            raise ValueError(f"{row.processors.uncopied()}: pass schedule=FixedTree(PLAIN)")
         self.waiting.append(row)
         return row
 
@@ -119,18 +130,22 @@ class Engine:
             What each request got. Its prefill gives a request its first token.
         """
         with self._lock, self.model.lock, torch.inference_mode():
-            for phase in (self._cancel, self._leave, self._decode, self._leave, self._admit):
+            for phase in (self._cancel, self._decode, self._admit):
                 phase()
-            events, self._events = self._events, []
-            for event in events:
+                self._leave()
+            for event in self._events:
                 event.row.stats.count([event])
+            # last, because an interrupt after this line would lose the events
+            events, self._events = self._events, []
             return events
 
     def close(self) -> None:
-        """Drop requests that have not ended, and give the cache back to the model."""
+        """Drop requests that have not ended and events that no step has returned yet; give the
+        cache back to the model.
+        """
         with self._lock, self.model.lock:
             self.waiting.clear()
-            self.rows, self._prefill = [], None
+            self.rows, self._prefill, self._events = [], None, []
             self._leave()
 
     # --- the loop
@@ -176,31 +191,39 @@ class Engine:
         logits: Tensor,
         timing: StepTiming,
     ) -> None:
-        """Return an event for each row, without rows that were cancelled before."""
+        """Add an event for what each row got."""
         self._events = self._events + [
             Event(row, new, row.finish_reason, logprobs(row, logits[place], path, new), timing)
             for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True))
-            if row.finish_reason != "cancelled"
         ]
 
     # --- joining and leaving
 
     def _cancel(self) -> None:
         """End the requests that were cancelled."""
-        ended = [
-            row
-            for row in (*self.rows, *self.waiting)
-            if row.number in self._cancelled and not row.finished
-        ]
-        self._cancelled.clear()
-        for row in ended:
-            row.finish_reason = "cancelled"
-            self._events = [*self._events, Event(row, [], "cancelled")]
+        numbers = self._cancelled.copy()  # other threads may add to the set meanwhile
+        if not numbers:
+            return
+        # after an interrupt a row may still be in the queue, too
+        known = dict.fromkeys((*self.rows, *self.waiting))
+        ended = [row for row in known if row.number in numbers and not row.finished]
+        with self._undone_on_failure(ended):
+            for row in ended:
+                row.finish_reason = "cancelled"
+            self._events = self._events + [Event(row, [], "cancelled") for row in ended]
+        self._cancelled -= numbers
 
     def _leave(self) -> None:
-        """Evict the rows that have ended; an engine without requests gives its cache back."""
-        for row in [row for row in self.waiting if row.finished]:
-            self.waiting.remove(row)
+        """Drop what has ended or moved on from the queue, the prefill and the rows.
+
+        An engine without requests gives its cache back. After an interrupt the next step does what
+        is left of this, so nothing else may rely on it.
+        """
+        # rows leave the queue from its front only, so that its length costs a step nothing
+        while self.waiting and not self.waiting[0].waits:
+            self.waiting.popleft()
+        if self._prefill is not None and not all(row.waits for row in self._prefill.rows):
+            self._prefill = None
         if self._cache is None:
             return
         for place in reversed(range(len(self.rows))):
@@ -217,8 +240,6 @@ class Engine:
     def _admit(self) -> None:
         """Run the prompts of waiting requests, or the next chunk of a long prompt."""
         clock = Clock()
-        if self._prefill is not None and all(row.finished for row in self._prefill.rows):
-            self._prefill = None
         rows = self._prefill.rows if self._prefill is not None else self._next_rows()
         if not rows:
             return
@@ -242,7 +263,11 @@ class Engine:
     def _next_rows(self) -> list[Row]:
         """Return waiting requests that fit into the free rows and into one forward."""
         long, chosen = self.model.positions.has_long_factors, list[Row]()
-        for row in list(self.waiting)[: self.max_rows - len(self.rows)]:
+        # by index: other threads may append meanwhile, which a deque's iterators do not survive
+        free = min(len(self.waiting), self.max_rows - len(self.rows))
+        for row in (self.waiting[place] for place in range(free)):
+            if not row.waits:
+                continue
             others = [*self.rows, *chosen]
             width = max(len(each.ids) for each in (*chosen, row))
             if others and long(len(others[0].request.ids)) != long(len(row.ids)):
@@ -285,16 +310,12 @@ class Engine:
                 self.model.compile_steps(self._cache)
             timing = StepTiming(0, prefill.seconds + clock.total)
             self._deliver(rows, paths, delivered, logits, timing)
-        self._prefill = None
-        for row in rows:
-            if row in self.waiting:
-                self.waiting.remove(row)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
-        self._prefill = None
-        for row in rows:
-            row.fail(error)
-        self._events = self._events + [Event(row, [], row.finish_reason) for row in rows]
+        with self._undone_on_failure(rows):
+            for row in rows:
+                row.fail(error)
+            self._events = self._events + [Event(row, [], row.finish_reason) for row in rows]
 
     @contextmanager
     def _undone_on_failure(self, rows: Sequence[Row] = ()) -> Iterator[None]:
@@ -307,6 +328,8 @@ class Engine:
         kept = cache.saved() if cache is not None else None
         try:
             yield
+        except GeneratorExit:
+            raise  # an interrupt in `contextlib`'s own code: the block has ended or has not begun
         except BaseException:
             self.rows, self._cache, self._events = batch, cache, events
             if cache is not None and kept is not None:

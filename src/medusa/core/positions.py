@@ -67,12 +67,17 @@ class Positions:
         """Check the length of a text of `prompt` tokens which may grow to `longest`.
 
         Raises:
-            ValueError: the prompt has more tokens than the model has positions, or the text may
-                outgrow the rotary frequencies that its cached keys were made with.
+            ValueError: the text may need more positions than the model has, or outgrow the rotary
+                frequencies that its cached keys were made with.
         """
         if self.table is not None and prompt > self.table:
             raise ValueError(
                 f"a prompt has {prompt} tokens and the model has {self.table} positions: shorten it"
+            )
+        if self.table is not None and longest > self.table + 1:
+            raise ValueError(
+                f"a text may grow to {longest} tokens and the model has {self.table} positions: "
+                f"it may have {self.table + 1} tokens at most, as the last one is never run"
             )
         if self.change is not None and self.changes_after(prompt) and longest > self.change + 1:
             longest_answer = self.change + 1 - prompt

@@ -206,11 +206,15 @@ def _shared(processor: LogitsProcessor) -> dict[int, Any]:
 
 
 def _widened(scores: Tensor, like: Tensor) -> Tensor:
-    """Return scores [n, V] of a processor that returned fewer tokens; the rest get -infinity.
+    """Return scores [1, V] of a processor that returned fewer tokens; the rest get -infinity.
 
     Raises:
-        ValueError: there are more scores than tokens.
+        ValueError: there are more scores than tokens, or not one row of them.
     """
+    if scores.ndim != 2 or len(scores) != 1:
+        raise ValueError(
+            f"a logits processor returned scores of shape {list(scores.shape)} for one row"
+        )
     missing = like.shape[-1] - scores.shape[-1]
     if missing < 0:
         raise ValueError(

@@ -175,6 +175,11 @@ class Row:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the request still waits for its first token."""
+        return self.hidden is None and not self.finished
+
     def fail(self, error: Exception) -> None:
         """End the text because of an exception."""
         self.finish_reason, self.error = "error", error

@@ -67,6 +67,8 @@ class Session:
     def __iter__(self) -> Iterator[list[Event]]:
         """Yield the events of each step; the prefill's single tokens come first.
 
+        A step that runs a part of a long prompt has no events.
+
         Raises:
             Exception: raised by a logits processor, a stopping criterion or the streamer.
             RuntimeError: no token can be sampled.
@@ -91,8 +93,10 @@ class Session:
 
     def tokens(self) -> Iterator[list[int]]:
         """Yield the new tokens of each step of a single sequence."""
-        for (event,) in self:
-            yield event.tokens
+        for events in self:
+            # none while a long prompt is prefilled in chunks
+            for event in events:
+                yield event.tokens
 
     def _stream(self, tokens: Sequence[int]) -> None:
         if self.streamer is not None:

@@ -18,7 +18,9 @@ from ..core.request import FinishReason
 class Stop:
     """A request's stop rule, called with its token ids after every new token.
 
-    The two common criteria are computed without a tensor.
+    The two common criteria are computed without a tensor. The rows of a call share the other
+    criteria, so that one which waits for a flag ends all rows; one that counts its calls counts
+    those of all rows.
 
     Args:
         criteria: stopping criteria as transformers prepared them.
