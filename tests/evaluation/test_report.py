@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 from test_measure import comparison
 
-from medusa.cli.demo import table as demo_table
+from medusa.cli.side_by_side import table as demo_table
 from medusa.evaluation.report import (
     WITHOUT_PREFILL,
     figures,

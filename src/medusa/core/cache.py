@@ -244,9 +244,17 @@ class TreeCache(Cache):
 
     @property
     def lengths(self) -> list[int]:
-        """The kept columns of each row that a step runs; under static shapes idle rows run too."""
-        idle = power_of_two(len(self.length)) - len(self.length) if self.slots.static else 0
-        return [*self.length, *[0] * idle]
+        """The kept columns of each row that a step runs, idle rows of no columns included."""
+        return [*self.length, *[0] * self._idle_rows()]
+
+    def _idle_rows(self) -> int:
+        """Return the rows that a step runs besides those that decode, so that its shape stays."""
+        rows = len(self.length)
+        if self.slots.static:
+            return power_of_two(rows) - rows
+        # a program for several rows does not run one, and compiling another takes long
+        several = self.slots.named and any(len(store) > 1 for store in self.states[:1])
+        return int(several and rows == 1)
 
     def make_room(self) -> None:
         """Allocate columns that the next forward needs."""

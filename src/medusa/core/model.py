@@ -320,7 +320,7 @@ class TreeModel(nn.Module):
         """Compile the step's programs now, where `compiled` asks for it and there are none yet."""
         for tree in (CandidateTree(), self.tree):
             if self.compiled:
-                tokens = torch.zeros(len(cache.length), len(tree), dtype=torch.long)
+                tokens = torch.zeros(len(cache.lengths), len(tree), dtype=torch.long)
                 cache.begin_tree(len(tree), tokens.device)
                 self._compiled(tokens, TreeBatch.of(tree), cache)
 

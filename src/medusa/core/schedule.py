@@ -131,16 +131,23 @@ class StepTimes:
 
     def note(self, nodes: int, seconds: float, rows: int = 1) -> None:
         """Take a step into account."""
-        recent = self._recent.setdefault((rows, nodes), deque(maxlen=2 * PROBE))
+        kind = _size_class(rows), nodes
+        recent = self._recent.setdefault(kind, deque(maxlen=2 * PROBE))
         recent.append(seconds)
         if len(recent) > 1:
-            self._medians[rows, nodes] = statistics.median(recent)
+            self._medians[kind] = statistics.median(recent)
         self.since_plain = 0 if nodes == 1 else self.since_plain + 1
 
     def overhead(self, nodes: int, rows: int = 1) -> float | None:
         """Return a step's time in plain steps; None where either has not been timed."""
-        step, plain = self._medians.get((rows, nodes)), self._medians.get((rows, 1))
+        size = _size_class(rows)
+        step, plain = self._medians.get((size, nodes)), self._medians.get((size, 1))
         return step / plain if step and plain else None
+
+
+def _size_class(rows: int) -> int:
+    """Return the next power of two: requests join and leave, and steps of 31 rows are like 32."""
+    return 1 << (rows - 1).bit_length()
 
 
 class AdaptiveTree:
