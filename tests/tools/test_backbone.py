@@ -1,9 +1,11 @@
 from dataclasses import replace
 from itertools import islice
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from benchmarks.harness import in_new_process
 from tools.demo_model.backbone import (
     BackboneTrainer,
     answer_loss,
@@ -83,10 +85,18 @@ def test_the_backbone_learns_from_the_heads_only_at_the_end(batch):
     assert not any(torch.equal(a, b) for a, b in zip(before, joint, strict=True))
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(
-    tokenizer, recipe, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("tools.demo_model.backbone.accuracy", lambda *_: {"sql": 1.0})
+def trained_at_once_and_resumed(recipe, tokenizer, folder):
+    """The figures of a whole training, and of one that was interrupted after two steps."""
+    with patch("tools.demo_model.backbone.accuracy", lambda *_: {"sql": 1.0}):
+        whole = train_backbone(recipe, tokenizer, folder / "whole", folder / "whole.pt", 1)
+        stopped = BackboneTrainer(recipe, tokenizer, folder / "checkpoint.pt")
+        stopped.recipe = replace(recipe, rates=((0, 1.0), (2, 0.5)))
+        stopped.run(report_every=1, check_every=500)
+        resumed = train_backbone(recipe, tokenizer, folder / "resumed", folder / "checkpoint.pt", 1)
+    return whole, resumed
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(tokenizer, recipe, tmp_path):
     recipe = replace(
         recipe,
         intermediate_size=32,
@@ -95,16 +105,9 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(
         rates=((0, 1.0), (4, 0.0)),
         foresight=Foresight(num_heads=1, begin=2, weights=((3, 0.1),)),
     )
-    whole = train_backbone(
-        recipe, tokenizer, tmp_path / "whole", tmp_path / "whole.pt", report_every=1
-    )
+    # in a process of its own, as a training runs
+    whole, resumed = in_new_process(trained_at_once_and_resumed, recipe, tokenizer, tmp_path)
     assert [step for step, _ in whole["losses"]] == [1, 2, 3, 4]
     assert whole["accuracy"] == {"sql": 1.0}
-    stopped = BackboneTrainer(recipe, tokenizer, tmp_path / "checkpoint.pt")
-    stopped.recipe = replace(recipe, rates=((0, 1.0), (2, 0.5)))
-    stopped.run(report_every=1, check_every=500)
-    resumed = train_backbone(
-        recipe, tokenizer, tmp_path / "resumed", tmp_path / "checkpoint.pt", report_every=1
-    )
     assert resumed["tokens"] == whole["tokens"]
     assert dict(resumed["losses"]) == pytest.approx(dict(whole["losses"]))
