@@ -1,4 +1,4 @@
-"""What a name stands for, and loading it with its tokenizer."""
+"""Tests of names: which model and heads a name finds, and how both are loaded."""
 
 import pytest
 import torch

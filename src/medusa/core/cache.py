@@ -192,11 +192,9 @@ class TreeCache(Cache):
                 if not mine.is_initialized:
                     mine.lazy_initialization(theirs.keys, theirs.values)
                 mine.make_room()
-                for store, states in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
-                    for place, (row, (begin, end)) in enumerate(zip(rows, spans, strict=True)):
-                        store[len(self.length) + place, :, : end - begin] = states[
-                            row, :, begin:end
-                        ]
+            for store, states in zip(self.states, prefilled.states, strict=True):
+                for place, (row, (begin, end)) in enumerate(zip(rows, spans, strict=True)):
+                    store[len(self.length) + place, :, : end - begin] = states[row, :, begin:end]
         self.length = [*self.length, *(end - begin for begin, end in spans)]
         self.padding = [0] * len(self.length)
         self.longest = [*self.longest, *(longest or [None] * len(rows))]

@@ -177,7 +177,7 @@ class Row:
 
     @property
     def waits(self) -> bool:
-        """Whether the request still waits for its first token."""
+        """True if the request still waits for its first token."""
         return self.hidden is None and not self.finished
 
     def fail(self, error: Exception) -> None:

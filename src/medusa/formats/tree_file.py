@@ -16,7 +16,7 @@ Shares = Annotated[list[Share], Field(min_length=1)]
 
 
 class CalibrationMetadata(Schema):
-    """Where and how a calibration was made; other fields are kept without validation."""
+    """Metadata of a calibration; fields that are not named here are kept without validation."""
 
     model_config = ConfigDict(extra="allow")
 
