@@ -45,10 +45,10 @@ def prompts(tmp_path):
 
 def test_the_tree_is_stored_and_used(heads, prompts, tmp_path):
     report = tmp_path / "report.json"
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(report), *QUICK]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     result = json.loads(report.read_text())
     assert set(result["predicted"]) >= {"acceleration_rate", "overhead", "speedup"}
     assert set(result["measured"]) >= {"acceleration_rate", "overhead", "speedup"}
@@ -61,15 +61,15 @@ def test_the_tree_is_stored_and_used(heads, prompts, tmp_path):
     assert stored["made"]["dtype"] == "float64"
     latency = MedusaModel.from_pretrained(heads, all_heads=True).calibration.latency
     assert {str(nodes): ms for nodes, ms in latency.items()} == stored["latency"]
-    assert "What each further head adds" in told.output
+    assert "Gain of each further head" in result.output
 
 
 def test_heads_are_kept_and_the_weights_untouched(heads, prompts):
     before = (heads / "medusa_lm_head.safetensors").read_bytes()
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(prompts), "--heads", "1", *QUICK]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert (heads / "medusa_lm_head.safetensors").read_bytes() == before
     assert (
         max(map(len, json.loads((heads / "medusa_tree.json").read_text())["paths"]), default=0) <= 1
@@ -79,7 +79,7 @@ def test_heads_are_kept_and_the_weights_untouched(heads, prompts):
 def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
     before = (heads / "medusa_tree.json").read_bytes()
     output = tmp_path / "elsewhere"
-    told = runner.invoke(
+    result = runner.invoke(
         app,
         [
             "calibrate",
@@ -93,7 +93,7 @@ def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
             *QUICK,
         ],
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert (heads / "medusa_tree.json").read_bytes() == before
     assert MedusaModel.from_pretrained(output, all_heads=True).heads.config.num_heads == 2
 
@@ -101,10 +101,10 @@ def test_another_folder_gets_heads_and_tree(heads, prompts, tmp_path):
 def test_figures_are_drawn(heads, prompts, tmp_path):
     pytest.importorskip("matplotlib")
     folder = tmp_path / "figures"
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(folder), *QUICK]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert {file.name for file in folder.iterdir()} == {"accuracy.png", "tree.png", "trees.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.iterdir())
 
@@ -145,19 +145,21 @@ def test_places_that_cannot_be_written_are_found_before_the_model_is_loaded(
 ):
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "place"
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), option, str(place)])
-    assert told.exit_code == 1
-    assert told.stderr.startswith(f"error: {place}")
-    assert "cannot be written" in told.stderr
+    result = runner.invoke(
+        app, ["calibrate", str(heads), "--data", str(prompts), option, str(place)]
+    )
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {place}")
+    assert "cannot be written" in result.stderr
 
 
 def test_a_folder_in_the_place_of_the_report_is_found_before_the_model_is_loaded(
     heads, prompts, tmp_path, no_model
 ):
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(tmp_path)]
     )
-    assert told.stderr == f"error: {tmp_path} is a folder: name a file\n"
+    assert result.stderr == f"error: {tmp_path} is a folder: name a file\n"
 
 
 @pytest.mark.parametrize("failure", [ModuleNotFoundError("matplotlib"), RuntimeError("broken")])
@@ -170,11 +172,11 @@ def test_figures_that_cannot_be_drawn_are_found_before_the_model_is_loaded(
         return original(name, *others)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(prompts), "--figures", str(tmp_path / "x")]
     )
-    assert told.exit_code == 1
-    assert told.stderr.startswith("error: pictures need matplotlib")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: pictures need matplotlib")
 
 
 def test_other_heads_do_not_get_the_tree(folders, prompts, tmp_path, no_model):
@@ -183,9 +185,9 @@ def test_other_heads_do_not_get_the_tree(folders, prompts, tmp_path, no_model):
         next(other.heads.parameters()).add_(1)
     other.save_pretrained(tmp_path / "other", base=str(folders / "base"))
     options = ["--data", str(prompts), "--output", str(tmp_path / "other")]
-    told = runner.invoke(app, ["calibrate", str(folders / "heads"), *options])
-    assert told.exit_code == 1
-    assert "holds other heads than" in told.stderr
+    result = runner.invoke(app, ["calibrate", str(folders / "heads"), *options])
+    assert result.exit_code == 1
+    assert "holds other heads than" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -203,15 +205,15 @@ def test_what_fails_afterwards_leaves_the_other_results(
     monkeypatch.setattr(f"medusa.cli.{broken}", failing)
     report, figures, out = tmp_path / "new" / "report.json", tmp_path / "figures", tmp_path / "out"
     options = ["--json", str(report), "--figures", str(figures), "--output", str(out), *QUICK]
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
-    assert told.exit_code == 1
-    assert "no more ink" in told.stderr
+    result = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+    assert result.exit_code == 1
+    assert "no more ink" in result.stderr
     assert MedusaModel.from_pretrained(out, all_heads=True).calibration.made
     assert report.is_file() == (not broken.endswith("write_report"))
     assert (figures / "tree.png").is_file() == (not broken.endswith("draw"))
     if not broken.endswith("show"):
-        assert f"the tree is stored in {out}, but" in told.stderr
-        assert "What each further head adds" in told.stdout
+        assert f"the tree is stored in {out}, but" in result.stderr
+        assert "Gain of each further head" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -226,18 +228,18 @@ def test_what_fails_afterwards_leaves_the_other_results(
     ],
 )
 def test_what_the_model_does_not_have_is_said_before_the_work(heads, prompts, options, said):
-    told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
-    assert told.exit_code == 1
-    assert said in told.stderr
+    result = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+    assert result.exit_code == 1
+    assert said in result.stderr
 
 
 def test_contexts_near_the_end_of_the_positions_leave_room_for_steps(heads, tmp_path):
     (tmp_path / "long.txt").write_text("x" * 90 + "\n" + "y" * 91 + "\n" + "z" * 92)
     options = [option for option in QUICK if option not in ("--context", "20")]
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(heads), "--data", str(tmp_path / "long.txt"), *options]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     contexts = json.loads((heads / "medusa_tree.json").read_text())["made"]["contexts"]
     assert max(contexts) < 110
 
@@ -245,8 +247,8 @@ def test_contexts_near_the_end_of_the_positions_leave_room_for_steps(heads, tmp_
 def test_typical_acceptance_is_calibrated(heads, prompts):
     for temperature in ("0", "0.7"):
         options = ["--acceptance", "typical", "--temperature", temperature, *QUICK]
-        told = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
-        assert told.exit_code == 0, told.output
+        result = runner.invoke(app, ["calibrate", str(heads), "--data", str(prompts), *options])
+        assert result.exit_code == 0, result.output
         assert (
             json.loads((heads / "medusa_tree.json").read_text())["made"]["acceptance"] == "typical"
         )
@@ -256,10 +258,10 @@ def test_stop_strings_of_the_model_are_followed(folders, prompts, tmp_path):
     shutil.copytree(folders, tmp_path / "copy")
     config = tmp_path / "copy" / "base" / "generation_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "stop_strings": ["e"]}))
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", str(tmp_path / "copy" / "heads"), "--data", str(prompts), *QUICK]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -271,12 +273,12 @@ def test_stop_strings_of_the_model_are_followed(folders, prompts, tmp_path):
     ],
 )
 def test_what_is_missing_is_named(folders, prompts, arguments, remedy):
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["calibrate", *(each.format(folders=folders, prompts=prompts) for each in arguments)]
     )
-    assert told.exit_code == 1
-    assert remedy in told.output
-    assert len(told.output.strip().splitlines()) == 1
+    assert result.exit_code == 1
+    assert remedy in result.output
+    assert len(result.output.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -149,12 +149,12 @@ def test_an_interrupt_ends_a_piped_conversation(folders, monkeypatch):
 
 def test_a_line_that_is_not_utf8_is_named_and_the_conversation_goes_on(folders, conversation):
     lines = b"\xef\xbb\xbfone\n\xff\ntwo\n"
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["chat", str(folders / "heads"), "--max-new-tokens", str(LENGTH)], input=lines
     )
-    assert told.exit_code == 0
-    assert told.stdout == answers(conversation("one", "two"))
-    assert told.stderr.startswith("error: the line is not UTF-8 text")
+    assert result.exit_code == 0
+    assert result.stdout == answers(conversation("one", "two"))
+    assert result.stderr.startswith("error: the line is not UTF-8 text")
 
 
 def test_saving_that_fails_keeps_the_saved_conversation(chat, tmp_path, monkeypatch):

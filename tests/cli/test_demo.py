@@ -12,9 +12,9 @@ def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_
     monkeypatch.setattr("medusa.demo.load", lambda **_: pytest.fail("the model was loaded"))
     (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "file" / "report.json"):
-        told = CliRunner().invoke(app, ["demo", "--json", str(place)])
-        assert told.exit_code == 1
-        assert told.stderr.startswith(f"error: {place} ")
+        result = CliRunner().invoke(app, ["demo", "--json", str(place)])
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {place} ")
 
 
 @pytest.mark.slow

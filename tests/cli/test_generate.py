@@ -163,9 +163,9 @@ def test_every_error_is_one_line(folders, monkeypatch, error, line):
         raise error
 
     monkeypatch.setattr(MedusaModel, "steps", failing)
-    told = invoke("generate", folders / "heads", "-p", "a")
-    assert told.exit_code == 1
-    assert told.stderr == line + "\n"
+    result = invoke("generate", folders / "heads", "-p", "a")
+    assert result.exit_code == 1
+    assert result.stderr == line + "\n"
     verbose = invoke("generate", folders / "heads", "-p", "a", "--verbose")
     assert verbose.exit_code == 1
     assert verbose.stderr.startswith("Traceback")
@@ -193,8 +193,8 @@ def test_an_interrupt_of_any_command_exits_with_130(monkeypatch, tmp_path, place
 
     module, _, name = place.rpartition(".")
     monkeypatch.setattr(importlib.import_module(module), name, interrupt)
-    told = invoke(*(tmp_path if each == "OUT" else each for each in command))
-    assert (told.exit_code, told.stdout, told.stderr) == (130, "", "\n")
+    result = invoke(*(tmp_path if each == "OUT" else each for each in command))
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "\n")
 
 
 def test_a_prompt_is_checked_before_the_model_is_loaded():

@@ -30,9 +30,9 @@ def test_an_adapter_is_answered_by_on_its_base(folders, tokenizer, tmp_path):
     )
     adapted = peft.get_peft_model(base, config)
     adapted.save_pretrained(tmp_path / "lora")
-    told = generate(tmp_path / "lora")
-    assert told.exit_code == 0, told.output
-    assert "decoding plainly" in told.stderr
+    result = generate(tmp_path / "lora")
+    assert result.exit_code == 0, result.output
+    assert "decoding plainly" in result.stderr
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "one two"}],
         add_generation_prompt=True,
@@ -42,7 +42,7 @@ def test_an_adapter_is_answered_by_on_its_base(folders, tokenizer, tmp_path):
     new = adapted.get_base_model().generate(ids, max_new_tokens=6, do_sample=False)[
         0, ids.shape[1] :
     ]
-    assert told.stdout == tokenizer.decode(new, skip_special_tokens=True) + "\n"
+    assert result.stdout == tokenizer.decode(new, skip_special_tokens=True) + "\n"
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's
@@ -75,10 +75,10 @@ def test_a_broken_adapter_is_named_with_its_file(folders, tmp_path, damage, said
         shutil.copy(folders / "base" / name, tmp_path / "lora")
     for name, text in damage.items():
         (tmp_path / "lora" / name).write_text(text)
-    told = generate(tmp_path / "lora")
-    assert told.exit_code == 1
-    assert re.search(said, told.stderr), told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    result = generate(tmp_path / "lora")
+    assert result.exit_code == 1
+    assert re.search(said, result.stderr), result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("option", ["--device", "--device-map"])
@@ -95,15 +95,15 @@ def test_a_broken_adapter_is_named_with_its_file(folders, tmp_path, damage, said
 def test_a_device_that_is_not_there_is_named_before_loading(folders, option, device, said, model):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    told = generate(folders / "heads" if model == "HEADS" else model, option, device)
-    assert told.exit_code == (1 if said else 0)
-    assert "Traceback" not in told.output
-    assert re.search(said, told.stderr)
+    result = generate(folders / "heads" if model == "HEADS" else model, option, device)
+    assert result.exit_code == (1 if said else 0)
+    assert "Traceback" not in result.output
+    assert re.search(said, result.stderr)
 
 
 def test_heads_in_a_format_that_is_not_read_are_named(tmp_path):
     torch.save({}, tmp_path / "medusa_lm_head.pt")
     (tmp_path / "config.json").write_text("{}")
-    told = generate(tmp_path)
-    assert told.exit_code == 1
-    assert "authors' format" in told.stderr
+    result = generate(tmp_path)
+    assert result.exit_code == 1
+    assert "authors' format" in result.stderr

@@ -46,9 +46,9 @@ SAMPLED = ("generate", "chat", "calibrate")
 def test_a_number_out_of_range_is_refused_by_its_option(commands, option, value):
     for command in commands:
         sampled = ["--temperature", "1"] if option in ("--top-p", "--top-k") else []
-        told = CliRunner().invoke(app, [*COMMANDS[command], *sampled, option, value])
-        assert told.exit_code == 2, told.output
-        assert f"Invalid value for '{option}'" in told.stderr
+        result = CliRunner().invoke(app, [*COMMANDS[command], *sampled, option, value])
+        assert result.exit_code == 2, result.output
+        assert f"Invalid value for '{option}'" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_ends_of_the_ranges_can_be_used(folders, options):
         "--max-new-tokens",
         "9",
     ]
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["generate", str(folders / "heads"), "--prompt", "one", "--raw", *options]
     )
-    assert told.exit_code == 0, told.stderr
+    assert result.exit_code == 0, result.stderr

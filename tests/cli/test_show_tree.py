@@ -10,11 +10,11 @@ runner = CliRunner()
 
 
 def test_a_tree_is_printed_with_its_frequencies(folders):
-    told = runner.invoke(app, ["tree", "show", str(folders / "heads")])
-    assert told.exit_code == 0, told.output
-    assert "not calibrated" in told.output
-    assert told.output.count("rank") == len(CandidateTree.default(2)) - 1
-    assert "100.0%" in told.output
+    result = runner.invoke(app, ["tree", "show", str(folders / "heads")])
+    assert result.exit_code == 0, result.output
+    assert "not calibrated" in result.output
+    assert result.output.count("rank") == len(CandidateTree.default(2)) - 1
+    assert "100.0%" in result.output
 
 
 def test_a_tree_file_is_drawn(tmp_path):
@@ -31,38 +31,38 @@ def test_a_tree_file_is_drawn(tmp_path):
             }
         )
     )
-    told = runner.invoke(app, ["tree", "show", str(file), "--png", str(tmp_path / "a.png")])
-    assert told.exit_code == 0, told.output
+    result = runner.invoke(app, ["tree", "show", str(file), "--png", str(tmp_path / "a.png")])
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert "calibrated on a machine" in told.output
-    assert "1.90 tokens a step" in told.output
+    assert "calibrated on a machine" in result.output
+    assert "1.90 tokens a step" in result.output
 
 
 @pytest.mark.parametrize(("option", "begins"), [("--png", b"\x89PNG"), ("--svg", b"<?xml")])
 @pytest.mark.parametrize("name", ["tree", "tree.pdf"])
 def test_the_option_says_which_format_a_drawing_has(folders, tmp_path, option, begins, name):
     pytest.importorskip("matplotlib")
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["tree", "show", str(folders / "heads"), option, str(tmp_path / "new" / name)]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "new" / name).read_bytes().startswith(begins)
 
 
 def test_a_drawing_that_cannot_be_written_is_named(folders, tmp_path):
-    told = runner.invoke(app, ["tree", "show", str(folders / "heads"), "--png", str(tmp_path)])
-    assert told.exit_code == 1
-    assert told.stderr == f"error: {tmp_path} is a folder: name a file\n"
+    result = runner.invoke(app, ["tree", "show", str(folders / "heads"), "--png", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path} is a folder: name a file\n"
 
 
 @pytest.mark.parametrize("columns", ["20", "30", "80"])
 def test_a_node_takes_one_line_whatever_the_width(folders, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, whose width counts
-    told = runner.invoke(app, ["tree", "show", str(folders / "heads")])
-    assert told.exit_code == 0, told.output
-    nodes = [line for line in told.stdout.splitlines() if "rank" in line or "root" in line]
-    assert len(nodes) == len(told.stdout.splitlines()) - 1 == len(CandidateTree.default(2))
+    result = runner.invoke(app, ["tree", "show", str(folders / "heads")])
+    assert result.exit_code == 0, result.output
+    nodes = [line for line in result.stdout.splitlines() if "rank" in line or "root" in line]
+    assert len(nodes) == len(result.stdout.splitlines()) - 1 == len(CandidateTree.default(2))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ def test_a_node_takes_one_line_whatever_the_width(folders, monkeypatch, columns)
 )
 def test_another_file_is_refused(tmp_path, content, said):
     (tmp_path / "tree.json").write_text(content)
-    told = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
-    assert told.exit_code == 1
-    assert f"tree.json: {said}" in told.output
+    result = runner.invoke(app, ["tree", "show", str(tmp_path / "tree.json")])
+    assert result.exit_code == 1
+    assert f"tree.json: {said}" in result.output

@@ -133,8 +133,8 @@ def test_closed_streams_are_an_empty_prompt_and_no_output(folders, monkeypatch):
         with pytest.raises(SystemExit) as ended:
             app(["generate", str(folders / "heads"), *options])
         assert ended.value.code == status
-    told = sys.stderr.getvalue()
-    assert told == "error: the prompt is empty: pass --prompt, --file or text on standard input\n"
+    said = sys.stderr.getvalue()
+    assert said == "error: the prompt is empty: pass --prompt, --file or text on standard input\n"
 
 
 @pytest.mark.parametrize("content", [b"na\xefve", b"\xff\xfeo\x00n\x00e\x00"])
@@ -158,11 +158,11 @@ def test_text_that_is_not_utf8_is_named(folders, tmp_path, content, place):
             content.decode("utf-8", "surrogateescape"),
         ],
     }
-    told = CliRunner().invoke(app, given[place], input=content)
-    assert told.exit_code == 1
+    result = CliRunner().invoke(app, given[place], input=content)
+    assert result.exit_code == 1
     named = {"file": str(file), "stdin": "standard input"}.get(place, place)
-    assert told.stderr.startswith(f"error: {named} is not UTF-8 text")
-    assert len(told.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"error: {named} is not UTF-8 text")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("place", ["file", "stdin"])
@@ -170,10 +170,10 @@ def test_a_byte_order_mark_is_no_part_of_the_prompt(folders, tmp_path, reference
     content = "\N{BYTE ORDER MARK}one two\n".encode()
     (tmp_path / "prompt.txt").write_bytes(content)
     options = {"file": ["--file", str(tmp_path / "prompt.txt")], "stdin": []}[place]
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["generate", str(folders / "heads"), "--raw", *options, *SHORT], input=content
     )
-    assert told.stdout == reference("one two", 12) + "\n"
+    assert result.stdout == reference("one two", 12) + "\n"
 
 
 def test_arguments_are_read_as_utf8_in_an_ascii_locale():

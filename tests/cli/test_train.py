@@ -31,12 +31,12 @@ def chats(tmp_path):
 
 def test_a_base_model_gets_heads(folders, chats, tmp_path):
     out = tmp_path / "out"
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["train", str(folders / "base"), "--data", str(chats), "-o", str(out), *FAST]
     )
-    assert told.exit_code == 0, told.output
-    assert "12 examples" in told.stderr
-    assert f"written to {out}" in told.stderr.replace("\n", "")
+    assert result.exit_code == 0, result.output
+    assert "12 examples" in result.stderr
+    assert f"written to {out}" in result.stderr.replace("\n", "")
     assert MedusaModel.from_pretrained(out, all_heads=True).heads.config.num_heads == 2
 
 
@@ -52,15 +52,15 @@ def test_flags_go_before_the_recipes_file(folders, chats, tmp_path):
         str(tmp_path / "out"),
         *FAST[2:],
     ]
-    told = runner.invoke(app, ["train", str(folders / "base"), *options])
-    assert told.exit_code == 0, told.output
+    result = runner.invoke(app, ["train", str(folders / "base"), *options])
+    assert result.exit_code == 0, result.output
     recipe = json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]
     assert (recipe["num_heads"], recipe["lr"], recipe["epochs"]) == (3, 1e-3, 1)
 
 
 def test_a_file_can_say_everything_and_flags_go_before_it(folders, chats, tmp_path):
     file = tmp_path / "mine.yaml"
-    told = {
+    paths = {
         "model": str(folders / "base"),
         "data": str(chats),
         "output": str(tmp_path / "one"),
@@ -74,24 +74,24 @@ def test_a_file_can_say_everything_and_flags_go_before_it(folders, chats, tmp_pa
         "save_every": 0,
         "bf16": False,
     }
-    file.write_text("".join(f"{name}: {value}\n" for name, value in {**told, **options}.items()))
-    told = runner.invoke(app, ["train", "--config", str(file)])
-    assert told.exit_code == 0, told.output
-    assert "8 examples" in told.stderr
+    file.write_text("".join(f"{name}: {value}\n" for name, value in {**paths, **options}.items()))
+    result = runner.invoke(app, ["train", "--config", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "8 examples" in result.stderr
     assert MedusaModel.from_pretrained(tmp_path / "one", all_heads=True).heads.config.num_heads == 2
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["train", "-o", str(tmp_path / "two"), "--limit", "4", "--config", str(file)]
     )
-    assert told.exit_code == 0, told.output
-    assert "4 examples" in told.stderr
+    assert result.exit_code == 0, result.output
+    assert "4 examples" in result.stderr
     assert (tmp_path / "two" / "training.json").is_file()
 
 
 def test_the_embedded_models_heads_go_on(chats, tmp_path):
-    told = runner.invoke(
+    result = runner.invoke(
         app, ["train", "demo", "--data", str(chats), "-o", str(tmp_path / "run"), *FAST[2:]]
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     assert MedusaModel.from_pretrained(tmp_path / "run").heads.config.num_layers == 3
 
 
@@ -154,10 +154,10 @@ def test_what_is_wrong_is_said_in_one_line(folders, chats, tmp_path, monkeypatch
         (tmp_path / name).write_text(text)
     named = {"CHATS": str(chats), **{each: name for each, (name, _) in files.items()}}
     given = [named.get(each, each) for each in options]
-    told = runner.invoke(app, ["train", str(folders / "base"), *given])
-    assert told.exit_code == 1
-    assert said in " ".join(told.stderr.split())
-    assert "Traceback" not in told.stderr
+    result = runner.invoke(app, ["train", str(folders / "base"), *given])
+    assert result.exit_code == 1
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,6 @@ def test_every_command_names_what_is_wrong_with_its_data(
         "--output",
         str(tmp_path / "out"),
     ]
-    told = runner.invoke(app, [command, str(folders / "heads"), *options])
-    assert told.exit_code == 1
-    assert said in " ".join(told.stderr.split())
+    result = runner.invoke(app, [command, str(folders / "heads"), *options])
+    assert result.exit_code == 1
+    assert said in " ".join(result.stderr.split())

@@ -20,9 +20,9 @@ from .search import joint_tree
 from .settings import DEFAULT_SETTINGS, CalibrationSettings, PromptIds
 from .trial import measure_tree
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Takes a stage's title and its number of parts; the context gives a function that is called with
-the number of parts finished since the last call.
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Takes a stage's title, its number of parts and what they are, in the plural; the context gives a
+function that is called with the number of parts finished since the last call.
 """
 
 
@@ -35,7 +35,7 @@ def calibrate(
     *,
     acceptance: str = "auto",
     work: Path | None = None,
-    progress: Progress = lambda title, total: nullcontext(lambda parts: None),
+    progress: Progress = lambda title, total, unit: nullcontext(lambda parts: None),
 ) -> Report:
     """Find the tree that decodes fastest on this machine.
 
@@ -61,7 +61,7 @@ def calibrate(
     latency = _time_steps(model, prompts, recording, decoding, settings, contexts, progress)
     candidates = predictions(recording, latency, settings.max_nodes)
     chosen = choose(candidates)
-    with progress("Trying the tree on other prompts", len(trial_prompts)) as finished:
+    with progress("trying the tree on other prompts", len(trial_prompts), "prompts") as finished:
         measured = measure_tree(model, trial_prompts, chosen.tree, decoding, finished)
     metadata = _metadata(model, prompts, arguments, acceptance, settings, contexts)
     return Report(settings, recording, latency, candidates, chosen, measured, metadata)
@@ -81,7 +81,8 @@ def _record(
     Raises:
         ValueError: every answer ends at its first token.
     """
-    with progress("Recording the heads on the model's own answers", len(prompts)) as finished:
+    title = "recording the heads on the model's own answers"
+    with progress(title, len(prompts), "prompts") as finished:
         recording = record(
             model,
             prompts,
@@ -109,7 +110,7 @@ def _time_steps(
 ) -> Latency:
     """Time steps with the best tree of each size, after text made of the prompts."""
     sizes = [size for size in SIZES if size < settings.max_nodes] + [settings.max_nodes]
-    with progress("Timing steps", settings.rounds * len(contexts)) as finished:
+    with progress("timing steps", settings.rounds * len(contexts), "rounds") as finished:
         return measure_latency(
             model,
             [token for prompt in prompts for token in prompt],

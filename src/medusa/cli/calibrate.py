@@ -97,7 +97,6 @@ def calibrate(
     from .calibration_files import ResultFiles
     from .calibration_prompts import read_messages, split
     from .models import load
-    from .progress import bar
     from .streams import console
 
     results = ResultFiles.of(outputs, model)
@@ -108,6 +107,7 @@ def calibrate(
     import torch
 
     from ..calibration.calibrate import calibrate as find_tree
+    from ..training.progress import progress
 
     torch.manual_seed(0)
     report = find_tree(
@@ -118,7 +118,7 @@ def calibrate(
         options.settings(),
         acceptance=decoding.acceptance,
         work=outputs.resume,
-        progress=bar,
+        progress=progress,
     )
     try:
         results.write(medusa, report)

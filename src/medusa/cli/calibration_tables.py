@@ -66,7 +66,7 @@ def _sizes(report: Report) -> Table:
 
 def _heads(report: Report) -> Table:
     """Return a table of the best tree that uses the first k heads, for each k."""
-    table = Table(title="What each further head adds", title_justify="left")
+    table = Table(title="Gain of each further head", title_justify="left")
     for column in ("heads", "nodes", "tokens/step", "speedup"):
         table.add_column(column, justify="right")
     for heads, candidate in enumerate(report.by_heads(), start=1):

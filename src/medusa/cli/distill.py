@@ -95,7 +95,7 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
     with answers_file(options.output, settings) as answers:
         engine = _engine(settings, options.batch_size, server, model)
         try:
-            with watching(console) as watch:
+            with watching(console, len(seeds)) as watch:
                 progress = distillation.distill(engine, seeds, answers, watch)
         except KeyboardInterrupt:
             say(console, f"stopped; {_kept(answers)}. The same command goes on")

@@ -1,77 +1,54 @@
-"""Progress of long commands: a bar on a terminal, lines in a log or a pipe."""
+"""Progress of `medusa distill`: a bar on a terminal, lines in a log or a pipe."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..training.progress import progress as shown_progress
 
 if TYPE_CHECKING:
-    from ..training import distill as distillation
+    from ..training.distill import DistillProgress
 
-LOG_EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
 SHOWN = 5
 """Maximum number of refused conversations that are printed."""
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr; yield a function that advances it by a number of parts."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda parts: progress.advance(task, parts)
-
-
-@contextmanager
-def watching(console: Console) -> Iterator[Callable[[distillation.DistillProgress], None]]:
+def watching(console: Console, total: int) -> Iterator[Callable[[DistillProgress], None]]:
     """Yield a function that shows the progress of a distillation.
 
-    On a terminal it shows a bar, elsewhere a line every `LOG_EVERY` seconds.
+    Args:
+        total: number of conversations requested.
     """
-    started = last_line = time.monotonic()
-    refused = 0
+    latest: DistillProgress | None = None
+    done = printed = 0
 
-    def print_refused(progress: distillation.DistillProgress) -> None:
-        nonlocal refused
-        for problem in progress.refused[refused:SHOWN]:
+    def describe(_: int, seconds: float) -> str:
+        return name if latest is None else status(latest, seconds)
+
+    def watch(progress: DistillProgress) -> None:
+        nonlocal latest, done, printed
+        for problem in progress.refused[printed:SHOWN]:
             say(console, f"refused: {problem}")
-        refused = len(progress.refused)
+        # the same object each time, so its counts are kept apart
+        new, done, printed = progress.done - done, progress.done, len(progress.refused)
+        latest = progress
+        advance(new)
 
-    def log(progress: distillation.DistillProgress) -> None:
-        nonlocal last_line
-        print_refused(progress)
-        now = time.monotonic()
-        if now - last_line >= LOG_EVERY or progress.done == progress.total:
-            last_line = now
-            say(console, status(progress, now - started))
-
-    if not console.is_terminal:
-        yield log
-        return
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console) as shown:
-        task = shown.add_task("conversations")
-
-        def show(progress: distillation.DistillProgress) -> None:
-            print_refused(progress)
-            line = status(progress, time.monotonic() - started)
-            shown.update(task, description=line, completed=progress.done, total=progress.total)
-
-        yield show
+    name, print_line = "conversations", partial(say, console)
+    with shown_progress(
+        name, total, name, print_line, describe=describe, console=console
+    ) as advance:
+        yield watch
 
 
-def status(progress: distillation.DistillProgress, seconds: float) -> str:
+def status(progress: DistillProgress, seconds: float) -> str:
     """Return a line about a distillation: what is done, its speed, and the time that is left.
 
     Args:

@@ -24,12 +24,14 @@ class Group:
 
     Attributes:
         places: the rows' places in the batch.
+        rows: the rows themselves.
         draft: the tree's tokens for these rows.
     """
 
     policy: AcceptancePolicy
     tree: CandidateTree
     places: list[int]
+    rows: list[Row]
     draft: Draft
 
 
@@ -65,19 +67,18 @@ def grouped(
     """
     groups = []
     for policy, tree, own in _kinds(rows, trees):
-        root = of_places(roots, own)
+        root, members = of_places(roots, own), [rows[place] for place in own]
         if head_logits is None or not tree.max_depth:
-            groups.append(Group(policy, tree, own, Draft(root[:, None])))
+            groups.append(Group(policy, tree, own, members, Draft(root[:, None])))
             continue
         # not more heads than the tree has: random draws must not depend on other rows' trees
         logits = of_places(head_logits, own)[:, : tree.max_depth]
-        members = [rows[place] for place in own]
         if any(row.processors for row in members):
             drafts = zip(members, logits.float(), strict=True)
             logits = torch.stack([row.processors.draft(each) for row, each in drafts])
         generators = [row.request.generator for row in members]
         draft = policy.draft(root, logits.to(root.device), tree, generators)
-        groups.append(Group(policy, tree, own, draft))
+        groups.append(Group(policy, tree, own, members, draft))
     return groups
 
 
@@ -127,26 +128,25 @@ def accept(
         Each row's accepted nodes from the root down, empty for a row that failed; and the tokens
         that each row took.
     """
-    verdicts = [judged(group, rows, logits) for group in groups]
+    verdicts = [judged(group, logits) for group in groups]
     numbers = iter(torch.cat([each.flatten() for each in verdicts]).tolist())
     paths: list[list[int]] = [[] for _ in rows]
     delivered: list[list[int]] = [[] for _ in rows]
     for group, verdict in zip(groups, verdicts, strict=True):
-        for place in group.places:
+        for place, row in zip(group.places, group.rows, strict=True):
             *candidates, root, count = itertools.islice(numbers, verdict.shape[1])
             width = len(candidates) // 2
-            if not rows[place].finished:
+            if not row.finished:
                 paths[place] = candidates[width : width + count]
-                delivered[place] = rows[place].take([*candidates[1:count], root])
+                delivered[place] = row.take([*candidates[1:count], root])
     return paths, delivered
 
 
-def judged(group: Group, rows: Sequence[Row], logits: Tensor) -> Tensor:
+def judged(group: Group, logits: Tensor) -> Tensor:
     """Return a group's verdict [b, 2 D + 4]: tokens and nodes of the paths, roots, counts."""
-    members = [rows[place] for place in group.places]
     tokens = group.draft.tokens
-    scores = processed(members, group.tree, tokens, of_places(logits, group.places))
-    generators = [row.request.generator for row in members]
+    scores = processed(group.rows, group.tree, tokens, of_places(logits, group.places))
+    generators = [row.request.generator for row in group.rows]
     verdict = group.policy.accept(group.tree, group.draft, scores, generators)
     path, root, count = verdict.path, verdict.root[:, None], verdict.count[:, None]
     return torch.cat([tokens.gather(1, path), path, root, count], 1)

@@ -85,7 +85,8 @@ def new_speed_table(title: str, baselines: Sequence[str] = BASELINES) -> Table:
     )
     table.add_column("", no_wrap=True)
     for column in (*speed_columns(baselines), "identical", "correct"):
-        table.add_column(column, justify="right")
+        # rich would cut a long word before it wraps a short one
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     return table
 
 

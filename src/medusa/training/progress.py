@@ -33,6 +33,7 @@ def progress(
     say: Callable[[str], None] | None = None,
     shown: bool = True,
     describe: Describe | None = None,
+    console: Console | None = None,
 ) -> Iterator[Advance]:
     """Show the progress of a phase; yield the function that reports units as done.
 
@@ -44,8 +45,9 @@ def progress(
         shown: False displays nothing, as in all but one of several processes.
         describe: makes the line of progress; by default it has the units, the rate and the time
             left. On a terminal this line is the bar's label.
+        console: shows the bar; by default standard error.
     """
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     if not shown:
         yield lambda done: None
     elif console.is_terminal:
