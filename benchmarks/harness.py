@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -106,6 +107,15 @@ def in_new_process(call: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function in a new process, whose memory and caches nothing has touched yet."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()
+
+
+def peak_bytes() -> float:
+    """Return the peak memory of this process in bytes, on Linux.
+
+    `getrusage` would give that of the process that started this one, if it was larger.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
 
 
 def publish(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,14 @@ from medusa.calibration.calibrate import calibrate
 from medusa.calibration.settings import CalibrationSettings
 from medusa.loading import MedusaModel
 
-from .harness import argument_parser, in_new_process, new_report, parse_arguments, publish
+from .harness import (
+    argument_parser,
+    in_new_process,
+    new_report,
+    parse_arguments,
+    peak_bytes,
+    publish,
+)
 from .models import random_llama
 
 SIZES: dict[str, dict[str, int]] = {
@@ -95,9 +101,8 @@ class StageMeter:
 
     def finish(self, stage: str) -> None:
         """Record a stage, which ends now, and start the next."""
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = time.perf_counter() - self._started
-        self.stages[stage] = {"seconds": seconds, "peak_bytes": peak}
+        self.stages[stage] = {"seconds": seconds, "peak_bytes": peak_bytes()}
         self._started = time.perf_counter()
 
 

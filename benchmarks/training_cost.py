@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import resource
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -50,12 +49,13 @@ from .harness import (
     medians,
     new_report,
     parse_arguments,
+    peak_bytes,
     publish,
     seconds_of,
 )
 from .models import INFLATED_WIDTH
 
-HIDDEN_SIZE, VOCABULARY, NUM_HEADS = 512, 32_000, 5
+VOCABULARY, NUM_HEADS = 32_000, 5
 DECAY = 0.8
 OCCURRING = 4_931
 """Tokens of a vocabulary of 49,152 that the answers of a small model used."""
@@ -65,23 +65,23 @@ FIRST_SEED = 60_000_000
 
 
 def loss_functions(
-    threads: int, tokens: int
+    threads: int, tokens: int, hidden_size: int
 ) -> tuple[MedusaHeads, dict[str, Callable[[], Tensor]]]:
     """Return heads, and equation 1 of the same hidden states computed in both ways."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=HIDDEN_SIZE,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size,
         num_hidden_layers=1,
         num_attention_heads=8,
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
-    shape = MedusaConfig(NUM_HEADS, 1, HIDDEN_SIZE, VOCABULARY)
+    shape = MedusaConfig(NUM_HEADS, 1, hidden_size, VOCABULARY)
     heads = MedusaHeads.from_lm_head(base.lm_head, shape)
     student = TrainingModel(base, heads, DECAY)
-    hidden = torch.randn(tokens, HIDDEN_SIZE)
+    hidden = torch.randn(tokens, hidden_size)
     targets = torch.randint(VOCABULARY, (tokens, 1 + NUM_HEADS))
 
     def whole() -> Tensor:
@@ -94,18 +94,14 @@ def loss_functions(
     return heads, {"whole": whole, "in chunks": in_chunks}
 
 
-def peak_memory(name: str, threads: int, tokens: int) -> dict[str, float]:
+def peak_memory(name: str, threads: int, tokens: int, hidden_size: int) -> dict[str, float]:
     """Return this process's peak memory in bytes, before and after one loss with its gradients."""
-    heads, functions = loss_functions(threads, tokens)
+    heads, functions = loss_functions(threads, tokens, hidden_size)
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before = _peak_bytes()
+    before = peak_bytes()
     functions[name]().backward()
-    return {"before": before, "peak": _peak_bytes()}
-
-
-def _peak_bytes() -> float:
-    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"before": before, "peak": peak_bytes()}
 
 
 def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
@@ -113,12 +109,13 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
 
     Memory is measured in a process for each, speed by turns in this one.
     """
-    result: dict[str, Any] = {"tokens": options.loss_tokens}
-    result |= {
-        name: in_new_process(peak_memory, name, options.threads, options.loss_tokens)
-        for name in LOSSES
+    size = (options.threads, options.loss_tokens, options.loss_hidden_size)
+    result: dict[str, Any] = {
+        "tokens": options.loss_tokens,
+        "hidden_size": options.loss_hidden_size,
+        **{name: in_new_process(peak_memory, name, *size) for name in LOSSES},
     }
-    heads, functions = loss_functions(options.threads, options.loss_tokens)
+    heads, functions = loss_functions(*size)
 
     def descend(name: str) -> float:
         heads.zero_grad()
@@ -193,7 +190,7 @@ def _time_epoch(student: TrainingModel, collate: Any, training: Any, folder: Pat
 def compare_vocabularies(options: argparse.Namespace) -> dict[str, Any]:
     """Compare training steps over the whole vocabulary with steps over the tokens that occur."""
     torch.set_num_threads(options.threads)
-    shape = {"hidden_size": 576, "vocab_size": 49_152}
+    shape = {"hidden_size": options.hidden_size, "vocab_size": 49_152}
     result: dict[str, Any] = {
         **shape,
         "occurring": OCCURRING,
@@ -231,9 +228,9 @@ def _training_step(
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape,
-        intermediate_size=576,
+        intermediate_size=64,
         num_hidden_layers=1,
-        num_attention_heads=9,
+        num_attention_heads=1,
         tie_word_embeddings=True,
     )
     base = LlamaForCausalLM(config).requires_grad_(False)
@@ -313,6 +310,18 @@ def parse_options() -> argparse.Namespace:
         type=int,
         default=2048,
         help="tokens of the comparison of losses (default: 2048)",
+    )
+    parser.add_argument(
+        "--loss-hidden-size",
+        type=int,
+        default=512,
+        help="hidden size in the comparison of losses (default: 512)",
+    )
+    parser.add_argument(
+        "--hidden-size",
+        type=int,
+        default=576,
+        help="hidden size in the vocabulary comparison (default: 576, that of SmolLM2-135M)",
     )
     parser.add_argument(
         "--tokens", type=int, default=512, help="tokens of a step in the vocabulary comparison"

@@ -1,4 +1,5 @@
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -15,12 +16,25 @@ WORDS = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_raise():
+    """A shell that starts a job in the background makes it ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
-def gradients_stay_on():
-    """A test that left gradients off would make others fail, far from the cause."""
+def torch_modes_are_left_as_found():
+    """A test that left gradients off would make others fail, far from the cause.
+
+    Likewise one that left autocast open: its cache of converted weights would then outlive a step.
+    """
     yield
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+    torch.autocast_increment_nesting()
+    assert torch.autocast_decrement_nesting() == 0
 
 
 @pytest.fixture(scope="session")

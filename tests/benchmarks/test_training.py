@@ -50,7 +50,9 @@ def test_tables_have_all_rows_and_medusa_1_has_the_quality_of_the_baseline(tmp_p
 
 
 def test_the_loss_in_chunks_is_the_same_with_less_memory():
-    found = compare_losses(argparse.Namespace(threads=1, rounds=1, loss_tokens=2048))
+    found = compare_losses(
+        argparse.Namespace(threads=1, rounds=1, loss_tokens=1024, loss_hidden_size=64)
+    )
     assert found["in chunks"]["loss"] == pytest.approx(found["whole"]["loss"], rel=1e-5)
     assert found["peak_share"] < 0.5
 
@@ -63,6 +65,6 @@ def test_epochs_with_and_without_stored_hidden_states_are_timed():
 
 
 def test_steps_with_data_and_full_vocabulary_are_timed():
-    found = compare_vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4))
+    found = compare_vocabularies(argparse.Namespace(threads=1, rounds=1, tokens=4, hidden_size=64))
     assert found["own lm_heads"]["speed_ratio"] > 0
     assert found["shared lm_head"]["tokens_per_second"].keys() == {"full", "data"}

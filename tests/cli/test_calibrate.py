@@ -49,12 +49,12 @@ def test_the_tree_is_stored_and_used(heads, prompts, tmp_path):
         app, ["calibrate", str(heads), "--data", str(prompts), "--json", str(report), *QUICK]
     )
     assert result.exit_code == 0, result.output
-    result = json.loads(report.read_text())
-    assert set(result["predicted"]) >= {"acceleration_rate", "overhead", "speedup"}
-    assert set(result["measured"]) >= {"acceleration_rate", "overhead", "speedup"}
-    assert len(result["accuracy"]) == 2
-    assert set(result["latency"]) >= {"1", "2", "4"}
-    tree = CandidateTree(result["tree"])
+    written = json.loads(report.read_text())
+    assert set(written["predicted"]) >= {"acceleration_rate", "overhead", "speedup"}
+    assert set(written["measured"]) >= {"acceleration_rate", "overhead", "speedup"}
+    assert len(written["accuracy"]) == 2
+    assert set(written["latency"]) >= {"1", "2", "4"}
+    tree = CandidateTree(written["tree"])
     stored = json.loads((heads / "medusa_tree.json").read_text())
     assert CandidateTree(stored["paths"]) == tree
     assert stored["made"]["prompts"]["count"] == 4

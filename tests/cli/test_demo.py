@@ -28,7 +28,7 @@ def test_the_demo_prints_a_table_and_writes_the_figures(tmp_path):
         "--json",
         str(file),
         "--max-new-tokens",
-        "200",
+        "100",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@ import re
 
 import pytest
 from rich.console import Console
+from servers import body, reply, serving, status
 from typer.testing import CliRunner
 
 from medusa.cli import app
@@ -114,6 +115,20 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     code, said = go()
     assert code == 130
     assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", said)
+
+
+def test_a_server_answers_in_place_of_a_model(go, tmp_path):
+    def answer(request, _):
+        refused = "three" in request["messages"][-1]["content"]
+        return status(400, "too hot") if refused else body(reply("fine"))
+
+    with serving(answer) as (address, _):
+        code, said = go("--server", address)
+    assert code == 1
+    assert "too hot" in said
+    assert "1 of 2 conversations were refused; the same command asks them again" in said
+    (kept,) = lines(tmp_path / "out.jsonl")
+    assert kept["messages"][-1]["content"] == "fine"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from medusa.demo.tasks import CATEGORIES, CHECKED, check, make_task
 from medusa.demo.tasks.task import Pool
 
-SEEDS = range(150)
+SEEDS = range(80)
 
 
 @pytest.mark.parametrize("category", CHECKED)

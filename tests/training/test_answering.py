@@ -206,3 +206,14 @@ def test_the_prompt_of_self_talk_ends_where_the_template_lets_the_user_begin(own
     own.chat_template = None
     with pytest.raises(ValueError, match="self-talk needs a chat template"):
         engine(model(own), own, self_talk=1)
+
+
+def test_a_model_that_cannot_answer_ends_its_conversations_with_an_error(tokenizer, own):
+    broken = model(tokenizer)
+    made = engine(broken, own, ends=False, temperature=1.0)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    found = outcomes(made, seeds())
+    assert len(found) == 5
+    for each in found.values():
+        assert str(each.result).startswith("the model could not answer: no token can be sampled")

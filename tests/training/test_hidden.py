@@ -75,6 +75,17 @@ def test_failed_and_killed_runs_leave_nothing_that_does_harm(training_model, tmp
     assert len(cached_states(training_model, EXAMPLES, tmp_path / "shared")) == 2
 
 
+def test_states_are_the_same_in_one_file_and_in_several(training_model, tmp_path, monkeypatch):
+    whole = cached_states(training_model, EXAMPLES, tmp_path / "whole")
+    monkeypatch.setattr(hidden, "SHARD_BYTES", 1)
+    parts = cached_states(training_model, EXAMPLES, tmp_path / "parts")
+    files = [len(list(each.folder.glob("*.safetensors"))) for each in (whole, parts)]
+    assert files == [1, len(EXAMPLES)]
+    for number in range(len(EXAMPLES)):
+        for mine, other in zip(whole[number], parts[number], strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

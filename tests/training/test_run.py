@@ -539,12 +539,7 @@ def test_a_killed_and_resumed_run_ends_like_an_undisturbed_one(base_folder, chat
     options = {"method": "medusa-2", "heads_epochs": 2, "epochs": 3, "save_every": 3, **how}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(
-        command(base_folder, chats, whole, options),
-        check=True,
-        capture_output=True,
-        env=environment,
-    )
+    go(base_folder, chats, whole, **options)
     kills = 0
     for after in (
         "1-heads/checkpoint-3",
@@ -594,9 +589,7 @@ def test_two_processes_have_the_loss_curve_of_one(base_folder, chats, tmp_path, 
     options["cache_hidden_states"] = kept
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        command(base_folder, chats, one, options), check=True, capture_output=True, env=environment
-    )
+    go(base_folder, chats, one, **options)
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
     arguments = command(base_folder, chats, two, options)[3:]
@@ -648,9 +641,7 @@ def test_a_sharded_model_trains_like_a_whole_one(
         "DS_ACCELERATOR": "cpu",
     }
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        command(base_folder, chats, one, options), check=True, capture_output=True, env=environment
-    )
+    go(base_folder, chats, one, **options)
     script = tmp_path / "script.py"
     script.write_text(COMMAND)
     launched = [

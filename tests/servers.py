@@ -1,0 +1,58 @@
+"""A server of an OpenAI-compatible interface, whose replies a test chooses."""
+
+import json
+import socketserver
+import threading
+from contextlib import contextmanager
+
+
+def body(content):
+    """Return a whole HTTP reply with this content, as JSON unless it is bytes."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+
+
+def reply(content="fine", finish="stop", **message):
+    return {
+        "id": "x",
+        "choices": [
+            {"index": 0, "message": {"content": content, **message}, "finish_reason": finish}
+        ],
+        "usage": {"completion_tokens": 3},
+    }
+
+
+def status(code, text="no", header=""):
+    return f"HTTP/1.1 {code} Status\r\n{header}Content-Length: {len(text)}\r\n\r\n{text}".encode()
+
+
+@contextmanager
+def serving(answer):
+    """Run a server that sends the bytes which `answer(request, number)` returns or yields."""
+    asked, lock = [], threading.Lock()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            head = b"".join(iter(self.rfile.readline, b"\r\n"))
+            length = int(head.lower().split(b"content-length:")[1].split()[0])
+            request = json.loads(self.rfile.read(length))
+            with lock:
+                asked.append((request, head.decode()))
+                number = len(asked)
+            sent = answer(request, number)
+            try:
+                for piece in [sent] if isinstance(sent, bytes) else sent:
+                    self.wfile.write(piece)
+            except OSError:
+                pass  # the client has closed the connection
+
+    class Running(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Running(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{running.server_address[1]}/v1", asked
+        finally:
+            running.shutdown()
