@@ -564,6 +564,23 @@ def test_a_failing_prefill_ends_only_its_requests(monkeypatch):
         assert row.ids == alone_greedy(model, row.ids[: len(row.request.ids)], 30)
 
 
+def test_an_interrupt_leaves_no_autocast_open(monkeypatch):
+    """While one is open, a training with autocast would go on with converted old weights."""
+    model = MedusaModel.from_base(tiny(dtype=torch.float32), num_heads=2)
+    entered = torch.autocast.__enter__
+
+    def interrupted(self):
+        entered(self)
+        raise KeyboardInterrupt
+
+    with torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as patch:
+        patch.setattr(torch.autocast, "__enter__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(torch.arange(5, 9)[None], max_new_tokens=4)
+    torch.autocast_increment_nesting()
+    assert torch.autocast_decrement_nesting() == 0
+
+
 def test_an_engine_changes_neither_requests_nor_signal_handlers():
     model, arguments = model_of(), random_arguments(random.Random(3))
     one = request(arguments)

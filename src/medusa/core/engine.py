@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..runtime.autocast import autocast_closed_on_failure
 from .cache import TreeCache
 from .model import TreeModel
 from .request import Event, Request, Row, StepTiming
@@ -129,7 +130,12 @@ class Engine:
         Returns:
             What each request got. Its prefill gives a request its first token.
         """
-        with self._lock, self.model.lock, torch.inference_mode():
+        with (
+            self._lock,
+            self.model.lock,
+            torch.inference_mode(),
+            autocast_closed_on_failure(),
+        ):
             for phase in (self._cancel, self._decode, self._admit):
                 phase()
                 self._leave()

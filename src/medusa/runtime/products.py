@@ -71,13 +71,12 @@ class PackedWeight:
 
     def product(self, states: Tensor) -> Tensor:
         """Compute the product immediately, also while a function is traced."""
-        with torch.autocast("cpu", enabled=False):
-            product = _in_few_sizes(self._multiply, states.to(self.dtype))
-        return (
-            product.to(torch.get_autocast_dtype("cpu"))
-            if torch.is_autocast_enabled("cpu")
-            else product
-        )
+        states = states.to(self.dtype)
+        if not torch.is_autocast_enabled("cpu"):
+            return _in_few_sizes(self._multiply, states)
+        with torch.autocast("cpu", enabled=False):  # it would cast the states again
+            product = _in_few_sizes(self._multiply, states)
+        return product.to(torch.get_autocast_dtype("cpu"))
 
     def dense(self) -> Tensor:
         """Return the dense weight, bit for bit as it was packed."""
