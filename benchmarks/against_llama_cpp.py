@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from medusa import CandidateTree, MedusaModel
 from medusa.core.checks import Prepack
 from medusa.hardware.timing import interleaved, timed
 
+from .gguf_files import TYPES, write_gguf
 from .harness import argument_parser, medians, new_report, parse_arguments, publish
 from .models import random_llama, round_weights
 
@@ -40,11 +40,6 @@ CONFIG = LlamaConfig(
     num_attention_heads=12,
     max_position_embeddings=2048,
 )
-TYPES = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-}
 SIZES = (1, 4, 8, 16, 32, 64)
 CHECKED = 8
 """Number of tokens whose logits are compared."""
@@ -53,54 +48,6 @@ LARGEST_DIFFERENCE = 1e-3
 
 Milliseconds = dict[str, dict[str, float]]
 """Milliseconds by number of tokens and method."""
-
-
-def write_gguf(base: LlamaForCausalLM, file: Path, kind: str) -> None:
-    """Write the model as GGUF: matrices in a type of `TYPES`, norms in float32."""
-    writer = gguf.GGUFWriter(file, "llama")
-    _write_config(writer, base.config)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.config.num_hidden_layers)
-    for name, tensor in base.state_dict().items():
-        weight = tensor.float()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weight = interleaved_pairs(weight, base.config.head_dim)
-        values = weight.numpy()
-        target = names.get_name(name, (".weight",))
-        if values.ndim == 1 or kind == "f32":
-            writer.add_tensor(target, values)
-        else:
-            quantized = gguf.quants.quantize(values, TYPES[kind])
-            writer.add_tensor(target, quantized, raw_dtype=TYPES[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _write_config(writer: Any, config: LlamaConfig) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-
-
-def interleaved_pairs(weight: torch.Tensor, width: int) -> torch.Tensor:
-    """Return a projection with rotary pairs side by side, as llama.cpp stores them.
-
-    transformers stores the two dimensions of a pair half a head apart.
-
-    Args:
-        weight: [heads x width, H].
-        width: dimensions of a head.
-    """
-    return weight.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 class LlamaCppModel:

@@ -27,6 +27,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from . import adapters
 from .checkpoint import Checkpoint, cache_arguments, check_files, located
+from .gguf import files_of, is_gguf
 from .names import CONFIG, HUB_ARGUMENTS, check_config, chosen, is_path, resolved
 
 COMPARABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +48,8 @@ class Origin:
     """The origin of a base model: the folder or hub id that heads store as its name.
 
     Attributes:
-        name: absolute path of a folder, a hub id, or "" if the model was not loaded from anywhere.
+        name: absolute path of a folder or a GGUF file, a hub id, or "" if the model was not loaded
+            from anywhere.
         revision: revision of the hub id; None means the main branch.
         cache: {"cache_dir": ...} if the hub's files are not in the default cache; otherwise empty.
     """
@@ -69,7 +71,7 @@ class Origin:
         """
         name = base.config.name_or_path or ""
         folder = Path(name).expanduser()
-        if name and folder.is_dir():
+        if name and (folder.is_dir() or is_gguf(folder)):
             return cls(str(folder.absolute()))
         cache = cache_arguments(hub)
         revision = cache.pop("revision", None)
@@ -98,9 +100,9 @@ class Origin:
                     f"no folder {self.name} seen from {Path.cwd()}: name the base model, base=..."
                 )
             return self.name or "N/A"
-        if not Path(self.name).is_dir():
+        if not Path(self.name).exists():
             raise FileNotFoundError(
-                f"the base model's folder {self.name} is not there any more: name it, base=..."
+                f"the base model {self.name} is not there any more: name it, base=..."
             )
         path = os.path.relpath(os.path.abspath(self.name), os.path.abspath(folder))
         if not os.path.exists(folder / path) or not os.path.samefile(folder / path, self.name):
@@ -111,10 +113,10 @@ class Origin:
 
 
 def load(name: str | Path, **options: Any) -> PreTrainedModel:
-    """Load the causal language model of a folder or hub id, in evaluation mode.
+    """Load the causal language model of a folder, hub id or GGUF file, in evaluation mode.
 
     Args:
-        name: folder or hub id of a model, or of an adapter (with its base model).
+        name: of a model, or of an adapter (with its base model).
         options: arguments of transformers' `from_pretrained`.
 
     Raises:
@@ -122,7 +124,7 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
         ImportError: the name is an adapter's, and peft is not installed.
         ValueError: the configuration or a weights file is broken. The message names it.
     """
-    place = resolved(name)
+    place = files_of(resolved(name))
     if Path(place).is_dir():
         check_config(Path(place))
     if not located(place, CONFIG) and located(place, adapters.ADAPTER_CONFIG):
@@ -138,6 +140,8 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
             if file is not None:
                 check_files(file.parent)
         raise ValueError(f"the weights of {name} cannot be read: {error}") from error
+    if is_gguf(name):
+        base.config.name_or_path = resolved(name)
     return base.eval()
 
 
@@ -147,13 +151,14 @@ def load_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     An adapter without a tokenizer of its own uses its base model's.
 
     Args:
-        name: folder or hub id.
+        name: folder, hub id or GGUF file.
         options: arguments of transformers' `from_pretrained`; `revision` belongs to `name`.
 
     Raises:
         OSError: the model does not exist, or it has no tokenizer.
         ValueError: a file of the tokenizer is broken.
     """
+    name = files_of(name)
     base = adapters.base_of(name, **chosen(options, *HUB_ARGUMENTS))
     if base is not None and not located(name, "tokenizer_config.json", **cache_arguments(options)):
         name = base
@@ -183,7 +188,8 @@ def check_unchanged(base: PreTrainedModel, origin: Origin) -> None:
     if not origin.name:
         return
     hub = {**origin.cache, **({} if origin.revision is None else {"revision": origin.revision})}
-    checkpoint = Checkpoint.find(origin.name, **hub)
+    files = files_of(origin.name)
+    checkpoint = Checkpoint.find(files, **hub)
     if checkpoint is None and Path(origin.name).is_dir():
         raise ValueError(f"{origin.name} holds no weights to name as the base model: {REMEDY}")
     if checkpoint is None:
@@ -192,7 +198,7 @@ def check_unchanged(base: PreTrainedModel, origin: Origin) -> None:
             "compared with them"
         )
         return
-    change = _changed_fields(base, located(origin.name, CONFIG, **hub)) or _changed_tensor(
+    change = _changed_fields(base, located(files, CONFIG, **hub)) or _changed_tensor(
         base, checkpoint, origin.name
     )
     if change:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from ..files import Schema, read_json
 from . import adapters
 from .checkpoint import INDEX, PICKLED, SAFE, Checkpoint, cache_arguments, located, tensor_files
+from .gguf import is_gguf
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
 """File names of the native format."""
@@ -53,17 +54,17 @@ def check_config(folder: Path) -> None:
 
 
 def resolved(name: str | Path) -> str:
-    """Return the absolute path of a folder, or the unchanged hub id.
+    """Return the absolute path of a folder or a GGUF file, or the unchanged hub id.
 
     Raises:
-        FileNotFoundError: the name can only be a folder, and the folder does not exist.
+        FileNotFoundError: the name can only be a path, and nothing is there.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or is_gguf(folder):
         return str(folder.absolute())
     if folder.is_file() or is_path(str(name)):
         raise FileNotFoundError(
-            f"no folder {name}: give a folder that exists, or a hub id (owner/name)"
+            f"no folder {name}: give a folder that exists, a GGUF file, or a hub id (owner/name)"
         )
     return str(name)
 
@@ -74,7 +75,7 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
     Heads on the hub are downloaded.
 
     Args:
-        name: folder or hub id.
+        name: folder or hub id, or a GGUF file, which holds no heads.
         hub: arguments of the hub, such as `revision` and `token`.
 
     Raises:
@@ -83,6 +84,8 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
         ValueError: `name` holds neither heads nor a model, or heads in an unsupported format.
     """
     place = resolved(name)
+    if is_gguf(place):
+        return None
     if not Path(place).is_dir():
         return _hub_heads(place, **hub)
     folder = Path(name).expanduser()

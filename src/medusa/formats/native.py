@@ -28,6 +28,7 @@ from ..files import Schema, read_json, replacing_all, write_json
 from . import adapters, tree_file
 from .bases import Origin
 from .checkpoint import opened
+from .gguf import is_gguf
 from .names import ADAPTER, CONFIG, MERGED, TREE, WEIGHTS, is_path
 
 VERSIONS = ("1", "2")
@@ -88,7 +89,7 @@ def named_base(folder: Path) -> Origin:
             "base=...), or --base)"
         )
     place = folder / Path(name).expanduser()
-    if place.is_dir():
+    if place.is_dir() or is_gguf(place):
         return Origin(str(place))
     if is_path(name) or name == MERGED:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Models by name: a folder or hub id of Medusa heads, or of a base model."""
+"""Models by name: a folder or hub id of Medusa heads or of a base model, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import (
 
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
+from ..formats.gguf import files_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class NamedModel:
     """The heads and the base model that a name stands for; nothing is loaded yet.
 
     Attributes:
-        name: folder or hub id, as the user gave it.
+        name: folder, hub id or GGUF file, as the user gave it.
         heads: local folder of the heads; None where `name` is a base model.
         base: the base model: `name` itself, or the one that the heads name.
         options: keyword arguments for transformers to load the base model: dtype, device_map,
@@ -46,7 +47,7 @@ class NamedModel:
         """Find a model's heads, which are downloaded if need be, and its base model.
 
         Args:
-            name: folder or hub id of heads, of a base model, or of a PEFT adapter.
+            name: folder or hub id of heads, of a base model, or of a PEFT adapter; or a GGUF file.
             base: the base model to use in place of the one that the heads name.
             base_revision: the base model's revision; by default the one that the heads name.
             options: `revision` (of `name`), token, cache_dir and the like, for both downloads;
@@ -87,7 +88,7 @@ class NamedModel:
     def config(self) -> PreTrainedConfig:
         """Return the base model's configuration, without loading its weights."""
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            self.base.name, **self._metadata_options
+            files_of(self.base.name), **self._metadata_options
         )
         return config
 
@@ -95,7 +96,7 @@ class NamedModel:
         """Return the token ids that end an answer, by the base model's generation configuration."""
         try:
             config = GenerationConfig.from_pretrained(
-                self.base.name, **names.chosen(self.options, *names.HUB_ARGUMENTS)
+                files_of(self.base.name), **names.chosen(self.options, *names.HUB_ARGUMENTS)
             )
         except OSError:  # the model has no file of its own for it
             config = GenerationConfig.from_model_config(self.config())

@@ -15,6 +15,7 @@ from ..core.checks import new_heads
 from ..core.heads import MedusaHeads
 from ..formats import adapters, names, native
 from ..formats.bases import Origin
+from ..formats.gguf import files_of
 from ..loading import NamedModel
 from .recipe import Recipe
 
@@ -56,7 +57,7 @@ class Source:
         named = NamedModel.find(self.model, **self.loading)
         if named.heads is None:
             base = adapters.base_of(
-                named.base.name, **names.chosen(self.loading, *names.HUB_ARGUMENTS)
+                files_of(named.base.name), **names.chosen(self.loading, *names.HUB_ARGUMENTS)
             )
             if base is not None:
                 raise ValueError(
