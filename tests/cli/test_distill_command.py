@@ -21,7 +21,7 @@ def go(folders, tmp_path):
 
     def run(*options, prompts=tmp_path / "seeds.txt", output=tmp_path / "out.jsonl"):
         given = {"--prompts": prompts, "-o": output, "--max-new-tokens": 8, "--temperature": 0}
-        named = [str(each) for pair in given.items() for each in pair]
+        named = [str(each) for pair in given.items() if pair[1] is not None for each in pair]
         result = runner.invoke(app, ["distill", str(folders / "heads"), *named, *options])
         assert "Traceback" not in result.stderr
         return result.exit_code, " ".join(result.stderr.split())
@@ -115,6 +115,27 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     code, said = go()
     assert code == 130
     assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", said)
+
+
+def test_the_model_asks_itself_and_a_second_run_asks_nothing_again(go, tmp_path):
+    assert go(prompts=None) == (
+        1,
+        "error: nothing to answer: pass --prompts, --self-prompts or both",
+    )
+    code, said = go("--self-prompts", "5", prompts=None)
+    assert code == 0, said
+    written = (tmp_path / "out.jsonl").read_bytes()
+    left_out = tmp_path / "out.jsonl.left-out"
+    cut = lines(left_out) if left_out.exists() else []
+    names = [line["id"] for line in lines(tmp_path / "out.jsonl") + cut]
+    assert sorted(names) == [f"self-prompt {number}" for number in range(5)]
+    questions = [line["messages"][0]["content"] for line in lines(tmp_path / "out.jsonl")]
+    assert len(set(questions)) == len(questions)
+    assert go("--self-prompts", "5", prompts=None)[0] == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == written
+    code, said = go("--self-prompts", "5", "--server", "http://127.0.0.1:9/v1", prompts=None)
+    assert code == 1
+    assert "a chat server does not" in said
 
 
 def test_a_server_answers_in_place_of_a_model(go, tmp_path):

@@ -5,7 +5,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from benchmarks.harness import in_new_process
 from tools.demo_model.backbone import (
     BackboneTrainer,
     answer_loss,
@@ -105,8 +104,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tokenizer, recipe, 
         rates=((0, 1.0), (4, 0.0)),
         foresight=Foresight(num_heads=1, begin=2, weights=((3, 0.1),)),
     )
-    # in a process of its own, as a training runs
-    whole, resumed = in_new_process(trained_at_once_and_resumed, recipe, tokenizer, tmp_path)
+    whole, resumed = trained_at_once_and_resumed(recipe, tokenizer, tmp_path)
     assert [step for step, _ in whole["losses"]] == [1, 2, 3, 4]
     assert whole["accuracy"] == {"sql": 1.0}
     assert resumed["tokens"] == whole["tokens"]

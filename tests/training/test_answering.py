@@ -204,7 +204,7 @@ def test_the_prompt_of_self_talk_ends_where_the_template_lets_the_user_begin(own
     ids = made._prompt(Ask([{"role": "user", "content": "one"}], "user", "k"))
     assert own.decode(ids) == "<user>one;<user>"
     own.chat_template = None
-    with pytest.raises(ValueError, match="self-talk needs a chat template"):
+    with pytest.raises(ValueError, match="need a chat template"):
         engine(model(own), own, self_talk=1)
 
 

@@ -1,6 +1,12 @@
 import pytest
 
-from medusa.training.conversations import GenerationSettings, Turn, conversation
+from medusa.training.conversations import (
+    Ask,
+    FinishedConversation,
+    GenerationSettings,
+    Turn,
+    conversation,
+)
 
 ASKED = [
     {"role": "system", "content": "be kind"},
@@ -80,6 +86,24 @@ def test_self_talk_continues_with_the_models_own_questions():
         [*turns[:2], Turn("thr", 9, cut=True)], self_talk=2
     )  # a question that is cut off is not asked
     assert contents(ended.messages)[1:] == ["one", "first", "two", "second"]
+
+
+def test_a_conversation_without_a_question_begins_with_the_models_own():
+    asked = {"zero?"}
+    own = conversation("a", [], GenerationSettings("m"), asked)
+    assert next(own) == Ask([], "user", "a/0/user")
+    assert own.send(Turn("one?", 2)) == Ask(
+        [{"role": "user", "content": "one?"}], "assistant", "a/0/assistant"
+    )
+    assert asked == {"zero?", "one?"}
+    with pytest.raises(StopIteration) as ended:
+        own.send(Turn("first", 1))
+    assert contents(ended.value.value.messages) == ["one?", "first"]
+    again = conversation("b", [], GenerationSettings("m"), asked)
+    next(again)
+    with pytest.raises(StopIteration) as ended:
+        again.send(Turn("one?", 2))
+    assert ended.value.value == FinishedConversation([], "question 1 was asked before")
 
 
 def test_reasoning_is_kept_with_its_answer():

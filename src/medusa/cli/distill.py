@@ -30,9 +30,16 @@ class AnswererOptions(ModelOptions):
 class DistillationOptions:
     """Options that name the prompts and choose how they are answered."""
 
-    prompts: str = option(
+    prompts: str | None = option(
         "Prompts, or chats whose user turns are used: a file, a folder, or a dataset on the hub",
+        default=None,
         metavar="SOURCE",
+    )
+    self_prompts: int = option(
+        "Number of conversations that the model begins with a question of its own, besides those "
+        "of --prompts; repeated questions are left out",
+        default=0,
+        min=0,
     )
     output: Path = option(
         "File for the answers, as JSON lines; the same command resumes an interrupted run",
@@ -91,7 +98,11 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
         options.leave_out_cut,
     )
     # Check prompts and output before loading a model or sending requests to a server.
-    seeds = list(distillation.read_seeds(options.prompts, options.limit, options.split))
+    if options.prompts is None and not options.self_prompts:
+        raise ValueError("nothing to answer: pass --prompts, --self-prompts or both")
+    seeds = distillation.self_prompts(options.self_prompts)
+    if options.prompts is not None:
+        seeds += distillation.read_seeds(options.prompts, options.limit, options.split)
     with answers_file(options.output, settings) as answers:
         engine = _engine(settings, options.batch_size, server, model)
         try:

@@ -94,7 +94,8 @@ class ModelOptions(HubOptions):
     """
 
     model: str = argument(
-        "Folder or hub id of Medusa heads or of a base model, or 'demo', the embedded model",
+        "Folder or hub id of Medusa heads or of a base model, a GGUF file, or 'demo', the embedded "
+        "model",
         "MODEL",
     )
     base: str | None = option(

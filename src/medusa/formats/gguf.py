@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..files import locked
@@ -60,8 +61,11 @@ def convert(file: Path, folder: Path) -> None:
     """
     dtype = _dtype(file)
     source: dict[str, Any] = {"gguf_file": file.name}
+    # newer versions of transformers keep quantised weights packed where a kernel computes with them
+    config = getattr(transformers, "GgufConfig", None)
+    dense = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
-        read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **source)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **source, **dense)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
     except Exception as error:  # transformers and gguf raise many types
         raise ValueError(f"{file} cannot be read by transformers: {error}") from error
@@ -91,7 +95,8 @@ def _dtype(file: Path) -> torch.dtype:
 def _without_origin(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model without the marks of its file, with which transformers does not save it."""
     config = model.config
-    del config.quantization_config
+    for mark in ("quantization_config", "_model_name_or_path"):
+        vars(config).pop(mark, None)
     config.name_or_path = ""
     with torch.device("meta"):
         plain: PreTrainedModel = type(model)(config)

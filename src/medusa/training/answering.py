@@ -19,6 +19,8 @@ from ..loading import MedusaModel
 from ..text import answer_text
 from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
+QUESTION_TOP_P = 0.95
+"""Share of the probability that the questions are sampled from which a model asks itself."""
 AHEAD = 2
 """Conversations begun, in batch sizes: those without a row wait for the next one that is free."""
 
@@ -55,14 +57,19 @@ class LocalAnswerer:
         self.model, self.tokenizer = model, tokenizer
         self.settings, self.batch_size = settings, batch_size
         self.encoder = Encoder(tokenizer)
-        if settings.self_talk and not self.encoder.template:
-            raise ValueError(
-                "self-talk needs a chat template, and this tokenizer has none: leave out "
-                "--self-talk"
-            )
+        if settings.self_talk:
+            self.check_own_questions()
         config = model.base.generation_config
         self.ends = {tokenizer.eos_token_id, *_listed(config.eos_token_id)} - {None}
         self.stop_strings = _listed(config.stop_strings)
+
+    def check_own_questions(self) -> None:
+        """Raise ValueError if the model cannot ask itself questions."""
+        if not self.encoder.template:
+            raise ValueError(
+                "questions of the model's own need a chat template, and this tokenizer has none: "
+                "leave out --self-prompts and --self-talk"
+            )
 
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
@@ -134,7 +141,10 @@ class LocalAnswerer:
         except Exception as error:  # chat templates and tokenizers may raise anything
             raise ValueError(f"the conversation cannot be written as a prompt: {error}") from error
         limit = self.model.positions.longest(len(prompt))
-        max_new_tokens = self.settings.max_new_tokens
+        settings = self.settings
+        max_new_tokens = (
+            settings.max_question_tokens if ask.role == "user" else settings.max_new_tokens
+        )
         if limit is not None:
             max_new_tokens = min(max_new_tokens, limit - len(prompt))
         if max_new_tokens < 1:
@@ -148,19 +158,24 @@ class LocalAnswerer:
             options["eos_token_id"] = sorted(self.ends)
         if self.stop_strings:
             options["tokenizer"] = self.tokenizer
-        request = prepare(self.model, ids, **options, **self._sampling(ask.key)).requests[0]
+        sampling = self._sampling(ask)
+        request = prepare(self.model, ids, **options, **sampling).requests[0]
         # answers without sampling share what the engine learns about its trees
-        return request if self.settings.temperature else replace(request, schedule=None)
+        return request if sampling["do_sample"] else replace(request, schedule=None)
 
-    def _sampling(self, key: str) -> dict[str, Any]:
-        if not self.settings.temperature:
+    def _sampling(self, ask: Ask) -> dict[str, Any]:
+        own_question = ask.role == "user"
+        settings = self.settings
+        temperature = settings.question_temperature if own_question else settings.temperature
+        if not temperature:
             return {"do_sample": False}
-        name = f"{self.settings.seed}/{key}".encode()
+        name = f"{settings.seed}/{ask.key}".encode()
         seed = int(hashlib.sha256(name).hexdigest()[:12], 16)
         generator = torch.Generator(self.model.device).manual_seed(seed)
         return {
             "do_sample": True,
-            "temperature": self.settings.temperature,
+            "temperature": temperature,
+            **({"top_p": QUESTION_TOP_P} if own_question else {}),
             "generator": [generator],
         }
 

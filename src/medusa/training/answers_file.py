@@ -30,12 +30,22 @@ class AnswerLine(Schema):
     id: str
     messages: list[dict[str, Any]]
 
+    @property
+    def question(self) -> str:
+        """The first turn of the user."""
+        return next((turn["content"] for turn in self.messages if turn.get("role") == "user"), "")
+
 
 class LeftOutLine(Schema):
     """Schema of a line of `*.left-out`: a conversation without an answer, and why it has none."""
 
     id: str
     why: str
+
+    @property
+    def question(self) -> str:
+        """No question: it may be asked again."""
+        return ""
 
 
 @dataclass
@@ -47,6 +57,7 @@ class AnswersFile:
         settings: settings of its answers.
         kept: names of the conversations in the file.
         left_out: names of the conversations without an answer.
+        questions: first questions of the conversations in the file.
         file: the open file.
     """
 
@@ -54,6 +65,7 @@ class AnswersFile:
     settings: GenerationSettings
     kept: set[str]
     left_out: set[str]
+    questions: set[str]
     file: BinaryIO
 
     def __contains__(self, name: str) -> bool:
@@ -95,10 +107,11 @@ def answers_file(path: Path, settings: GenerationSettings) -> Iterator[AnswersFi
     with locked(path):
         if any(file.is_file() and file.stat().st_size for file in (path, left_out_path)):
             _check_settings(path, settings_path, settings)
-        kept, left_out = _read_names(path, AnswerLine), _read_names(left_out_path, LeftOutLine)
+        kept, left_out = _read_lines(path, AnswerLine), _read_lines(left_out_path, LeftOutLine)
         write_json(settings_path, {"settings": asdict(settings)})
         with _open_for_lines(path) as file:
-            yield AnswersFile(path, settings, kept, left_out, file)
+            questions = set(kept.values())
+            yield AnswersFile(path, settings, set(kept), set(left_out), questions, file)
 
 
 def _check_settings(path: Path, settings_path: Path, settings: GenerationSettings) -> None:
@@ -125,18 +138,21 @@ def _left_out_path(path: Path) -> Path:
     return path.with_name(path.name + ".left-out")
 
 
-def _read_names(path: Path, schema: type[AnswerLine] | type[LeftOutLine]) -> set[str]:
-    """Return the names in a file of JSON lines; repair a last line that was not finished."""
+def _read_lines(path: Path, schema: type[AnswerLine] | type[LeftOutLine]) -> dict[str, str]:
+    """Return the names in a file of JSON lines, with the first questions.
+
+    A last line that was not finished is repaired.
+    """
     if not path.is_file():
-        return set()
-    names, complete_bytes, line = set(), 0, b"\n"
+        return {}
+    names, complete_bytes, line = dict[str, str](), 0, b"\n"
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
             complete_bytes += len(line)
             if line.strip():
-                names.add(_parse_name(line, schema, f"{path}, line {number}"))
+                names |= _parse_line(line, schema, f"{path}, line {number}")
     if not line.endswith(b"\n"):
         names |= _repair_last_line(path, schema, complete_bytes, line)
     return names
@@ -144,21 +160,25 @@ def _read_names(path: Path, schema: type[AnswerLine] | type[LeftOutLine]) -> set
 
 def _repair_last_line(
     path: Path, schema: type[AnswerLine] | type[LeftOutLine], complete_bytes: int, last: bytes
-) -> set[str]:
+) -> dict[str, str]:
     """Add the line break that a last line lacks and return its name; remove a broken last line."""
     try:
-        name = _parse_name(last, schema, str(path))
+        name = _parse_line(last, schema, str(path))
     except ValueError:
         os.truncate(path, complete_bytes)
-        return set()
+        return {}
     with path.open("ab") as file:
         file.write(b"\n")
-    return {name}
+    return name
 
 
-def _parse_name(line: bytes, schema: type[AnswerLine] | type[LeftOutLine], place: str) -> str:
+def _parse_line(
+    line: bytes, schema: type[AnswerLine] | type[LeftOutLine], place: str
+) -> dict[str, str]:
+    """Return the name and the first question of a line."""
     try:
-        return parse_json(line, schema, place, "the line").id
+        parsed = parse_json(line, schema, place, "the line")
+        return {parsed.id: parsed.question}
     except ValueError as error:
         raise ValueError(
             f"{error}: delete the line, and its prompt is asked again, or take another --output"

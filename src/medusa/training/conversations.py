@@ -24,9 +24,12 @@ class GenerationSettings:
         temperature: sampling temperature; 0 decodes greedily, and the paper samples at 0.3.
         seed: seed of the sampling; each turn of each conversation has its own random numbers.
         max_new_tokens: maximum number of tokens of an answer.
-        self_talk: number of questions that the model asks itself after the questions of the data.
+        self_talk: number of questions that the model asks itself after the first ones.
         leave_out_cut: leave out answers that reach `max_new_tokens`; by default they are kept and
             marked as cut.
+        question_temperature: sampling temperature of the questions that the model asks itself.
+        max_question_tokens: maximum number of tokens of such a question; a longer one ends the
+            conversation.
 
     Raises:
         ValueError: a value is out of range.
@@ -38,12 +41,20 @@ class GenerationSettings:
     max_new_tokens: int = 1024
     self_talk: int = 0
     leave_out_cut: bool = False
+    question_temperature: float = 1.0
+    max_question_tokens: int = 128
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be 0 or a positive number, got {self.temperature}")
-        if self.max_new_tokens < 1 or self.self_talk < 0:
-            raise ValueError("max_new_tokens must be positive and self_talk not negative")
+        if not 0 < self.question_temperature < math.inf:
+            raise ValueError(
+                f"question_temperature must be above 0, got {self.question_temperature}"
+            )
+        if min(self.max_new_tokens, self.max_question_tokens) < 1 or self.self_talk < 0:
+            raise ValueError(
+                "max_new_tokens and max_question_tokens must be positive, self_talk not negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,13 +151,18 @@ Conversation = Generator[Ask, Turn, FinishedConversation]
 class Answerer(Protocol):
     """A model or a server that answers the turns of conversations."""
 
+    def check_own_questions(self) -> None:
+        """Raise ValueError if the model cannot ask itself questions."""
+
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]
     ) -> Generator[Outcome, None, None]:
         """Run named conversations to their end; yield each outcome as soon as it is known."""
 
 
-def conversation(name: str, seed: Messages, settings: GenerationSettings) -> Conversation:
+def conversation(
+    name: str, seed: Messages, settings: GenerationSettings, asked: set[str] | None = None
+) -> Conversation:
     """Return a conversation that asks the questions of `seed`, and then lets the model ask itself.
 
     The conversation ends after an answer that was cut off, and before an answer that is empty or to
@@ -154,12 +170,16 @@ def conversation(name: str, seed: Messages, settings: GenerationSettings) -> Con
 
     Args:
         name: unique name of the conversation.
-        seed: a chat, whose system message and user turns are used.
+        seed: a chat, whose system message and user turns are used. If it has no turn of the user,
+            the model asks the first question itself.
         settings: settings of the answers.
+        asked: first questions of other conversations. The model's own first question joins them; if
+            it is among them, the conversation ends.
     """
+    asked = set() if asked is None else asked
     messages: Messages = [turn for turn in seed if turn["role"] == "system"]
     questions = [turn for turn in seed if turn["role"] == "user"]
-    for number in range(len(questions) + settings.self_talk):
+    for number in range(max(1, len(questions)) + settings.self_talk):
         if number < len(questions):
             question = questions[number]
         else:
@@ -167,6 +187,9 @@ def conversation(name: str, seed: Messages, settings: GenerationSettings) -> Con
             if own.problem or own.cut:
                 why = f"question {number + 1} {own.problem or 'was cut off'}"
                 return FinishedConversation(messages, why)
+            if number == 0 and own.text in asked:
+                return FinishedConversation(messages, "question 1 was asked before")
+            asked.add(own.text)
             question = {"role": "user", "content": own.text}
         answer = yield Ask([*messages, question], "assistant", f"{name}/{number}/assistant")
         if answer.problem or (answer.cut and settings.leave_out_cut):

@@ -65,6 +65,15 @@ def read_seeds(
         yield f"{record.place}, {digest}", chat
 
 
+def self_prompts(count: int) -> list[tuple[str, Messages]]:
+    """Return the names of conversations that the model begins itself, each with an empty chat.
+
+    Its questions are sampled from the chat template's text before a user's turn (the idea of
+    Magpie: Xu et al., 2024), so no data set is needed.
+    """
+    return [(f"self-prompt {number}", []) for number in range(count)]
+
+
 def distill(
     answerer: Answerer,
     seeds: Sequence[tuple[str, Messages]],
@@ -75,15 +84,18 @@ def distill(
 
     Args:
         answerer: model or server that generates the answers.
-        seeds: name and chat of each conversation; see `read_seeds`.
+        seeds: name and chat of each conversation; see `read_seeds` and `self_prompts`.
         answers: file of finished conversations.
         watch: called with the progress at the start and after each conversation.
 
     Raises:
         OSError: a server cannot be reached, or the disk is full; finished conversations are kept.
+        ValueError: the model is to ask itself questions, and cannot.
     """
+    if not all(any(turn["role"] == "user" for turn in seed) for _, seed in seeds):
+        answerer.check_own_questions()
     waiting = [
-        (name, conversation(name, seed, answers.settings))
+        (name, conversation(name, seed, answers.settings, answers.questions))
         for name, seed in seeds
         if name not in answers
     ]

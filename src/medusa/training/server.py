@@ -122,11 +122,9 @@ class ServerAnswerer:
         in_flight: int = 8,
         timeout: float = 600,
     ):
-        if settings.self_talk:
-            raise ValueError(
-                "--self-talk lets the model write the user's turns, which a chat server does not do"
-            )
         self.address, self.settings = _check_address(address), settings
+        if settings.self_talk:
+            self.check_own_questions()
         self.key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (self.key.isascii() and self.key.isprintable()):
             raise ValueError(
@@ -135,6 +133,13 @@ class ServerAnswerer:
         if not timeout > 0:
             raise ValueError(f"a server's timeout must be positive, got {timeout}")
         self.in_flight, self.timeout = in_flight, timeout
+
+    def check_own_questions(self) -> None:
+        """Raise ValueError: the interface of a chat server has no such request."""
+        raise ValueError(
+            "--self-prompts and --self-talk let the model write the user's turns, which a chat "
+            "server does not do"
+        )
 
     def drive(
         self, conversations: Sequence[tuple[str, Conversation]]

