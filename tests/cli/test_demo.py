@@ -9,7 +9,9 @@ from medusa.cli import app
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("medusa.demo.load", lambda **_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "medusa.cli.side_by_side.load", lambda *_: pytest.fail("the model was loaded")
+    )
     (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "file" / "report.json"):
         result = CliRunner().invoke(app, ["demo", "--json", str(place)])

@@ -177,7 +177,7 @@ def test_every_error_is_one_line(folders, monkeypatch, error, line):
     [
         ("medusa.cli.models.load", ["chat", "demo"]),
         ("medusa.cli.tree_view.print_tree", ["tree", "show", "demo"]),
-        ("medusa.demo.load", ["demo"]),
+        ("medusa.cli.side_by_side.load", ["demo"]),
         ("medusa.cli.models.load", ["calibrate", "demo", "--output", "OUT"]),
     ],
 )

@@ -10,12 +10,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .. import demo, loading
+from ..demo import smollm2
 from ..loading import MedusaModel, NamedModel
 from .options import ModelOptions
 from .streams import note
 
-DEMO = "demo"
-"""The name of the embedded model."""
+DEMO, SMOLLM2 = "demo", "smollm2"
+"""Names of the embedded model, and of SmolLM2-135M-Instruct with the heads in this package."""
+HEADS = {DEMO: demo.heads_folder, SMOLLM2: smollm2.heads_folder}
+"""The folders of their heads."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of a device map that are not the name of a device."""
 
@@ -56,8 +59,8 @@ def load(
 
 
 def folder_or_id(name: str) -> str:
-    """Return a model's folder or hub id: that of the embedded model's heads for "demo"."""
-    return str(demo.heads_folder()) if name == DEMO else name
+    """Return a model's folder or hub id: for a name in `HEADS`, the folder of these heads."""
+    return str(HEADS[name]()) if name in HEADS else name
 
 
 def hide_piped_bars() -> None:
@@ -72,15 +75,17 @@ def _find(options: ModelOptions) -> NamedModel:
     Raises:
         FileNotFoundError, OSError, ValueError: see `load`.
     """
-    if options.model == DEMO and options.base is not None:
-        raise ValueError(f"'{DEMO}' brings its own base model: leave out --base")
-    dtype = options.dtype
+    if options.model in HEADS and options.base is not None:
+        raise ValueError(f"'{options.model}' brings its own base model: leave out --base")
+    base, dtype = options.base, options.dtype
+    if options.model == SMOLLM2:
+        base = str(smollm2.fetch(say=note))
     if options.model == DEMO and dtype == "auto":
         dtype = "float32"  # as everywhere: it is stored in bfloat16 only to be small
     device_map = {} if options.device_map is None else {"device_map": options.device_map}
     return NamedModel.find(
         folder_or_id(options.model),
-        options.base,
+        base,
         dtype=dtype,
         **device_map,
         **options.hub_arguments,

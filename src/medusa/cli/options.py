@@ -94,8 +94,8 @@ class ModelOptions(HubOptions):
     """
 
     model: str = argument(
-        "Folder or hub id of Medusa heads or of a base model, a GGUF file, or 'demo', the embedded "
-        "model",
+        "Folder or hub id of Medusa heads or of a base model, a GGUF file, 'demo' for the embedded "
+        "model, or 'smollm2' for SmolLM2-135M-Instruct, which is fetched when first used",
         "MODEL",
     )
     base: str | None = option(

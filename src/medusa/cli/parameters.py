@@ -39,10 +39,14 @@ def option(text: str, *flags: str, default: Any = MISSING, **settings: Any) -> A
     return field(default=default, metadata=metadata)
 
 
-def argument(text: str, metavar: str) -> Any:
-    """Return a dataclass field that is a required positional argument of a command."""
+def argument(text: str, metavar: str, default: Any = MISSING) -> Any:
+    """Return a dataclass field that is a positional argument of a command.
+
+    Args:
+        default: without one, users must pass the argument.
+    """
     metadata = {"help": text, "is_argument": True, "settings": {"metavar": metavar}}
-    return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def with_parameters(command: Callable[..., None]) -> Callable[..., None]:

