@@ -66,8 +66,8 @@ def rows_of(
                 "tokens_per_step": summary["acceleration_rate"],
                 "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
                 "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
+                "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
                 "speedup_over_generate": summary.get("speedup_over_generate_with_prefill"),
-                "over_llama_cpp_q4_1": None,
                 "identical": summary["identical_prompts"],
                 "prompts": len(part),
                 "first_token_ms": summary["first_token_ms"],
@@ -87,6 +87,7 @@ def measure(
     *,
     generate: bool,
     max_new_tokens: int,
+    repeats: int,
 ) -> list[dict[str, Any]]:
     """Return the rows of several ways of decoding, which take turns with plain decoding.
 
@@ -100,7 +101,7 @@ def measure(
         arguments = {"max_new_tokens": max_new_tokens, **own}
         for _ in compare(model, prompts[:2], arguments, methods=baselines, repeats=1):
             pass  # a warm-up, which does not count
-        compared = compare(model, prompts, arguments, methods=baselines, repeats=1)
+        compared = compare(model, prompts, arguments, methods=baselines, repeats=repeats)
         comparisons = list(track(compared, method, total=len(prompts), console=console))
         rows += rows_of(method, own.get("temperature", 0.0), comparisons)
     return rows
@@ -133,6 +134,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="auto", help="of the weights (default: the checkpoint's)"
     )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")
     return parse_arguments(parser)
 
@@ -144,11 +146,12 @@ def main() -> None:
     named = NamedModel.find(heads, smollm2.fetch(say=console.print), dtype=options.dtype)
     model, tokenizer = load(named, all_heads=True)
     prompts = questions(tokenizer, options.questions, options.limit)
-    settings = {"max_new_tokens": options.max_new_tokens}
+    settings = {"max_new_tokens": options.max_new_tokens, "repeats": options.repeats}
     greedy = {"do_sample": False}
+    large = large_tree(model)
     rows = measure(model, prompts, {"Medusa": greedy}, console, generate=True, **settings)
     others = {
-        f"Medusa, {LARGE} nodes": {**greedy, "tree": large_tree(model)},
+        f"Medusa, {LARGE} nodes": {**greedy, "tree": large},
         "Medusa, typical acceptance": TYPICAL,
         "Medusa, rejection": REJECTION,
     }

@@ -117,22 +117,40 @@ def test_an_interrupt_says_what_is_kept(go, monkeypatch):
     assert re.search(r"stopped; 0 conversations in \S+out.jsonl\. The same command goes on", said)
 
 
+@pytest.fixture
+def many_ends(folders):
+    """Lets the random model end its turns, which it would hardly do otherwise."""
+    file = folders / "base" / "generation_config.json"
+    before = file.read_text()
+    ends = list(range(2, 298, 6))
+    file.write_text(json.dumps({**json.loads(before), "eos_token_id": ends}))
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.usefixtures("many_ends")
 def test_the_model_asks_itself_and_a_second_run_asks_nothing_again(go, tmp_path):
     assert go(prompts=None) == (
         1,
         "error: nothing to answer: pass --prompts, --self-prompts or both",
     )
-    code, said = go("--self-prompts", "5", prompts=None)
-    assert code == 0, said
-    written = (tmp_path / "out.jsonl").read_bytes()
-    left_out = tmp_path / "out.jsonl.left-out"
-    cut = lines(left_out) if left_out.exists() else []
-    names = [line["id"] for line in lines(tmp_path / "out.jsonl") + cut]
-    assert sorted(names) == [f"self-prompt {number}" for number in range(5)]
-    questions = [line["messages"][0]["content"] for line in lines(tmp_path / "out.jsonl")]
-    assert len(set(questions)) == len(questions)
-    assert go("--self-prompts", "5", prompts=None)[0] == 0
-    assert (tmp_path / "out.jsonl").read_bytes() == written
+    assert go("--limit", "3", "--self-prompts", "5", prompts=None)[0] == 1
+
+    def run(count):
+        code, said = go("--self-prompts", str(count), prompts=None)
+        assert code == 0, said
+        left_out = tmp_path / "out.jsonl.left-out"
+        cut = lines(left_out) if left_out.exists() else []
+        names = [line["id"] for line in lines(tmp_path / "out.jsonl") + cut]
+        assert sorted(names) == sorted(f"self-prompt {number}" for number in range(count))
+        questions = [line["messages"][0]["content"] for line in lines(tmp_path / "out.jsonl")]
+        assert questions
+        assert len(set(questions)) == len(questions)
+        return (tmp_path / "out.jsonl").read_bytes()
+
+    written = run(8)
+    assert run(8) == written
+    assert run(12).startswith(written)
     code, said = go("--self-prompts", "5", "--server", "http://127.0.0.1:9/v1", prompts=None)
     assert code == 1
     assert "a chat server does not" in said
@@ -174,8 +192,8 @@ def test_a_line_of_progress(progress, seconds, line):
 
 
 def test_a_log_has_a_line_every_so_often(clock, capsys):
-    with progress_module.watching(Console(stderr=True), 4) as watch:
-        progress = DistillProgress(4)
+    with progress_module.watching(Console(stderr=True), 10) as watch:
+        progress = DistillProgress(10, earlier=4)
         for clock.now in (0.0, 10.0, 25.0, 30.0, 50.0):
             progress.finished = int(clock.now) // 10
             if clock.now == 25.0:
@@ -185,9 +203,9 @@ def test_a_log_has_a_line_every_so_often(clock, capsys):
     lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         "refused: a: no",
-        "3/4 conversations",
-        "6/4 conversations",
-        "conversations: 6 conversations in 0:00:50",
+        "7/10 conversations",
+        "10/10 conversations",
+        "10/10 conversations",
     ]
 
 

@@ -577,6 +577,7 @@ def test_an_interrupt_leaves_no_autocast_open(monkeypatch):
         patch.setattr(torch.autocast, "__enter__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.generate(torch.arange(5, 9)[None], max_new_tokens=4)
+        assert torch.is_autocast_enabled("cpu")
     torch.autocast_increment_nesting()
     assert torch.autocast_decrement_nesting() == 0
 

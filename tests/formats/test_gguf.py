@@ -1,17 +1,19 @@
+import copy
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models import tiny
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from benchmarks.gguf_files import write_gguf
 from medusa import MedusaModel
 from medusa.cli import app
 from medusa.formats import bases
+from medusa.formats import gguf as gguf_format
 from medusa.formats.gguf import files_of, is_gguf
 from medusa.loading import NamedModel
 
@@ -49,6 +51,36 @@ def test_a_file_gives_the_model_that_it_was_made_of(file, base, cache):
     again = bases.load(str(file), dtype=torch.bfloat16)
     assert again.dtype == torch.bfloat16
     assert len([each for each in cache.iterdir() if each.is_dir()]) == 1
+
+
+def test_a_file_of_that_name_in_the_working_directory_is_not_read(
+    file, base, tmp_path, monkeypatch, tokenizer
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.model.norm.weight.fill_(7)
+    write_gguf(other, tmp_path / "here" / file.name, "f32", tokenizer)
+    assert torch.equal(bases.load(file).model.norm.weight, base.model.norm.weight)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [
+        ({"F32"}, torch.float32),
+        ({"F16"}, torch.float16),
+        ({"F16", "F32"}, torch.float16),
+        ({"BF16", "F32"}, torch.bfloat16),
+        ({"Q8_0", "F16"}, torch.bfloat16),
+    ],
+)
+def test_the_dtype_of_mixed_files_loses_no_more_than_need_be(monkeypatch, tmp_path, kinds, dtype):
+    tensors = [
+        SimpleNamespace(tensor_type=SimpleNamespace(name=kind), shape=(2, 2)) for kind in kinds
+    ]
+    monkeypatch.setattr("gguf.GGUFReader", lambda _: SimpleNamespace(tensors=tensors))
+    assert gguf_format._dtype(tmp_path / "any.gguf") == dtype
 
 
 @pytest.mark.parametrize(
@@ -134,11 +166,11 @@ def test_only_files_count(tmp_path):
     (tmp_path / "folder.gguf").mkdir()
     assert not is_gguf(tmp_path / "folder.gguf")
     assert not is_gguf("owner/name.gguf")
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        NamedModel.find("./missing.gguf")
+    for name in ("./missing.gguf", "missing.gguf"):
+        with pytest.raises(FileNotFoundError, match=f"no file {name}: give a GGUF file"):
+            NamedModel.find(name)
 
 
 def test_files_of_other_models_stay_where_they_are(base_folder):
     assert files_of("owner/name") == "owner/name"
     assert files_of(str(base_folder)) == str(base_folder)
-    AutoTokenizer.from_pretrained(files_of(str(base_folder)))

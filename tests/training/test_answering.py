@@ -2,6 +2,7 @@ import pytest
 import torch
 from models import tiny
 from transformers import AutoTokenizer
+from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from medusa import MedusaModel
 from medusa.training.answering import LocalAnswerer
@@ -206,6 +207,37 @@ def test_the_prompt_of_self_talk_ends_where_the_template_lets_the_user_begin(own
     own.chat_template = None
     with pytest.raises(ValueError, match="need a chat template"):
         engine(model(own), own, self_talk=1)
+
+
+QUESTION = Ask([], "user", "k")
+
+
+def test_questions_of_the_models_own_are_sampled_from_their_own_distribution(own):
+    made = engine(model(own), own, temperature=0.0, max_question_tokens=7)
+    request = made._request(QUESTION)
+    assert [type(each) for each in request.processors] == [TopPLogitsWarper]
+    assert request.max_length == len(request.ids) + 7
+    answer = Ask([{"role": "user", "content": "one"}], "assistant", "k")
+    assert made._request(answer).generator is None
+    warm = engine(model(own), own, question_temperature=0.5)._request(QUESTION)
+    assert [type(each) for each in warm.processors] == [TemperatureLogitsWarper, TopPLogitsWarper]
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "strings"),
+    [
+        ("<|user|>{{ m }}<|assistant|>", {"<|assistant|>"}, []),
+        ("{{ m }} [/INST] ", set(), ["[/INST]"]),
+        ("user: {{ m }}\n", set(), []),
+    ],
+)
+def test_a_question_ends_where_the_template_would_go_on(own, template, ends, strings):
+    turn = template.replace("m }}", "m['content'] }}")
+    own.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+    made = engine(model(own), own, ends=False)
+    ids = {own.convert_tokens_to_ids(each) for each in ends}
+    assert made._ends_of(QUESTION) == (ids, strings)
+    assert made._ends_of(Ask([], "assistant", "k")) == (set(), [])
 
 
 def test_a_model_that_cannot_answer_ends_its_conversations_with_an_error(tokenizer, own):

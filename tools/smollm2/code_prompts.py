@@ -17,7 +17,7 @@ NUMBERS = (
     "perfect squares",
     "numbers that occur more than once",
     "numbers whose digits add up to {n}",
-    "numbers at every {n}th position",
+    "numbers at positions divisible by {n}",
 )
 NUMBER_RESULTS = (
     ("sum", "the sum of the {which} in a list"),

@@ -1,13 +1,15 @@
 """Make the heads for SmolLM2-135M-Instruct: `python -m tools.smollm2.train`.
 
-The stages are `fetch`, `data` (the model's own answers), `heads` and `tree`. Each is one or more
-commands of this library, which are printed before they run; each resumes where it was stopped.
+The stages are `data` (the model's own answers), `heads` and `tree`. Each is one or more commands of
+this library, which are printed before they run; each resumes where it was stopped. The model is
+fetched first, if need be.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import shlex
 import shutil
 import subprocess
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medusa.demo import smollm2
+from medusa.files import write_json
+from medusa.formats import names
+from medusa.training.answers_file import AnswerLine
 
 from .code_prompts import code_prompts
 
-STAGES = ("fetch", "data", "heads", "tree")
 SHIPPED = Path(smollm2.__file__).parent / "smollm2_heads"
 LIMIT = 384
 """Maximum number of new tokens of an answer."""
@@ -75,17 +79,25 @@ def make_data(options: argparse.Namespace, base: Path) -> None:
     prompts = list(code_prompts(options.code_prompts))
     lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
     (options.work / "code-prompts.jsonl").write_text("".join(lines), encoding="utf-8")
-    written = []
+    lines_by_question: dict[str, list[str]] = {}
     for name, part in parts(options).items():
         file = options.work / f"{name}.jsonl"
         settings = ("--temperature", part.temperature, "--seed", part.seed)
         size = ("--max-new-tokens", LIMIT, "--batch-size", options.batch_size)
         medusa("distill", base, *part.prompts, *settings, *size, "--output", file)
-        written += file.read_text(encoding="utf-8").splitlines(keepends=True)
-    held_out = written[:: options.hold_out]
-    kept = [line for place, line in enumerate(written) if place % options.hold_out]
-    (options.work / "train.jsonl").write_text("".join(kept), encoding="utf-8")
-    (options.work / "held-out.jsonl").write_text("".join(held_out), encoding="utf-8")
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            lines_by_question.setdefault(AnswerLine(**json.loads(line)).question, []).append(line)
+    split(lines_by_question, options)
+
+
+def split(lines_by_question: dict[str, list[str]], options: argparse.Namespace) -> None:
+    """Write the answers to every `hold_out`-th question to one file, and all others to another."""
+    questions = sorted(lines_by_question)
+    random.Random(0).shuffle(questions)
+    held_out = set(questions[:: options.hold_out])
+    for name, chosen in (("held-out", held_out), ("train", set(questions) - held_out)):
+        lines = [line for each in questions if each in chosen for line in lines_by_question[each]]
+        (options.work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def make_heads(options: argparse.Namespace, base: Path) -> None:
@@ -100,11 +112,20 @@ def make_heads(options: argparse.Namespace, base: Path) -> None:
 def make_tree(options: argparse.Namespace, base: Path) -> None:
     """Calibrate the tree on held-out prompts, and copy heads and tree into the package."""
     work = options.work
-    medusa("calibrate", work / "heads", "--data", work / "held-out.jsonl", "--base", base)
+    files = ("--data", work / "held-out.jsonl", "--resume", work / "calibration")
+    medusa("calibrate", work / "heads", *files, "--base", base)
     shutil.rmtree(SHIPPED, ignore_errors=True)
     SHIPPED.mkdir()
-    for name in ("config.json", "medusa_lm_head.safetensors", "medusa_tree.json"):
-        shutil.copyfile(work / "heads" / name, SHIPPED / name)
+    shutil.copyfile(work / "heads" / names.WEIGHTS, SHIPPED / names.WEIGHTS)
+    config = json.loads((work / "heads" / names.CONFIG).read_text(encoding="utf-8"))
+    tree = json.loads((work / "heads" / names.TREE).read_text(encoding="utf-8"))
+    # the paths on this machine mean nothing elsewhere
+    config["base_model_name_or_path"] = tree["made"]["base"] = smollm2.HUB_ID
+    write_json(SHIPPED / names.CONFIG, config, indent=2)
+    write_json(SHIPPED / names.TREE, tree, indent=1)
+
+
+STAGES = {"data": make_data, "heads": make_heads, "tree": make_tree}
 
 
 def parse_options() -> argparse.Namespace:
@@ -126,7 +147,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--problems", type=int, default=2000, help="number of those problems")
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded at once")
     parser.add_argument(
-        "--hold-out", type=int, default=50, help="one answer of so many is not trained on"
+        "--hold-out", type=int, default=50, help="one question of so many is held out"
     )
     return parser.parse_args()
 
@@ -136,10 +157,8 @@ def main() -> None:
     options = parse_options()
     options.work.mkdir(parents=True, exist_ok=True)
     base = smollm2.fetch()
-    stages = {"data": make_data, "heads": make_heads, "tree": make_tree}
     for stage in options.stages:
-        if stage in stages:
-            stages[stage](options, base)
+        STAGES[stage](options, base)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ class DistillationOptions:
         "Number of questions that the model asks itself after the prompt's own", default=0, min=0
     )
     batch_size: int = option("Number of conversations decoded at once", default=8, min=1)
-    limit: int | None = option("Maximum number of prompts; by default all", default=None, min=1)
+    limit: int | None = option(
+        "Maximum number of prompts read from --prompts; by default all", default=None, min=1
+    )
     split: str = split_option()
 
 
@@ -100,6 +102,8 @@ def distill(options: DistillationOptions, server: ServerOptions, model: Answerer
     # Check prompts and output before loading a model or sending requests to a server.
     if options.prompts is None and not options.self_prompts:
         raise ValueError("nothing to answer: pass --prompts, --self-prompts or both")
+    if options.prompts is None and options.limit is not None:
+        raise ValueError("--limit is the number of prompts read from --prompts, which is missing")
     seeds = distillation.self_prompts(options.self_prompts)
     if options.prompts is not None:
         seeds += distillation.read_seeds(options.prompts, options.limit, options.split)

@@ -18,7 +18,7 @@ from .streams import note
 DEMO, SMOLLM2 = "demo", "smollm2"
 """Names of the embedded model, and of SmolLM2-135M-Instruct with the heads in this package."""
 HEADS = {DEMO: demo.heads_folder, SMOLLM2: smollm2.heads_folder}
-"""The folders of their heads."""
+"""Functions that return the folder of each model's heads."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of a device map that are not the name of a device."""
 
@@ -77,14 +77,14 @@ def _find(options: ModelOptions) -> NamedModel:
     """
     if options.model in HEADS and options.base is not None:
         raise ValueError(f"'{options.model}' brings its own base model: leave out --base")
-    base, dtype = options.base, options.dtype
+    place, base, dtype = folder_or_id(options.model), options.base, options.dtype
     if options.model == SMOLLM2:
         base = str(smollm2.fetch(say=note))
     if options.model == DEMO and dtype == "auto":
         dtype = "float32"  # as everywhere: it is stored in bfloat16 only to be small
     device_map = {} if options.device_map is None else {"device_map": options.device_map}
     return NamedModel.find(
-        folder_or_id(options.model),
+        place,
         base,
         dtype=dtype,
         **device_map,

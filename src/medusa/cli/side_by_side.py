@@ -19,7 +19,7 @@ from transformers.utils import logging
 from .. import files
 from ..core.engine import PLAIN
 from ..core.tree import CandidateTree
-from ..demo.smollm2 import REQUESTS
+from ..demo import smollm2
 from ..evaluation.measure import Comparison, Prompt, Totals, compare
 from ..evaluation.prompts import held_out
 from ..evaluation.report import new_speed_table, speed_cells
@@ -50,15 +50,15 @@ def run(options: DemoOptions) -> None:
     logging.disable_progress_bar()
     model, tokenizer = load(ModelOptions(model=options.model))
     if options.model == SMOLLM2:
-        name, prompts = "SmolLM2-135M-Instruct", real_requests(tokenizer)
+        name, prompts, unseen = "SmolLM2-135M-Instruct", real_requests(tokenizer), ""
     else:
         name, prompts = "The embedded model", held_out(tokenizer, options.per_category)
+        unseen = " that were not in its training data"
     arguments = {"max_new_tokens": options.max_new_tokens, "do_sample": False}
     console.print(
         f"{name} ({model.base.num_parameters() / 1e6:.1f} million parameters) answers "
-        f"{len(prompts)} requests that were not in its training data: first one token per step, "
-        f"then with Medusa, which verifies a tree of {len(model.tree)} nodes per step. Accepted "
-        "candidates are green.\n"
+        f"{len(prompts)} requests{unseen}: first one token per step, then with Medusa, which "
+        f"verifies a tree of {len(model.tree)} nodes per step. Accepted candidates are green.\n"
     )
     for _ in compare(model, prompts[:1], arguments, methods=METHODS, repeats=1):
         pass
@@ -76,7 +76,7 @@ def run(options: DemoOptions) -> None:
         files.write_json(options.json, result(comparisons, tokenizer), indent=1)
     console.print(table(comparisons))
     console.print(_setting(), style="dim")
-    if options.model != SMOLLM2:
+    if options.model != SMOLLM2 and smollm2.has_heads():
         console.print(f"A real model: medusa demo {SMOLLM2}", style="dim")
 
 
@@ -84,7 +84,7 @@ def real_requests(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Return the requests to SmolLM2, whose answers nothing checks."""
     return [
         Prompt(category, text, encode_text(tokenizer, text), lambda answer: None)
-        for category, text in REQUESTS.items()
+        for category, text in smollm2.REQUESTS.items()
     ]
 
 

@@ -66,8 +66,13 @@ class SourceOptions:
             ValueError: the chat template is not UTF-8 text.
         """
         from ..training.source import Source
-        from .models import folder_or_id
+        from .models import SMOLLM2, folder_or_id
 
+        if self.model == SMOLLM2:
+            raise ValueError(
+                f"'{SMOLLM2}' has heads already: name the folder or hub id of the model itself to "
+                "train others"
+            )
         template = self.chat_template
         return Source(
             folder_or_id(self.model),

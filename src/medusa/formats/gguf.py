@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ..files import locked
 
 SUFFIX = ".gguf"
-DTYPES = {"F32": torch.float32, "F16": torch.float16}
-"""Dtypes of files that hold only such weights. Weights of all others become bfloat16."""
+DTYPES = {frozenset({"F32"}): torch.float32, frozenset({"F16"}): torch.float16}
+"""Dtype of the converted model by the types of the file's matrices; else it is bfloat16.
+
+Some matrices of a float16 file may be in float32.
+"""
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -41,6 +44,8 @@ def files_of(name: str) -> str:
     state = file.stat()
     key = hashlib.sha256(f"{file} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache_folder() / "gguf" / f"{file.stem}-{key}"
+    if folder.is_dir():
+        return str(folder)
     with locked(folder, waiting=lambda: None):
         if not folder.is_dir():
             convert(file, folder)
@@ -48,7 +53,10 @@ def files_of(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: `medusa` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the package's cache folder: $XDG_CACHE_HOME/medusa or ~/.cache/medusa.
+
+    Its content can be deleted at any time.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medusa"
 
 
@@ -60,7 +68,8 @@ def convert(file: Path, folder: Path) -> None:
         ValueError: transformers cannot read the file.
     """
     dtype = _dtype(file)
-    source: dict[str, Any] = {"gguf_file": file.name}
+    # an absolute path, because transformers looks for a relative one in the working directory first
+    source: dict[str, Any] = {"gguf_file": str(file.absolute())}
     # newer versions of transformers keep quantised weights packed where a kernel computes with them
     config = getattr(transformers, "GgufConfig", None)
     dense = {} if config is None else {"quantization_config": config(dequantize=True)}
@@ -77,7 +86,7 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def _dtype(file: Path) -> torch.dtype:
-    """Return the dtype that a file's matrices are stored in, or bfloat16 if they are quantised."""
+    """Return the dtype for the model of a file; see `DTYPES`."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -88,12 +97,15 @@ def _dtype(file: Path) -> torch.dtype:
         tensors = GGUFReader(file).tensors
     except Exception as error:  # the reader trusts the file, and fails in many ways
         raise ValueError(f"{file} is not a GGUF file: {error}") from error
-    kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
-    return DTYPES.get(kinds.pop(), torch.bfloat16) if len(kinds) == 1 else torch.bfloat16
+    kinds = frozenset(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
+    return DTYPES.get(kinds - {"F32"} or kinds, torch.bfloat16)
 
 
 def _without_origin(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model without the marks of its file, with which transformers does not save it."""
+    """Return a copy of the model without the settings of the GGUF file.
+
+    transformers refuses to save a model that has them.
+    """
     config = model.config
     for mark in ("quantization_config", "_model_name_or_path"):
         vars(config).pop(mark, None)

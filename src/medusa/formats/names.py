@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from ..files import Schema, read_json
 from . import adapters
 from .checkpoint import INDEX, PICKLED, SAFE, Checkpoint, cache_arguments, located, tensor_files
-from .gguf import is_gguf
+from .gguf import SUFFIX, is_gguf
 
 CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
 """File names of the native format."""
@@ -62,6 +62,8 @@ def resolved(name: str | Path) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir() or is_gguf(folder):
         return str(folder.absolute())
+    if folder.suffix.lower() == SUFFIX:
+        raise FileNotFoundError(f"no file {name}: give a GGUF file that exists")
     if folder.is_file() or is_path(str(name)):
         raise FileNotFoundError(
             f"no folder {name}: give a folder that exists, a GGUF file, or a hub id (owner/name)"

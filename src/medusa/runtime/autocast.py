@@ -7,21 +7,28 @@ from contextlib import contextmanager
 
 import torch
 
+KINDS = ("cpu", "cuda")
+"""Types of devices whose autocast state is restored."""
+
 
 @contextmanager
 def autocast_closed_on_failure() -> Iterator[None]:
     """Close the autocast contexts that were left open if the block ends by an exception.
 
-    Where autocast is on, every forward enters some, and an interrupt may come between an entry and
-    the block that it guards. While one is open, torch never empties its cache of converted weights:
-    a later training with autocast would compute with the weights of its first step.
+    While autocast is on, a forward enters further autocast contexts. An interrupt right after an
+    entry skips the exit, and the context stays open. torch then never empties its cache of
+    converted weights: a later training with autocast would compute with the weights of its first
+    step.
     """
     before = _open_contexts()
+    enabled = {kind: torch.is_autocast_enabled(kind) for kind in KINDS}
     try:
         yield
     except BaseException:
         while _open_contexts() > before:
             torch.autocast_decrement_nesting()
+        for kind, was_enabled in enabled.items():
+            torch.set_autocast_enabled(kind, was_enabled)
         if not before:
             torch.clear_autocast_cache()
         raise

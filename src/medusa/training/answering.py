@@ -14,23 +14,27 @@ from transformers import PreTrainedTokenizerBase
 from ..core.engine import Engine
 from ..core.request import Request, Row
 from ..data.chats import Encoder
+from ..data.turns import Messages
 from ..generation import prepare
 from ..loading import MedusaModel
 from ..text import answer_text
 from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
 QUESTION_TOP_P = 0.95
-"""Share of the probability that the questions are sampled from which a model asks itself."""
+"""Top-p of the questions that a model asks itself."""
+MARK = "A user stands here"
+"""Text of a user's turn, by which the text around such a turn is found in a rendered chat."""
 AHEAD = 2
 """Conversations begun, in batch sizes: those without a row wait for the next one that is free."""
 
 
 @dataclass
 class Talk:
-    """A conversation under way, and the tokens that the model has written for it."""
+    """A conversation under way, its next turn, and the tokens that the model has written for it."""
 
     name: str
     conversation: Conversation
+    ask: Ask
     tokens: int = 0
 
 
@@ -78,13 +82,13 @@ class LocalAnswerer:
 
         If no request can be made for a conversation, only this conversation ends, with an error.
         """
-        waiting = deque(Talk(name, each) for name, each in conversations)
+        waiting = deque(Talk(name, each, next(each)) for name, each in conversations)
         engine, talks = Engine(self.model, self.batch_size), dict[int, Talk]()
         try:
             while waiting or talks:
                 while waiting and len(talks) < AHEAD * self.batch_size:
                     talk = waiting.popleft()
-                    yield from self._ask(engine, talks, talk, next(talk.conversation))
+                    yield from self._ask(engine, talks, talk)
                 for event in engine.step():
                     if event.finish_reason is not None:
                         talk = talks.pop(event.request)
@@ -92,12 +96,10 @@ class LocalAnswerer:
         finally:
             engine.close()
 
-    def _ask(
-        self, engine: Engine, talks: dict[int, Talk], talk: Talk, ask: Ask
-    ) -> Iterator[Outcome]:
+    def _ask(self, engine: Engine, talks: dict[int, Talk], talk: Talk) -> Iterator[Outcome]:
         """Submit the request for a conversation's next turn; yield the outcome if this ends it."""
         try:
-            request = self._request(ask)
+            request = self._request(talk.ask)
         except ValueError as error:
             yield Outcome(talk.name, error, talk.tokens)
             return
@@ -114,7 +116,8 @@ class LocalAnswerer:
             yield Outcome(talk.name, error, talk.tokens)
             return
         ids = row.ids[len(row.request.ids) :]
-        text = answer_text(self.tokenizer, ids, row.finish_reason, self.stop_strings)
+        _, stop_strings = self._ends_of(talk.ask)
+        text = answer_text(self.tokenizer, ids, row.finish_reason, stop_strings)
         turn = Turn(text, len(ids), cut=row.finish_reason == "length")
         talk.tokens += turn.tokens
         yield from self._tell(engine, talks, talk, turn)
@@ -124,11 +127,11 @@ class LocalAnswerer:
     ) -> Iterator[Outcome]:
         """Send a turn of the model to its conversation, and submit the next request for it."""
         try:
-            ask = talk.conversation.send(turn)
+            talk.ask = talk.conversation.send(turn)
         except StopIteration as ended:
             yield Outcome(talk.name, ended.value, talk.tokens)
         else:
-            yield from self._ask(engine, talks, talk, ask)
+            yield from self._ask(engine, talks, talk)
 
     def _request(self, ask: Ask) -> Request | None:
         """Return the request for a turn; None if the prompt fills the model's positions.
@@ -154,10 +157,11 @@ class LocalAnswerer:
             "attention_mask": torch.ones_like(ids),
             "max_new_tokens": max_new_tokens,
         }
-        if self.ends:
-            options["eos_token_id"] = sorted(self.ends)
-        if self.stop_strings:
-            options["tokenizer"] = self.tokenizer
+        ends, stop_strings = self._ends_of(ask)
+        if ends:
+            options["eos_token_id"] = sorted(ends)
+        if stop_strings:
+            options |= {"tokenizer": self.tokenizer, "stop_strings": stop_strings}
         sampling = self._sampling(ask)
         request = prepare(self.model, ids, **options, **sampling).requests[0]
         # answers without sampling share what the engine learns about its trees
@@ -175,7 +179,7 @@ class LocalAnswerer:
         return {
             "do_sample": True,
             "temperature": temperature,
-            **({"top_p": QUESTION_TOP_P} if own_question else {}),
+            **({"top_p": QUESTION_TOP_P, "top_k": 0} if own_question else {}),
             "generator": [generator],
         }
 
@@ -184,14 +188,33 @@ class LocalAnswerer:
         if ask.role == "assistant":
             ids = self.encoder.prompt(ask.chat)
         else:
-            # the prompt of a user's turn ends with the text that the template writes before it
-            mark = "A user stands here"
-            chat = [*ask.chat, {"role": "user", "content": mark}]
-            text = str(self.tokenizer.apply_chat_template(chat, tokenize=False))
-            ids = self.tokenizer(text[: text.rindex(mark)], add_special_tokens=False)["input_ids"]
+            before, _ = self._around_question(ask.chat)
+            ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ValueError("it has no tokens")
         return list(ids)
+
+    def _around_question(self, chat: Messages) -> tuple[str, str]:
+        """Return the texts that the template writes before and after a user's next turn."""
+        chat = [*chat, {"role": "user", "content": MARK}]
+        text = str(self.tokenizer.apply_chat_template(chat, tokenize=False))
+        before, _, after = text.rpartition(MARK)
+        return before, after
+
+    def _ends_of(self, ask: Ask) -> tuple[set[int], list[str]]:
+        """Return the token ids and the strings that end a turn.
+
+        A question of the model's own also ends where the template would go on after it.
+        """
+        if ask.role == "assistant":
+            return self.ends, self.stop_strings
+        _, after = self._around_question(ask.chat)
+        ids = self.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+        if not ids:
+            return self.ends, self.stop_strings
+        if ids[0] in self.tokenizer.added_tokens_decoder:
+            return {*self.ends, ids[0]}, self.stop_strings
+        return self.ends, [*self.stop_strings, after.strip()]
 
 
 def _listed(value: Any) -> list[Any]:

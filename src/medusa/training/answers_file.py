@@ -33,7 +33,10 @@ class AnswerLine(Schema):
     @property
     def question(self) -> str:
         """The first turn of the user."""
-        return next((turn["content"] for turn in self.messages if turn.get("role") == "user"), "")
+        content = next(
+            (turn.get("content") for turn in self.messages if turn.get("role") == "user"), ""
+        )
+        return content if isinstance(content, str) else ""
 
 
 class LeftOutLine(Schema):

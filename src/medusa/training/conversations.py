@@ -189,7 +189,8 @@ def conversation(
                 return FinishedConversation(messages, why)
             if number == 0 and own.text in asked:
                 return FinishedConversation(messages, "question 1 was asked before")
-            asked.add(own.text)
+            if number == 0:
+                asked.add(own.text)
             question = {"role": "user", "content": own.text}
         answer = yield Ask([*messages, question], "assistant", f"{name}/{number}/assistant")
         if answer.problem or (answer.cut and settings.leave_out_cut):

@@ -94,6 +94,8 @@ def distill(
     """
     if not all(any(turn["role"] == "user" for turn in seed) for _, seed in seeds):
         answerer.check_own_questions()
+    for _, seed in seeds:
+        answers.questions |= {str(turn["content"]) for turn in seed[:2] if turn["role"] == "user"}
     waiting = [
         (name, conversation(name, seed, answers.settings, answers.questions))
         for name, seed in seeds

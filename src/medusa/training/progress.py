@@ -105,9 +105,11 @@ class _ProgressLog:
             self.say(self.describe(self.done, now - self.begun))
 
     def end(self) -> None:
-        """Print the total time, if the phase was long enough to print a line before."""
-        if self.last > self.begun:
-            seconds = time.monotonic() - self.begun
+        """Print the total, if the phase was long enough to print a line before."""
+        seconds = time.monotonic() - self.begun
+        if self.last > self.begun and self.describe != self._describe:
+            self.say(self.describe(self.done, seconds))
+        elif self.last > self.begun:
             self.say(f"{self.label}: {self.done:,} {self.unit} in {_clock(seconds)}")
 
     def _describe(self, done: int, seconds: float) -> str:

@@ -135,7 +135,7 @@ class ServerAnswerer:
         self.in_flight, self.timeout = in_flight, timeout
 
     def check_own_questions(self) -> None:
-        """Raise ValueError: the interface of a chat server has no such request."""
+        """Raise ValueError: a chat server writes only the assistant's turns."""
         raise ValueError(
             "--self-prompts and --self-talk let the model write the user's turns, which a chat "
             "server does not do"
