@@ -73,7 +73,7 @@ def test_the_hub_comes_first(monkeypatch, place):
 @pytest.mark.usefixtures("no_hub", "wheel")
 def test_another_file_than_expected_is_refused(monkeypatch, place):
     monkeypatch.setattr(smollm2, "GGUF_SHA256", "0")
-    with pytest.raises(ValueError, match="holds another SmolLM2.* than expected"):
+    with pytest.raises(ValueError, match=r"holds another SmolLM2.* than expected"):
         smollm2.fetch(place)
     assert not place.exists()
 

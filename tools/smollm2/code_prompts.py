@@ -103,6 +103,9 @@ FORMS = (
     "```python\ndef {name}({arguments}):\n    # return {what}\n    pass\n```\nFill in the body.",
 )
 
+PATIENCE = 1000
+"""Repeated prompts in a row after which there are thought to be no others."""
+
 
 def code_prompts(count: int, seed: int = 0) -> Iterator[str]:
     """Yield different requests; the same ones for the same seed.
@@ -112,15 +115,15 @@ def code_prompts(count: int, seed: int = 0) -> Iterator[str]:
     """
     rng = random.Random(seed)
     given: set[str] = set()
-    for _ in range(100 * count):
-        if len(given) == count:
-            return
+    repeated = 0
+    while len(given) < count:
         prompt = _prompt(rng)
         if prompt not in given:
             given.add(prompt)
+            repeated = 0
             yield prompt
-    if len(given) < count:
-        raise ValueError(f"there are fewer than {count} different code prompts")
+        elif (repeated := repeated + 1) > PATIENCE:
+            raise ValueError(f"there are fewer than {count} different code prompts")
 
 
 def _prompt(rng: random.Random) -> str:
