@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import zipfile
 from types import SimpleNamespace
@@ -6,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import tiny
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gguf_files import write_gguf
+from medusa import MedusaModel
 from medusa.demo import smollm2
 from medusa.formats import bases
 
@@ -90,6 +93,25 @@ def test_what_is_missing_is_named(monkeypatch, place):
     (place / "mine").touch()
     with pytest.raises(FileExistsError, match="delete it"):
         smollm2.fetch(place)
+
+
+def test_the_heads_in_the_package_name_the_model_on_the_hub():
+    config = json.loads((smollm2.heads_folder() / "config.json").read_text())
+    tree = json.loads((smollm2.heads_folder() / "medusa_tree.json").read_text())
+    assert config["base_model_name_or_path"] == tree["made"]["base"] == smollm2.HUB_ID
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=576,
+            vocab_size=49_152,
+            num_hidden_layers=1,
+            num_attention_heads=9,
+            intermediate_size=8,
+            tie_word_embeddings=True,
+        )
+    ).to(torch.bfloat16)
+    model = MedusaModel.from_pretrained(smollm2.heads_folder(), base=base)
+    assert model.heads.config.num_heads == 4
+    assert len(model.tree) == 15
 
 
 def test_a_package_without_heads_says_so(monkeypatch, tmp_path):

@@ -81,6 +81,7 @@ def new_speed_table(title: str, baselines: Sequence[str] = BASELINES) -> Table:
         caption=CAPTION,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         padding=(0, 1, 0, 0),  # narrow, so that all columns fit on a terminal
     )
     table.add_column("", no_wrap=True)
