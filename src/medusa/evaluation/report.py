@@ -85,7 +85,7 @@ def new_speed_table(title: str, baselines: Sequence[str] = BASELINES) -> Table:
         padding=(0, 1, 0, 0),  # narrow, so that all columns fit on a terminal
     )
     table.add_column("", no_wrap=True)
-    for column in (*speed_columns(baselines), "identical", "correct"):
+    for column in (*speed_columns(baselines), "same tokens", "right"):
         # rich would cut a long word before it wraps a short one
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     return table
