@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType
+from typing import Any
 
 import torch
 
@@ -35,5 +37,8 @@ def autocast_closed_on_failure() -> Iterator[None]:
 
 
 def _open_contexts() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
+    # torch tells the number only where it changes it; one call of C code, which `map` makes, cannot
+    # be interrupted between the two changes
+    changes = torch.autocast_increment_nesting, torch.autocast_decrement_nesting
+    call: Any = BuiltinFunctionType.__call__
+    return int(list(map(call, changes))[1])
