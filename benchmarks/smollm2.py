@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from medusa.core.tree import CandidateTree
 from medusa.demo import smollm2
-from medusa.evaluation.measure import Comparison, Prompt, Totals, compare
+from medusa.evaluation.measure import Comparison, Prompt, compare
+from medusa.evaluation.report import figures
 from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_text
 
@@ -39,8 +40,7 @@ def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None)
         question = json.loads(line)
         category, text = question["category"], question["turns"][0]
         if limit is None or sum(each.category == category for each in prompts) < limit:
-            ids = encode_text(tokenizer, text)
-            prompts.append(Prompt(category, text, ids, lambda answer: None))
+            prompts.append(Prompt(category, text, encode_text(tokenizer, text)))
     return prompts
 
 
@@ -53,23 +53,21 @@ def rows_of(
     method: str, temperature: float, comparisons: Sequence[Comparison]
 ) -> list[dict[str, Any]]:
     """Return a row for all prompts and one for each category."""
-    categories = dict.fromkeys(each.prompt.category for each in comparisons)
+    found = figures(comparisons, greedy=not temperature)
     rows = []
-    for category in (None, *categories):
-        part = [each for each in comparisons if category in (None, each.prompt.category)]
-        summary = Totals(part).summary(greedy=not temperature)
+    for category, summary in {"all": found["totals"], **found["categories"]}.items():
         rows.append(
             {
                 "method": method,
                 "temperature": temperature,
-                "category": category or "all",
+                "category": category,
                 "tokens_per_step": summary["acceleration_rate"],
                 "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
                 "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
                 "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
                 "speedup_over_generate": summary.get("speedup_over_generate_with_prefill"),
                 "identical": summary["identical_prompts"],
-                "prompts": len(part),
+                "prompts": summary["prompts"],
                 "first_token_ms": summary["first_token_ms"],
                 "overhead": summary["overhead"],
                 "step_ms": summary["step_ms"],

@@ -24,7 +24,6 @@ from medusa.training.answers_file import AnswerLine
 
 from .code_prompts import code_prompts
 
-SHIPPED = Path(smollm2.__file__).parent / "smollm2_heads"
 LIMIT = 384
 """Maximum number of new tokens of an answer."""
 
@@ -114,15 +113,14 @@ def make_tree(options: argparse.Namespace, base: Path) -> None:
     work = options.work
     files = ("--data", work / "held-out.jsonl", "--resume", work / "calibration")
     medusa("calibrate", work / "heads", *files, "--base", base)
-    shutil.rmtree(SHIPPED, ignore_errors=True)
-    SHIPPED.mkdir()
-    shutil.copyfile(work / "heads" / names.WEIGHTS, SHIPPED / names.WEIGHTS)
+    smollm2.HEADS.mkdir(exist_ok=True)  # the card in it stays
+    shutil.copyfile(work / "heads" / names.WEIGHTS, smollm2.HEADS / names.WEIGHTS)
     config = json.loads((work / "heads" / names.CONFIG).read_text(encoding="utf-8"))
     tree = json.loads((work / "heads" / names.TREE).read_text(encoding="utf-8"))
     # the paths on this machine mean nothing elsewhere
     config["base_model_name_or_path"] = tree["made"]["base"] = smollm2.HUB_ID
-    write_json(SHIPPED / names.CONFIG, config, indent=2)
-    write_json(SHIPPED / names.TREE, tree, indent=1)
+    write_json(smollm2.HEADS / names.CONFIG, config, indent=2)
+    write_json(smollm2.HEADS / names.TREE, tree, indent=1)
 
 
 STAGES = {"data": make_data, "heads": make_heads, "tree": make_tree}

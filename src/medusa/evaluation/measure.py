@@ -31,7 +31,7 @@ class Prompt:
     category: str
     text: str
     ids: Tensor
-    judge: Callable[[list[int]], bool | None]
+    judge: Callable[[list[int]], bool | None] = lambda ids: None
 
 
 @dataclass(frozen=True)

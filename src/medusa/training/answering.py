@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -206,9 +207,11 @@ class LocalAnswerer:
 
         A question of the model's own also ends where the template would go on after it.
         """
-        if ask.role == "assistant":
-            return self.ends, self.stop_strings
-        _, after = self._around_question(ask.chat)
+        return self._question_ends if ask.role == "user" else (self.ends, self.stop_strings)
+
+    @cached_property
+    def _question_ends(self) -> tuple[set[int], list[str]]:
+        _, after = self._around_question([])
         ids = self.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
         if not ids:
             return self.ends, self.stop_strings

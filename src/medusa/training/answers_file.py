@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..files import Schema, locked, parse_json, read_json, write_json
-from .conversations import FinishedConversation, GenerationSettings
+from .conversations import FinishedConversation, GenerationSettings, first_question
 
 
 class SettingsFile(Schema):
@@ -33,10 +33,7 @@ class AnswerLine(Schema):
     @property
     def question(self) -> str:
         """The first turn of the user."""
-        content = next(
-            (turn.get("content") for turn in self.messages if turn.get("role") == "user"), ""
-        )
-        return content if isinstance(content, str) else ""
+        return first_question(self.messages)
 
 
 class LeftOutLine(Schema):

@@ -57,6 +57,13 @@ class GenerationSettings:
             )
 
 
+def first_question(messages: Messages) -> str:
+    """Return the text of the first turn of the user; empty if there is none."""
+    contents = (turn.get("content") for turn in messages if turn.get("role") == "user")
+    content = next(contents, "")
+    return content if isinstance(content, str) else ""
+
+
 @dataclass(frozen=True)
 class Ask:
     """A request of a conversation for its next turn.

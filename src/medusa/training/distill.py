@@ -13,7 +13,7 @@ from ..data.fields import read_questions
 from ..data.records import read_records
 from ..data.turns import Messages
 from .answers_file import AnswersFile
-from .conversations import Answerer, Outcome, conversation
+from .conversations import Answerer, Outcome, conversation, first_question
 
 
 @dataclass
@@ -94,8 +94,7 @@ def distill(
     """
     if not all(any(turn["role"] == "user" for turn in seed) for _, seed in seeds):
         answerer.check_own_questions()
-    for _, seed in seeds:
-        answers.questions |= {str(turn["content"]) for turn in seed[:2] if turn["role"] == "user"}
+    answers.questions.update(first_question(seed) for _, seed in seeds)
     waiting = [
         (name, conversation(name, seed, answers.settings, answers.questions))
         for name, seed in seeds
