@@ -582,6 +582,20 @@ def test_an_interrupt_leaves_no_autocast_open(monkeypatch):
     assert torch.autocast_decrement_nesting() == 0
 
 
+def test_an_interrupt_leaves_gradients_on(monkeypatch):
+    model, entered = MedusaModel.from_base(tiny(), num_heads=2), torch.no_grad.__enter__
+
+    def interrupted(self):
+        entered(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.no_grad, "__enter__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(torch.arange(5, 9)[None], max_new_tokens=4)
+    assert torch.is_grad_enabled()
+
+
 def test_an_engine_changes_neither_requests_nor_signal_handlers():
     model, arguments = model_of(), random_arguments(random.Random(3))
     one = request(arguments)

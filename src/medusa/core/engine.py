@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..runtime.autocast import autocast_closed_on_failure
+from ..runtime.modes import ModesKept
 from .cache import TreeCache
 from .model import TreeModel
 from .request import Event, Request, Row, StepTiming
@@ -130,12 +130,7 @@ class Engine:
         Returns:
             What each request got. Its prefill gives a request its first token.
         """
-        with (
-            self._lock,
-            self.model.lock,
-            torch.inference_mode(),
-            autocast_closed_on_failure(),
-        ):
+        with self._lock, self.model.lock, ModesKept(), torch.inference_mode():
             for phase in (self._cancel, self._decode, self._admit):
                 phase()
                 self._leave()

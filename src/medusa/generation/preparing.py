@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation import StopStringCriteria
 
 from ..core.processing import copied_processors
+from ..runtime.modes import ModesKept
 from .inputs import setting
 from .options import refuse_inputs, refuse_options
 
@@ -39,10 +40,11 @@ def prepare_rows(
         ValueError: the call holds an option or an input that decoding with heads does not support.
     """
     base, config, kwargs = _stop_strings_as_criterion(base, config, kwargs)
-    return [
-        _prepare_row(base, prompt, config, _arguments_of_row(kwargs, number))
-        for number, prompt in enumerate(prompts)
-    ]
+    with ModesKept():  # transformers turns gradients off meanwhile
+        return [
+            _prepare_row(base, prompt, config, _arguments_of_row(kwargs, number))
+            for number, prompt in enumerate(prompts)
+        ]
 
 
 def _stop_strings_as_criterion(
