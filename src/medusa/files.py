@@ -31,6 +31,14 @@ class Schema(BaseModel):
 S = TypeVar("S", bound=BaseModel)
 
 
+def cache_folder() -> Path:
+    """Return the package's cache folder: $XDG_CACHE_HOME/medusa or ~/.cache/medusa.
+
+    Its content can be deleted at any time.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medusa"
+
+
 def read_json(file: Path, schema: type[S]) -> S:
     """Return the content of a JSON file, checked against `schema`.
 

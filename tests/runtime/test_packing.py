@@ -31,9 +31,9 @@ def packed_twin(module, packing=None, owned=False):
 @pytest.fixture
 def products(monkeypatch):
     """The calls of products with packed weights."""
-    product, calls = PackedWeight.product, []
+    product, calls = PackedWeight.__call__, []
     monkeypatch.setattr(
-        PackedWeight, "product", lambda self, states: calls.append(self) or product(self, states)
+        PackedWeight, "__call__", lambda self, states: calls.append(self) or product(self, states)
     )
     return calls
 

@@ -37,7 +37,9 @@ def calibrate(
     work: Path | None = None,
     progress: Progress = lambda title, total, unit: nullcontext(lambda parts: None),
 ) -> Report:
-    """Find the tree that decodes fastest on this machine.
+    """Find the tree that decodes fastest on this machine, and whether compiled steps are faster.
+
+    The model's `compiled` is set to what was found.
 
     Args:
         prompts: token ids of prompts; the heads are recorded along the model's own answers to them.
@@ -58,7 +60,12 @@ def calibrate(
     recording = _record(model, prompts, arguments, acceptance, settings, work, progress)
     decoding = {**arguments, "acceptance": acceptance}
     contexts = settings.contexts or _recorded_contexts(model, settings, prompts, recording.lengths)
-    latency = _time_steps(model, prompts, recording, decoding, settings, contexts, progress)
+    latency = _faster_steps(
+        model,
+        recording,
+        settings,
+        lambda: _time_steps(model, prompts, recording, decoding, settings, contexts, progress),
+    )
     candidates = predictions(recording, latency, settings.max_nodes)
     chosen = choose(candidates)
     with progress("trying the tree on other prompts", len(trial_prompts), "prompts") as finished:
@@ -97,6 +104,25 @@ def _record(
             "the model's answers to these prompts end at their first token: nothing to calibrate on"
         )
     return recording
+
+
+def _faster_steps(
+    model: TreeModel,
+    recording: Recording,
+    settings: CalibrationSettings,
+    time_steps: Callable[[], Latency],
+) -> Latency:
+    """Time steps compiled and not, as the settings say; leave the model as it was faster."""
+    tries_both = settings.compiled is None and model.compilable
+    tokens_per_second: dict[float, tuple[bool, Latency]] = {}
+    for compiled in (False, True) if tries_both else (bool(settings.compiled),):
+        model.compiled = compiled
+        latency = time_steps()
+        best = choose(predictions(recording, latency, settings.max_nodes))
+        works = compiled and model.programs.failed is None
+        tokens_per_second[best.speedup / latency.plain()] = works, latency
+    model.compiled, latency = tokens_per_second[max(tokens_per_second)]
+    return latency
 
 
 def _time_steps(
@@ -152,6 +178,7 @@ def _metadata(
         "dtype": str(model.dtype).removeprefix("torch."),
         "base": model.base.config.name_or_path,
         "batch_size": settings.batch_size,
+        "compiled": model.compiled,
         "contexts": list(contexts),
         "arguments": {name: value for name, value in arguments.items() if _is_plain(value)},
         "acceptance": acceptance,

@@ -24,6 +24,8 @@ class CalibrationSettings:
         batch_size: rows decoded at once.
         rounds: how often each tree size is timed at each context length.
         ranks: how many of each head's best tokens are recorded.
+        compiled: time compiled steps, or uncompiled ones; None times both where the model can be
+            compiled, and keeps the faster.
     """
 
     max_nodes: int = 64
@@ -32,6 +34,7 @@ class CalibrationSettings:
     batch_size: int = 1
     rounds: int = 20
     ranks: int = 32
+    compiled: bool | None = None
 
     def check(self, model: TreeModel) -> None:
         """Check that the model fits the settings.

@@ -50,13 +50,18 @@ class CalibrationOptions:
         max=100_000,
     )
 
-    def settings(self) -> CalibrationSettings:
+    def settings(self, compiled: bool | None) -> CalibrationSettings:
         """Return the settings of the library's `calibrate`."""
         from ..calibration.settings import CalibrationSettings
 
         contexts = tuple(self.context) if self.context else None
         return CalibrationSettings(
-            self.max_nodes, self.heads, contexts, self.batch_size, self.rounds
+            self.max_nodes,
+            self.heads,
+            contexts,
+            self.batch_size,
+            self.rounds,
+            compiled=compiled,
         )
 
 
@@ -115,7 +120,7 @@ def calibrate(
         *split(tokenizer, messages),
         # The tokenizer is for the model's own stop strings.
         {**decoding.arguments(), "within_positions": True, "tokenizer": tokenizer},
-        options.settings(),
+        options.settings(model.compile),
         acceptance=decoding.acceptance,
         work=outputs.resume,
         progress=progress,

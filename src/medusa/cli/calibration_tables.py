@@ -19,6 +19,8 @@ def show(screen: Console, report: Report) -> None:
     for table in (_accuracies(report, plus_minus), _sizes(report), _heads(report)):
         screen.print(table)
     screen.print(_chosen_tree(report))
+    if report.metadata["compiled"]:
+        screen.print("Compiled steps are faster here: they are used from now on.")
     if not report.tree.max_depth:
         screen.print("No tree pays here: decoding will be plain.", style="bold")
 

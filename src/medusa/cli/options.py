@@ -112,11 +112,10 @@ class ModelOptions(HubOptions):
         "default it does not",
         default=None,
     )
-    compile: bool = option(
-        "Compile the model's step before the first answer, which takes up to a minute and makes "
-        "steps faster (CPU)",
-        "--compile",
-        default=False,
+    compile: bool | None = option(
+        "Compile the model's layers before the first answer, which makes steps faster and takes "
+        "some seconds the first time (CPU); by default where medusa calibrate found it faster",
+        default=None,
     )
     half_weights: bool = option(
         "Store float32 weights in 16 bits where that changes no value, which is faster (CPU)",

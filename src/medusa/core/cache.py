@@ -8,8 +8,7 @@ Shapes: B rows, N tree nodes, C columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -272,24 +271,6 @@ class TreeCache(Cache):
         """The keys and values of all layers, each [rows, heads, C, width]."""
         return [states for layer in self.layers for states in (layer.keys, layer.values)]
 
-    @contextmanager
-    def lent(self, columns: Tensor, end: int, states: Sequence[Tensor]) -> Iterator[None]:
-        """While the context lasts, let the next forward write to tensors other than the cache's.
-
-        Args:
-            columns: [B, N] where to write.
-            end: one past the last column in use.
-            states: as `states`.
-        """
-        own, place = self.states, (self.slots.columns, self.slots.end)
-        self._hold(states)
-        self.slots.columns, self.slots.end = columns, end
-        try:
-            yield
-        finally:
-            self._hold(own)
-            self.slots.columns, self.slots.end = place
-
     def _hold(self, states: Sequence[Tensor]) -> None:
         for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
             layer.keys, layer.values, layer.is_initialized = keys, values, True
@@ -327,6 +308,31 @@ class TreeCache(Cache):
         most = [unlimited if longest is None else longest - 2 for longest in self.longest]
         most += [unlimited] * (len(positions) - len(most))
         return positions.minimum(torch.tensor(most, device=device)[:, None])
+
+
+class LayerCache(TreeCache):
+    """The cache as one decoder layer sees it in a program that serves all layers alike.
+
+    Args:
+        columns: [B, N] columns to write.
+        end: one past the last column in use.
+        keys, values: [rows, heads, C, width] of the layer.
+    """
+
+    def __init__(self, columns: Tensor, end: int, keys: Tensor, values: Tensor):
+        super().__init__(1)
+        self.slots.rows, self.slots.columns, self.slots.end = len(columns), columns, end
+        self._hold([keys, values])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the states of the layer, whatever its number; return those of columns in use."""
+        store, used = self.layers[0], []
+        for mine, states in ((store.keys, key_states), (store.values, value_states)):
+            self.slots.write(mine, states)
+            used.append(mine.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
+        return used[0], used[1]
 
 
 def power_of_two(count: int, unit: int = 1) -> int:

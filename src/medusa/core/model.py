@@ -8,9 +8,7 @@ Shapes: B rows, P prompt columns, N tree nodes, H hidden size, V vocabulary, C c
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -19,9 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..runtime.capture import Captures
-from ..runtime.compiled import Programs
 from ..runtime.packing import PackedStack, Packing, unpack, worth_packing
-from ..runtime.products import PackedWeight, as_operators, packable
+from ..runtime.products import PackedWeight, packable
 from ..runtime.state import execution_state
 from ..runtime.twin import Runner, twin
 from .cache import TreeCache
@@ -35,6 +32,7 @@ from .checks import (
     takes,
 )
 from .heads import LogitRule, MedusaHeads
+from .layers import LayerPrograms, compiled_layers
 from .masks import Layout, TreeBatch
 from .positions import Positions
 from .schedule import UNCALIBRATED, Calibration, StepTimes
@@ -64,9 +62,10 @@ class TreeModel(nn.Module):
         capture: verify with shapes that stay the same for long, on a GPU as a captured graph. None
             does so on GPUs.
         compiled: verify by programs that are compiled at the first prefill (CPU only), one for
-            plain decoding and one for trees; again for batches. That takes a C++ compiler and some
-            seconds to a minute, and frees each step of the Python between operators. Where it
-            fails, a warning says so and this is False from then on.
+            plain decoding and one for trees; again for batches. It saves the Python code between
+            operators. It takes a C++ compiler, and some seconds where no process of this machine
+            has compiled such layers before. Where it fails, a warning says so, and the model runs
+            uncompiled.
 
     Attributes:
         lock: held by the thread that runs the model.
@@ -105,8 +104,8 @@ class TreeModel(nn.Module):
 
     def _begin(self) -> None:
         """Create the attributes of the running model."""
-        self.captures, self.programs = Captures(), Programs()
-        # identifies the base model that was captured or compiled
+        self.captures, self.programs = Captures(), LayerPrograms()
+        # identifies the base model that was captured
         self._state: tuple[Any, ...] = ()
         self._idle_cache: TreeCache | None = None
         self._layout = Layout.of(self.base)
@@ -144,8 +143,11 @@ class TreeModel(nn.Module):
                 "base.set_attn_implementation('sdpa')"
             )
         with self.lock:
-            self._runner = Runner(self.base, self.lm_head, self._packed_layers())
-            if self.captures_steps or self.compiled:
+            replaced = self._packed_layers()
+            if self.compiled:
+                replaced |= compiled_layers(self.base, replaced, self.programs)
+            self._runner = Runner(self.base, self.lm_head, replaced)
+            if self.captures_steps:
                 self._state = execution_state(self._runner.model)
             stack = getattr(self.heads, "w2", None)
             packs = self.packs and isinstance(stack, Tensor) and packable(stack)
@@ -170,6 +172,11 @@ class TreeModel(nn.Module):
     def packed_base(self) -> PreTrainedModel:
         """The base model with packed layers, up to date with its weights, for transformers."""
         return cast(PreTrainedModel, twin(self.base, self._packed_layers()))
+
+    @property
+    def compilable(self) -> bool:
+        """True if the model runs where its layers can be compiled: on a CPU, without flex."""
+        return self.device.type == "cpu" and not Layout.of(self.base).flex
 
     @property
     def captures_steps(self) -> bool:
@@ -302,13 +309,10 @@ class TreeModel(nn.Module):
         return logits[:rows], hidden[:rows]
 
     def _verified(self, tokens: Tensor, trees: TreeBatch, cache: TreeCache) -> tuple[Tensor, ...]:
-        program = self._compiled(tokens, trees, cache) if self.compiled else None
-        if program is not None:
-            return program()
         inputs = self._tree_inputs(tokens, trees, cache)
+        cache.make_room()
         if not cache.slots.static:
             return self._forward_tree(cache, **inputs)
-        cache.make_room()
         state = self._state, cache.addresses
         key = (*tokens.shape, cache.slots.end)
         outputs: tuple[Tensor, Tensor] = self.captures.run(
@@ -317,12 +321,14 @@ class TreeModel(nn.Module):
         return outputs
 
     def compile_steps(self, cache: TreeCache) -> None:
-        """Compile the step's programs now, where `compiled` asks for it and there are none yet."""
+        """Compile the programs of steps now, where `compiled` asks for it, by running such steps.
+
+        They write behind the columns that are kept.
+        """
         for tree in (CandidateTree(), self.tree):
             if self.compiled:
-                tokens = torch.zeros(len(cache.lengths), len(tree), dtype=torch.long)
-                cache.begin_tree(len(tree), tokens.device)
-                self._compiled(tokens, TreeBatch.of(tree), cache)
+                tokens = torch.zeros(len(cache.length), len(tree), dtype=torch.long)
+                self.verify(tokens, tree, cache)
 
     def _tree_inputs(self, tokens: Tensor, trees: TreeBatch, cache: TreeCache) -> dict[str, Any]:
         """Return the arguments of a forward over trees; each mask is named by its layers' kind."""
@@ -337,7 +343,6 @@ class TreeModel(nn.Module):
         tokens: Tensor,
         positions: Tensor,
         columns: Tensor | None = None,
-        traced: bool = False,
         **masks: Any,
     ) -> tuple[Tensor, Tensor]:
         cache.slots.columns = columns
@@ -348,37 +353,8 @@ class TreeModel(nn.Module):
             "position_ids": positions,
             "past_key_values": cache,
         }
-        return self._forward(inputs, traced)
+        return self._forward(inputs)
 
-    def _forward(self, inputs: dict[str, Any], traced: bool = False) -> tuple[Tensor, Tensor]:
-        with self.lock, as_operators() if traced else nullcontext():
+    def _forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        with self.lock:
             return self.runner(**inputs, use_cache=True)
-
-    def _compiled(
-        self, tokens: Tensor, trees: TreeBatch, cache: TreeCache
-    ) -> Callable[[], tuple[Tensor, ...]] | None:
-        """Return the forward over a tree as a program; None where it cannot be compiled."""
-        cache.make_room()
-        inputs = {
-            # strides are sizes that a program counts on, too
-            name: each.clone(memory_format=torch.contiguous_format)
-            for name, each in self._tree_inputs(tokens, trees, cache).items()
-        }
-        names, count = list(inputs), len(inputs)
-
-        def forward(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-            named = dict(zip(names, tensors[:count], strict=True))
-            with cache.lent(named["columns"], tensors[count - 1].shape[-1], tensors[count:]):
-                return self._forward_tree(cache, traced=True, **named)
-
-        tensors = [*inputs.values(), *cache.states]
-        try:
-            program = self.programs.get(self._state, forward, tensors[:count], tensors[count:])
-        except Exception as error:  # compilers raise errors of many types
-            reason = str(error).strip().split("\n")[0]
-            warnings.warn(
-                f"this model cannot be compiled here, and goes on as it is: {reason}", stacklevel=2
-            )
-            self.compiled, self.programs = False, Programs()
-            return None
-        return partial(program, tensors)

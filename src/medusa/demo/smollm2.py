@@ -16,8 +16,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..files import locked
-from ..formats.gguf import cache_folder, convert
+from ..files import cache_folder, locked
+from ..formats.gguf import convert
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_FILES = ("*.json", "model.safetensors", "merges.txt", "*.jinja", "README.md", "LICENSE*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ..files import locked
+from ..files import cache_folder, locked
 
 SUFFIX = ".gguf"
 DTYPES = {frozenset({"F32"}): torch.float32, frozenset({"F16"}): torch.float16}
@@ -50,14 +49,6 @@ def files_of(name: str) -> str:
         if not folder.is_dir():
             convert(file, folder)
     return str(folder)
-
-
-def cache_folder() -> Path:
-    """Return the package's cache folder: $XDG_CACHE_HOME/medusa or ~/.cache/medusa.
-
-    Its content can be deleted at any time.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medusa"
 
 
 def convert(file: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..core.checks import running_device
@@ -35,6 +36,15 @@ def usable_calibration(calibration: Calibration, base: PreTrainedModel, name: st
         stacklevel=4,
     )
     return Calibration(calibration.accuracies, UNCALIBRATED.latency)
+
+
+def found_faster_compiled(calibration: Calibration) -> bool:
+    """Return True if a usable calibration found compiled steps faster with this torch.
+
+    Compiled code of another torch is of no use, and compiling again takes long.
+    """
+    made = calibration.made
+    return made.get("compiled") is True and made.get("torch") == torch.__version__
 
 
 def tree_attention(options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..core.schedule import UNCALIBRATED
 from ..core.tree import CandidateTree
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
-from .checks import loaded_base, tree_attention, usable_calibration
+from .checks import found_faster_compiled, loaded_base, tree_attention, usable_calibration
 from .merged import MergedAdapter
 from .named import NamedModel
 
@@ -104,7 +104,7 @@ class MedusaModel(TreeModel):
         base_revision: str | None = None,
         tree: CandidateTree | None = None,
         prepack: Prepack = None,
-        compiled: bool = False,
+        compiled: bool | None = None,
         all_heads: bool = False,
         **kwargs: Any,
     ) -> MedusaModel:
@@ -120,8 +120,9 @@ class MedusaModel(TreeModel):
             tree: the candidate tree; by default the one stored beside the heads.
             prepack: run linear layers on packed weights (CPU). None packs where that is faster;
                 "half" packs in 16 bits the weights whose values float16 holds.
-            compiled: compile the base model's step at the first prefill (CPU; needs a C++
-                compiler).
+            compiled: compile the base model's layers at the first prefill (CPU; needs a C++
+                compiler). None does so where the heads' calibration found it faster on this
+                machine.
             all_heads: load also the heads that the tree does not use, such as to train, calibrate
                 or save them.
             kwargs: token, cache_dir and the like, for both downloads; the rest is passed to
@@ -166,6 +167,7 @@ class MedusaModel(TreeModel):
         name: str,
         *,
         tree: CandidateTree | None = None,
+        compiled: bool | None = None,
         all_heads: bool = False,
         **options: Any,
     ) -> MedusaModel:
@@ -187,7 +189,10 @@ class MedusaModel(TreeModel):
         tree = tree if tree is not None else stored
         used = None if tree is None or all_heads else max(1, tree.max_depth)
         heads = native.read_heads(folder, backbone, used)
-        model = cls(backbone, heads, tree, calibration=calibration, **options)
+        if compiled is None:
+            compiled = found_faster_compiled(calibration)
+        options |= {"calibration": calibration, "compiled": compiled}
+        model = cls(backbone, heads, tree, **options)
         adapter = native.adapter(folder)
         if adapter is not None and adapters.attached(backbone) is None:
             model.merged = MergedAdapter.of(adapter, backbone)
@@ -336,7 +341,7 @@ def load(
     *,
     device: str | None = None,
     prepack: Prepack = None,
-    compiled: bool = False,
+    compiled: bool | None = None,
     all_heads: bool = False,
 ) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, which is read first, before the weights.
@@ -357,13 +362,13 @@ def load(
     backbone = named.load_backbone()
     if device is not None:
         backbone = backbone.to(device)
-    options: dict[str, Any] = {"prepack": prepack, "compiled": compiled, "owns_base": True}
+    options: dict[str, Any] = {"prepack": prepack, "owns_base": True}
     if named.heads is None:
         heads = new_heads(backbone, 1, 1, own_lm_head=False, bias=True)
-        model = MedusaModel(backbone, heads, PLAIN, **options)
+        model = MedusaModel(backbone, heads, PLAIN, compiled=bool(compiled), **options)
     else:
         model = MedusaModel._with_heads(
-            backbone, named.heads, named.name, all_heads=all_heads, **options
+            backbone, named.heads, named.name, compiled=compiled, all_heads=all_heads, **options
         )
     model.origin = Origin.of(backbone, named.base.name, **named.options)
     return model, tokenizer

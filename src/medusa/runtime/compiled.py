@@ -9,36 +9,46 @@ compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..files import cache_folder
+
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 Function = Callable[..., tuple[Tensor, ...]]
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable by which torch finds the code that earlier processes compiled."""
 
 
 class Program:
     """A compiled function of tensors, including its writes to the arguments.
 
-    Other tensors that the function uses, such as weights, become constants of the program, which
-    are read at their current address.
-
     Args:
-        function: called with the inputs followed by the stores; returns tensors.
+        function: called with the inputs, the stores and the weights; returns tensors.
         inputs: example tensors; all their sizes may vary.
         stores: example tensors [B, heads, C, width] that the function reads and writes; B and C may
             vary. Stores that have equal sizes here must have equal sizes in every run.
+        weights: example tensors whose sizes, strides and dtypes never vary.
 
     Raises:
         Exception: any error of tracing and compiling, for example because control flow depends on
             values, or because there is no C++ compiler.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]):
+    def __init__(
+        self,
+        function: Function,
+        inputs: Sequence[Tensor],
+        stores: Sequence[Tensor],
+        weights: Sequence[Tensor] = (),
+    ):
         # Importing the compiler takes a second, so only those who compile import it.
         from torch._subclasses.fake_tensor import FakeTensorMode
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,9 +58,10 @@ class Program:
         sizes = ShapeEnv(duck_shape=False)
         fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
         with torch.inference_mode(False), torch.no_grad():
-            symbolic, distinct_stores = _symbolic_arguments(fake, inputs, stores)
+            symbolic, distinct_stores = _symbolic_arguments(fake, inputs, stores, weights)
             traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
-            self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
+            with _compiler_settings():
+                self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
         self._guarded = [*range(len(inputs)), *distinct_stores]
         self._dtypes = [symbolic[index].dtype for index in self._guarded]
         guards = sizes.produce_guards_expression(
@@ -69,59 +80,59 @@ class Program:
         return bool(eval(self._guards, self._guard_names, {"L": tensors_by_name}))
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run the program on inputs and stores."""
+        """Run the program on inputs, stores and weights."""
         result: tuple[Tensor, ...] = self._run(*tensors)
         return result
 
 
-class Programs:
-    """The compiled programs of one function; all belong to one execution state.
-
-    Attributes:
-        state: the execution state of the programs, such as weights and settings. A call with
-            another state drops them.
-    """
-
-    def __init__(self) -> None:
-        self.state: Any = None
-        self._compiled: list[Program] = []
-
-    def __len__(self) -> int:
-        return len(self._compiled)
-
-    def get(
-        self, state: Any, function: Function, inputs: Sequence[Tensor], stores: Sequence[Tensor]
-    ) -> Program:
-        """Return a program that fits these arguments; compile one if there is none."""
-        if state != self.state:
-            self.state, self._compiled = state, []
-        for program in self._compiled:
-            if program.fits([*inputs, *stores]):
-                return program
-        self._compiled.append(Program(function, inputs, stores))
-        return self._compiled[-1]
+@contextmanager
+def _compiler_settings() -> Iterator[None]:
+    """Keep compiled code for later processes, unless the user has chosen a folder for it."""
+    unset = CACHE_VARIABLE not in os.environ
+    if unset:
+        os.environ[CACHE_VARIABLE] = str(cache_folder() / "compiled")
+    try:
+        # torch would build test programs for ten seconds to learn which vectors the CPU has
+        with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+            yield
+    finally:
+        if unset:
+            del os.environ[CACHE_VARIABLE]
 
 
 def _symbolic_arguments(
-    fake: FakeTensorMode, inputs: Sequence[Tensor], stores: Sequence[Tensor]
+    fake: FakeTensorMode,
+    inputs: Sequence[Tensor],
+    stores: Sequence[Tensor],
+    weights: Sequence[Tensor],
 ) -> tuple[list[FakeTensor], list[int]]:
     """Return fake tensors for a program's arguments, and the indices of stores of distinct sizes.
 
     Stores of equal sizes share their symbols. Without that, a cache of many layers would have a
     guard for every layer.
     """
-    symbolic = [_symbolic(fake, tensor, range(tensor.dim())) for tensor in inputs]
+    symbolic: list[FakeTensor] = []
+
+    def add(tensor: Tensor, varying: Iterable[int]) -> None:
+        symbolic.append(_symbolic(fake, tensor, varying, len(symbolic)))
+
+    for tensor in inputs:
+        add(tensor, range(tensor.dim()))
     first: dict[Any, int] = {}  # the index of the first store of each shape and dtype
     for store in stores:
         index = first.setdefault((store.shape, store.dtype), len(symbolic))
         if index < len(symbolic):
             symbolic.append(_with_same_sizes(symbolic[index]))
         else:
-            symbolic.append(_symbolic(fake, store, (0, 2)))
+            add(store, (0, 2))
+    for weight in weights:
+        add(weight, ())
     return symbolic, list(first.values())
 
 
-def _symbolic(fake: FakeTensorMode, tensor: Tensor, varying: Iterable[int]) -> FakeTensor:
+def _symbolic(
+    fake: FakeTensorMode, tensor: Tensor, varying: Iterable[int], index: int
+) -> FakeTensor:
     """Return a fake tensor with symbols for the sizes of the varying dimensions.
 
     A varying dimension of size 1 stays 1, because torch specialises programs for sizes 0 and 1.
@@ -138,7 +149,8 @@ def _symbolic(fake: FakeTensorMode, tensor: Tensor, varying: Iterable[int]) -> F
     )
     return fake.from_tensor(
         ordinary,
-        source=ConstantSource(f"argument_{id(ordinary)}"),
+        # symbols are named by a hash of this; the compiler's cache is found by those names
+        source=ConstantSource(f"argument_{index}"),
         symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
     )
 

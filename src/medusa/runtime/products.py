@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from functools import cache
 from weakref import WeakValueDictionary
 
@@ -64,13 +62,6 @@ class PackedWeight:
 
         The result has the weight's dtype, or autocast's if autocast is enabled.
         """
-        if _as_operators.get():
-            traced: Tensor = torch.ops.medusa.packed_product(states, self.handle, self.features)
-            return traced
-        return self.product(states)
-
-    def product(self, states: Tensor) -> Tensor:
-        """Compute the product immediately, also while a function is traced."""
         states = states.to(self.dtype)
         if not torch.is_autocast_enabled("cpu"):
             return _in_few_sizes(self._multiply, states)
@@ -115,6 +106,26 @@ class HalfWeight(PackedWeight):
         return weight
 
 
+class WeightArgument:
+    """A packed weight in a program that takes it as an argument; tracing records its products.
+
+    Args:
+        features: number of output features.
+        dtype: dtype of the weight.
+        handle: int64 scalar, the handle of the weight.
+    """
+
+    def __init__(self, features: int, dtype: torch.dtype, handle: Tensor):
+        self.features, self.dtype, self.handle = features, dtype, handle
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Map states [..., in] to [..., out]."""
+        product: Tensor = torch.ops.medusa.packed_product(
+            states.to(self.dtype), self.handle, self.features
+        )
+        return product
+
+
 class SharedWeight:
     """One layer's part of a weight that is packed for several layers with the same input.
 
@@ -143,6 +154,11 @@ class SharedWeight:
     def dtype(self) -> torch.dtype:
         """Return the dtype of the weight."""
         return self.share.weight.dtype
+
+    @property
+    def features(self) -> int:
+        """Return the number of output features of this layer."""
+        return self.part.stop - self.part.start
 
     def __call__(self, states: Tensor) -> Tensor:
         """Map states [..., in] to [..., out]."""
@@ -229,24 +245,13 @@ def _next_size(rows: int) -> int:
     return next(size for size in ROWS if size >= rows)
 
 
-@contextmanager
-def as_operators() -> Iterator[None]:
-    """Make this thread's products opaque operators that tracing records as one call."""
-    before = _as_operators.set(True)
-    try:
-        yield
-    finally:
-        _as_operators.reset(before)
-
-
-_as_operators: ContextVar[bool] = ContextVar("as_operators", default=False)
 _HANDLES = itertools.count()
-# Operators take tensors and numbers only, so a compiled program refers to a weight by its handle.
+# Operators take no packed weights, so a compiled program refers to a weight by its handle.
 _PACKED: WeakValueDictionary[int, PackedWeight] = WeakValueDictionary()
 _OPERATORS = library.Library("medusa", "DEF")
-_OPERATORS.define("packed_product(Tensor states, int handle, int features) -> Tensor")
+_OPERATORS.define("packed_product(Tensor states, Tensor handle, int features) -> Tensor")
 _OPERATORS.impl(
-    "packed_product", lambda states, handle, features: _PACKED[handle].product(states), "CPU"
+    "packed_product", lambda states, handle, features: _PACKED[int(handle)](states), "CPU"
 )
 _OPERATORS.impl(
     "packed_product",

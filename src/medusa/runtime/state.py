@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from .packing import PackedTwin, is_packed, stored_parameters
 
+INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+"""Attributes that torch itself stores in every module: parameters, children, hooks."""
+
 
 def execution_state(module: nn.Module) -> tuple[Any, ...]:
     """Return a value that changes when a recorded forward of the module becomes invalid.
@@ -33,14 +36,17 @@ def _own_state(module: nn.Module) -> tuple[Any, ...]:
     buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
     tensors = [*stored_parameters(module).values(), *buffers]
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    attributes = [
-        (name, value)
-        for name, value in module.__dict__.items()
-        if name not in ("_parameters", "_buffers", "_modules")
-    ]
-    settings = [(name, repr(value)) for name, value in attributes if _is_setting(value)]
     packed = module.packed.handle if is_packed(module) or isinstance(module, PackedTwin) else None
-    return packed, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), tuple(settings)
+    return packed, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), settings(module)
+
+
+def settings(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Return the names and values of a module's plain attributes, such as `training` and scales."""
+    return tuple(
+        (name, repr(value))
+        for name, value in module.__dict__.items()
+        if name not in INTERNAL and _is_setting(value)
+    )
 
 
 def _is_setting(value: Any) -> bool:
