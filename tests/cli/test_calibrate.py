@@ -22,6 +22,7 @@ QUICK = [
     "12",
     "--max-nodes",
     "8",
+    "--no-compile",
 ]
 
 # the heads are random, so that the calibration may find that no tree pays

@@ -113,8 +113,9 @@ def test_layers_of_many_kinds_are_not_compiled():
     changes = {"num_hidden_layers": 7, "scale_attn_by_inverse_layer_idx": True}
     model, ids = compiled("gpt2", **changes), varied_prompt("gpt2")
     with pytest.warns(UserWarning, match="its layers are of 7 kinds"):
-        (text,) = scripted(model, [ids])
-        output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
+        model.refresh()
+    (text,) = scripted(model, [ids])
+    output = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
     assert output.tolist()[0] == text[: ids.shape[1] + NEW]
 
 

@@ -102,7 +102,9 @@ class ModelOptions(HubOptions):
         "Base model to run the heads on; by default the one that the heads name", default=None
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "Number format of the weights; auto is the checkpoint's own", default="auto"
+        "Number format of the weights; auto is the checkpoint's own, or float32 on a CPU that "
+        "multiplies this faster",
+        default="auto",
     )
     device: str | None = option(
         "Device for the model, such as cpu, cuda or cuda:1; by default cpu", default=None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from ..core.checks import running_device
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..hardware.provenance import device_name
+from ..runtime.dtypes import fast_dtype
 
 
 def usable_calibration(calibration: Calibration, base: PreTrainedModel, name: str) -> Calibration:
@@ -45,6 +47,22 @@ def found_faster_compiled(calibration: Calibration) -> bool:
     """
     made = calibration.made
     return made.get("compiled") is True and made.get("torch") == torch.__version__
+
+
+def in_fast_dtype(base: PreTrainedModel, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a base model in the dtype that is fastest here, if it was loaded with dtype="auto".
+
+    It stays as it is on a GPU and on machines with one, to which it may move later.
+
+    Args:
+        options: keyword arguments that the model was loaded with.
+    """
+    quantised = getattr(base, "hf_quantizer", None) is not None
+    elsewhere = torch.cuda.is_available() or options.get("device_map") is not None
+    if options.get("dtype") != "auto" or quantised or elsewhere or base.device.type != "cpu":
+        return base
+    fast = fast_dtype(base.dtype)
+    return base if fast == base.dtype else base.to(fast)
 
 
 def tree_attention(options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from ..core.schedule import UNCALIBRATED
 from ..core.tree import CandidateTree
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
-from .checks import found_faster_compiled, loaded_base, tree_attention, usable_calibration
+from .checks import (
+    found_faster_compiled,
+    in_fast_dtype,
+    loaded_base,
+    tree_attention,
+    usable_calibration,
+)
 from .merged import MergedAdapter
 from .named import NamedModel
 
@@ -71,7 +77,8 @@ class MedusaModel(TreeModel):
             compiled: compile the base model's step at the first prefill (CPU; needs a C++
                 compiler).
             kwargs: passed to transformers to load the model: dtype, device_map,
-                quantization_config, revision, token, ...
+                quantization_config, revision, token, ... On a CPU, dtype="auto" is the
+                checkpoint's own where that multiplies as fast as float32, else float32.
 
         Raises:
             ValueError: the model cannot verify a tree, or has heads already.
@@ -83,7 +90,7 @@ class MedusaModel(TreeModel):
                 raise ValueError(
                     f"{model_or_id} holds Medusa heads: load them with MedusaModel.from_pretrained"
                 )
-            base = named.load_base()
+            base = in_fast_dtype(named.load_base(), named.options)
             origin = Origin.of(base, named.base.name, **named.options)
         else:
             base = loaded_base(model_or_id, kwargs)
@@ -126,8 +133,8 @@ class MedusaModel(TreeModel):
             all_heads: load also the heads that the tree does not use, such as to train, calibrate
                 or save them.
             kwargs: token, cache_dir and the like, for both downloads; the rest is passed to
-                transformers to load the base model: dtype, device_map, quantization_config,
-                attn_implementation, ...
+                transformers to load the base model: dtype ("auto" as for `from_base`), device_map,
+                quantization_config, attn_implementation, ...
 
         Raises:
             ValueError: there are no heads, or they do not fit the base model; says exactly what.
@@ -136,7 +143,7 @@ class MedusaModel(TreeModel):
         if isinstance(base, (str, Path, NoneType)):
             named = NamedModel.find(path_or_id, base, base_revision, **tree_attention(kwargs))
             folder = _heads_folder(named.heads, path_or_id)
-            backbone = named.load_backbone()
+            backbone = in_fast_dtype(named.load_backbone(), named.options)
             origin = Origin.of(backbone, named.base.name, **named.options)
         else:
             hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
@@ -362,6 +369,7 @@ def load(
     backbone = named.load_backbone()
     if device is not None:
         backbone = backbone.to(device)
+    backbone = in_fast_dtype(backbone, named.options)
     options: dict[str, Any] = {"prepack": prepack, "owns_base": True}
     if named.heads is None:
         heads = new_heads(backbone, 1, 1, own_lm_head=False, bias=True)
