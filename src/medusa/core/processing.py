@@ -21,12 +21,14 @@ from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation import logits_process as lp
 
+from .nucleus import Nucleus
 from .tree import CandidateTree
 
 PREFIX_FREE = (
     lp.TemperatureLogitsWarper,
     lp.TopKLogitsWarper,
     lp.TopPLogitsWarper,
+    Nucleus,
     lp.MinPLogitsWarper,
     lp.TypicalLogitsWarper,
     lp.EpsilonLogitsWarper,
@@ -78,7 +80,9 @@ class TreeProcessors:
     """
 
     def __init__(self, processors: Sequence[LogitsProcessor] = ()):
-        self.processors = LogitsProcessorList(processors)
+        self.processors = LogitsProcessorList(
+            Nucleus.of(each) if type(each) is lp.TopPLogitsWarper else each for each in processors
+        )
         self.prefix_free = all(type(each) in PREFIX_FREE for each in processors)
         self.stateless = all(type(each) in STATELESS for each in processors)
         self._branches: list[LogitsProcessorList] = []
