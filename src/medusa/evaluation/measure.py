@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -67,6 +67,7 @@ def compare(
     arguments: dict[str, Any],
     *,
     methods: Sequence[str] = tuple(METHODS),
+    others: Mapping[str, Method] | None = None,
     repeats: int = 3,
     seed: int = 0,
 ) -> Iterable[Comparison]:
@@ -75,14 +76,17 @@ def compare(
     Args:
         arguments: keyword arguments of `generate`, the same for all methods.
         methods: names in `METHODS`.
+        others: further methods by name, such as another library's; they replace `METHODS` of the
+            same name.
         repeats: runs of each prompt by each method; figures use their medians.
         seed: seed of torch's global generator for the first prompt, for sampling. Every run of a
             prompt starts from the same seed; each further prompt adds 1 to it.
     """
+    compared = {**{name: METHODS[name] for name in methods}, **(others or {})}
     for number, prompt in enumerate(prompts):
         calls = {
-            name: partial(_seeded_run, METHODS[name], model, prompt, arguments, seed + number)
-            for name in methods
+            name: partial(_seeded_run, method, model, prompt, arguments, seed + number)
+            for name, method in compared.items()
         }
         yield Comparison(prompt, interleaved(calls, repeats, first=number))
 

@@ -72,22 +72,22 @@ def medusa(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run
 
 def generate(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """Decode with transformers' `generate`, on the base model as transformers loads it."""
-    return _transformers_run(model.base, prompt, arguments)
+    return transformers_run(model.base, prompt, arguments)
 
 
 def prompt_lookup(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """Decode with transformers' assisted decoding, candidates looked up in the prompt."""
-    return _transformers_run(model.base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
+    return transformers_run(model.base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP})
 
 
 def generate_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """Decode with transformers' `generate` on this library's packed weights."""
-    return _transformers_run(model.packed_base, prompt, arguments)
+    return transformers_run(model.packed_base, prompt, arguments)
 
 
 def prompt_lookup_packed(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """Decode with transformers' prompt lookup on this library's packed weights."""
-    return _transformers_run(
+    return transformers_run(
         model.packed_base, prompt, {**arguments, "prompt_lookup_num_tokens": LOOKUP}
     )
 
@@ -128,7 +128,8 @@ class _StepClock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+def transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
+    """Decode with transformers' `generate`; the first token's time is that of its first step."""
     clock = _StepClock()
     started = time.perf_counter()
     output = model.generate(
