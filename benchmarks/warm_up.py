@@ -16,8 +16,12 @@ import torch
 from rich.table import Table
 
 from medusa import demo
+from medusa.core.checks import Prepack
+from medusa.demo import smollm2
 from medusa.evaluation.prompts import calibration_prompts
 from medusa.hardware.timing import timed
+from medusa.loading import MedusaModel, NamedModel, load
+from medusa.text import encode_text
 
 from .harness import (
     argument_parser,
@@ -30,15 +34,35 @@ from .harness import (
 from .models import EMBEDDED_MODELS
 
 RUNS = ("eager", "compiled, empty cache", "compiled, kept cache")
+SMOLLM2 = "smollm2"
+MODELS = (*EMBEDDED_MODELS, SMOLLM2)
+
+
+def load_with_prompts(
+    name: str, count: int, options: dict[str, Any]
+) -> tuple[MedusaModel, list[list[int]]]:
+    """Return a model of `MODELS` and the token ids of `count` prompts for it.
+
+    Args:
+        options: of loading.
+    """
+    if name != SMOLLM2:
+        model, tokenizer = demo.load(inflate=EMBEDDED_MODELS[name], **options)
+        return model, calibration_prompts(tokenizer, count)
+    named = NamedModel.find(smollm2.heads_folder(), smollm2.fetch(), dtype="auto")
+    model, tokenizer = load(named, **options)
+    requests = [encode_text(tokenizer, text)[0].tolist() for text in smollm2.REQUESTS.values()]
+    return model, [requests[number % len(requests)] for number in range(count)]
 
 
 def answer_prompts(
-    width: int | None, run: str, cache: str, prompts: int, threads: int
+    name: str, prepack: Prepack, run: str, cache: str, prompts: int, threads: int
 ) -> dict[str, float]:
     """Return the seconds of the first answer, and of each token of the answers after it.
 
     Args:
-        width: MLP columns of the embedded model; None leaves them as they are.
+        name: one of `MODELS`.
+        prepack: how weights are packed.
         run: one of `RUNS`.
         cache: folder of the compiler's cache.
         prompts: number of answers after the first.
@@ -46,9 +70,10 @@ def answer_prompts(
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     torch.set_num_threads(threads)
-    model, tokenizer = demo.load(inflate=width, compiled=run != "eager")
+    options = {"prepack": prepack, "compiled": run != "eager"}
+    model, requests = load_with_prompts(name, prompts + 1, options)
     seconds, tokens = [], []
-    for prompt in calibration_prompts(tokenizer, prompts + 1):
+    for prompt in requests:
         ids = torch.tensor([prompt])
         answer = timed(partial(model.generate, ids, max_new_tokens=128, do_sample=False))
         tokens.append(answer.result.shape[1] - ids.shape[1])
@@ -56,7 +81,7 @@ def answer_prompts(
     return {"first": seconds[0], "token": sum(seconds[1:]) / sum(tokens[1:])}
 
 
-def time_runs(width: int | None, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def time_runs(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return for each of `RUNS` the medians of `answer_prompts`, and when compiling has paid.
 
     The runs of a round share a cache folder and keep their order: the second one fills the cache
@@ -67,10 +92,16 @@ def time_runs(width: int | None, options: argparse.Namespace) -> dict[str, dict[
         with tempfile.TemporaryDirectory() as cache:
             for run in RUNS:
                 answered = in_new_process(
-                    answer_prompts, width, run, cache, options.prompts, options.threads
+                    answer_prompts,
+                    name,
+                    options.prepack,
+                    run,
+                    cache,
+                    options.prompts,
+                    options.threads,
                 )
-                for name, value in answered.items():
-                    seconds[run][name].append(value)
+                for figure, value in answered.items():
+                    seconds[run][figure].append(value)
     figures = {run: medians(values) for run, values in seconds.items()}
     eager = figures["eager"]
     for values in figures.values():
@@ -102,10 +133,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        choices=EMBEDDED_MODELS,
-        default=list(EMBEDDED_MODELS),
-        help="models to measure (default: both)",
+        choices=MODELS,
+        default=list(MODELS),
+        help="models to measure (default: all)",
     )
+    parser.add_argument("--prepack", choices=("half",), help="pack weights in 16 bits")
     parser.add_argument("--prompts", type=int, default=18, help="answers after the first")
     return parse_arguments(parser)
 
@@ -113,8 +145,9 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     options = parse_options()
-    models = {name: time_runs(EMBEDDED_MODELS[name], options) for name in options.models}
-    publish(options, new_report(models=models), "warm-up", warm_up_table(models))
+    models = {name: time_runs(name, options) for name in options.models}
+    report = new_report(prepack=options.prepack, models=models)
+    publish(options, report, "warm-up", warm_up_table(models))
 
 
 if __name__ == "__main__":
