@@ -35,6 +35,8 @@ from .harness import argument_parser, medians, new_report, parse_arguments, publ
 ROWS = (1, 4, 8, 16)
 GROUP = 32
 """Input features that share a scale in 4 bits."""
+LARGEST_LAYER = 1 << 15
+"""Output features above which a layer is the output layer."""
 CONTEXT = 384
 """Tokens of a text."""
 Product = Callable[[Tensor], Tensor]
@@ -98,6 +100,11 @@ def int4_weights(weight: Tensor) -> Product:
     )
 
 
+def int4_layers(weight: Tensor) -> Product:
+    """Return the product in 4 bits, but that of the output layer in float16."""
+    return HalfWeight(weight) if len(weight) > LARGEST_LAYER else int4_weights(weight)
+
+
 def bfloat16(weight: Tensor) -> Product:
     """Return the packed product in bfloat16."""
     packed = PackedWeight(weight.bfloat16())
@@ -117,6 +124,7 @@ METHODS: dict[str, Callable[[Tensor], Product]] = {
     "int8, states by row": int8_by_row,
     "int8 weights": int8_weights,
     "int4 weights": int4_weights,
+    "int4 weights, output layer in float16": int4_layers,
 }
 
 

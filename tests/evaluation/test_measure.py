@@ -72,3 +72,23 @@ def test_sampling_is_seeded_per_prompt():
     arguments = {"max_new_tokens": 10, "do_sample": True, "temperature": 0.7}
     (result,) = compare(model, prompts, arguments, methods=("medusa", "plain"), repeats=2)
     assert result.runs["medusa"][0].ids == result.runs["medusa"][1].ids
+
+
+def test_other_methods_take_turns_and_replace_those_of_the_same_name():
+    model = MedusaModel.from_base(tiny(dtype=torch.float32), num_heads=2)
+    calls = []
+
+    def other(model, ids, arguments):
+        calls.append(arguments["max_new_tokens"])
+        return Run([7] * 4, 3, 0.5, 0.5)
+
+    prompts = [Prompt("sql", "a request", prompt())]
+    others = {"another library": other, "generate": other}
+    options = {"methods": ("plain", "medusa", "generate"), "others": others, "repeats": 2}
+    (result,) = compare(model, prompts, {"max_new_tokens": 5, "do_sample": False}, **options)
+    assert calls == [5] * 4
+    assert list(result.runs) == ["plain", "medusa", "generate", "another library"]
+    assert not result.identical, "the other method of that name counts"
+    summary = Totals([result]).summary(greedy=True)
+    assert summary["tokens_per_second_with_prefill"]["another library"] == 4.0
+    assert summary["speedup_over_another library_with_prefill"] > 0

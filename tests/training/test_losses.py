@@ -11,6 +11,7 @@ from medusa.training.losses import (
     chunked_sums,
     cross_entropy_sum,
     divergence_sum,
+    head_loss_sum,
     medusa1_loss,
 )
 from medusa.training.training_model import TrainingModel
@@ -27,6 +28,17 @@ def test_the_reference_loss_is_equation_one():
         for k, weight in enumerate(WEIGHTS)
     )
     torch.testing.assert_close(medusa1_loss(logits, targets, 0.8), slow)
+
+
+def test_the_overlap_term_is_the_probability_that_a_token_is_rejected():
+    logits, targets = torch.randn(6, 9), torch.tensor([3, -100, 0, 8, 8, -100])
+    known = targets != -100
+    q = logits[known].softmax(-1).gather(1, targets[known, None])[:, 0]
+    one_hot = F.one_hot(targets[known], 9)
+    variation = (logits[known].softmax(-1) - one_hot).abs().sum(-1) / 2
+    expected = (-q.log() + 3 * variation).sum()
+    torch.testing.assert_close(head_loss_sum(logits, targets, 3.0), expected)
+    torch.testing.assert_close(head_loss_sum(logits, targets), cross_entropy_sum(logits, targets))
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

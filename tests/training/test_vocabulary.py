@@ -106,3 +106,28 @@ def test_a_target_outside_the_tokens_is_an_error():
 def test_tokens_of_the_context_do_not_count():
     examples = [Example.answered([1, 2], [9, 4]), Example.answered([5], [4, 7])]
     assert occurring_tokens(examples).tolist() == [4, 7, 9]
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("restricted", [True, False])
+def test_the_overlap_term_is_part_of_every_kind_of_head_loss(own, restricted):
+    training_model, tokens = training_model_of(own), torch.arange(32)
+    batch = batch_of(training_model, tokens)
+    entropy, _ = gradients(training_model, batch)
+    if restricted:  # to all tokens that the targets can be, and the others
+        training_model.restrict_vocabulary(torch.arange(training_model.heads.config.vocab_size))
+    training_model.overlap = 2.0
+    loss, found = gradients(training_model, batch)
+    logits = training_model.heads(batch["hidden"], training_model.base.lm_head)
+    whole = 0
+    for k in range(HEADS):
+        target = batch["targets"][:, 1 + k]
+        known = target >= 0
+        q = logits[k][known].softmax(-1).gather(1, target[known, None])
+        whole = whole + 0.8 ** (k + 1) * (-q.log() + 2 * (1 - q)).mean()
+    training_model.zero_grad()
+    whole.backward()
+    torch.testing.assert_close(loss, whole.detach())
+    assert loss > entropy
+    for grad, parameter in zip(found, training_model.heads.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6)

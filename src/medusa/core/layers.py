@@ -136,14 +136,10 @@ class CompiledLayer(nn.Module):
 
         program = Program(layer, sized[:-2], sized[-2:], self.weights.tensors)
         values, returned = outputs
-        constants = [None if isinstance(each, Tensor) else each for each in values]
 
         def result(tensors: Sequence[Tensor]) -> Any:
             found = iter(tensors)
-            filled = [
-                next(found) if isinstance(each, Tensor) else constant
-                for each, constant in zip(values, constants, strict=True)
-            ]
+            filled = [next(found) if isinstance(each, Tensor) else each for each in values]
             return pytree.tree_unflatten(filled, returned)
 
         return LayerProgram(program, result)
@@ -160,7 +156,13 @@ def compiled_layers(
         programs: where compiled programs are kept.
     """
     config = base.config.get_text_config()
-    context = config.to_json_string(), config._attn_implementation, torch.get_num_threads()
+    context = (
+        config.to_json_string(),
+        config._attn_implementation,
+        torch.get_num_threads(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
     count = config.num_hidden_layers
     layers = next(
         (each for each in base.modules() if isinstance(each, nn.ModuleList) and len(each) == count),
@@ -169,6 +171,8 @@ def compiled_layers(
     compiled: dict[nn.Module, CompiledLayer] = {}
     for place, layer in enumerate(layers):
         compiled[layer] = CompiledLayer(twin(layer, replaced), place, context, programs)
+    if not compiled:
+        programs.fail("its decoder layers were not found")
     kinds = len({each.weights.kind for each in compiled.values()})
     if kinds > MOST_KINDS:
         programs.fail(f"its layers are of {kinds} kinds, and each kind takes a program of its own")

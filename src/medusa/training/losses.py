@@ -141,6 +141,25 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
+def head_loss_sum(logits: Tensor, targets: Tensor, overlap: float = 0.0) -> Tensor:
+    """Return the sum of -log q(target) + overlap * (1 - q(target)) over positions.
+
+    The second term is the total variation between a head's distribution q and its target, a single
+    token: the probability that a token drawn from q is rejected. Its gradient is small where a head
+    cannot be right, so that training is spent where it can.
+
+    Args:
+        logits: [M, V].
+        targets: [M] token ids, `IGNORED` (-100) where there is no target.
+        overlap: weight of the second term.
+    """
+    if not overlap:
+        return cross_entropy_sum(logits, targets)
+    entropy = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+    rejected = 1 - torch.exp(-entropy)  # 0 where there is no target
+    return entropy.sum() + overlap * rejected.sum()
+
+
 def divergence_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the sum of KL(teacher || student) over positions (section 2.3.2).
 

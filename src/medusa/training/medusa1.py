@@ -89,7 +89,7 @@ def _train(
     model: TreeModel, examples: Sequence[Example], recipe: Recipe, progress: bool
 ) -> list[float]:
     """Train the heads, which are then in float32 or more; return the logged losses."""
-    training_model = TrainingModel(model.base, model.heads, recipe.decay)
+    training_model = TrainingModel(model.base, model.heads, recipe.decay, overlap=recipe.overlap)
     states = [
         (number, hidden.cpu(), targets.cpu())
         for number, hidden, targets in _states_in_memory(training_model, examples, progress)

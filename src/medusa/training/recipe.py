@@ -37,6 +37,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "num_layers",
+    "overlap",
     "heads_epochs",
     "backbone_epochs",
     "lambda0",
@@ -81,6 +82,12 @@ class Recipe:
     decay: float = _option(
         0.8,
         "Weight of head k in the heads' loss is decay^k (lambda_k of eq. 1)",
+        ("medusa-1", "medusa-2", "direct"),
+    )
+    overlap: float = _option(
+        0.0,
+        "Weight of 1 - q(target), the probability that a head's token is rejected, beside the "
+        "cross-entropy in each head's loss",
         ("medusa-1", "medusa-2", "direct"),
     )
     head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)

@@ -45,7 +45,8 @@ class StagedModel:
             for name, parameter in base.named_parameters()
             if (parameter.requires_grad if recipe.adapts else parameter.is_floating_point())
         }
-        return cls(TrainingModel(base, heads, recipe.decay), peft_model, frozenset(trainable))
+        model = TrainingModel(base, heads, recipe.decay, overlap=recipe.overlap)
+        return cls(model, peft_model, frozenset(trainable))
 
     def set_stage(self, stage: Stage, recipe: Recipe) -> None:
         """Set `requires_grad` for a stage; parameters to train are converted to float32."""

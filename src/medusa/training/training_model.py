@@ -26,11 +26,12 @@ from .losses import (
     chunked_sums,
     cross_entropy_sum,
     divergence_sum,
+    head_loss_sum,
     head_targets,
     head_weights,
     next_targets,
 )
-from .vocabulary import restricted_entropy, token_indices
+from .vocabulary import restricted_loss, token_indices
 
 Project = Callable[..., Tensor]
 """Function of hidden states [M, H] and the output layer's trainable weights to logits [M, V]."""
@@ -64,6 +65,7 @@ class TrainingModel(nn.Module):
         distilled: the backbone's loss is the KL divergence from the backbone with its adapter off
             (self-distillation, section 2.3.2) instead of the cross-entropy with the data.
         chunk: positions whose logits are in memory at a time; by default `chunk_size`.
+        overlap: weight of the total variation in the heads' losses (see `head_loss_sum`).
     """
 
     def __init__(
@@ -74,11 +76,12 @@ class TrainingModel(nn.Module):
         heads_learn: bool = True,
         distilled: bool = False,
         chunk: int | None = None,
+        overlap: float = 0.0,
     ):
         super().__init__()
         self.base, self.heads = base, heads
         self.heads_learn, self.distilled, self.chunk = heads_learn, distilled, chunk
-        self.decay = decay
+        self.decay, self.overlap = decay, overlap
         self.head_tokens: Tensor | None = None
         self._head_token_rows: Tensor | None = None
         self.rule = LogitRule.of(base.config.get_text_config())
@@ -239,7 +242,7 @@ class TrainingModel(nn.Module):
             return torch.zeros((), device=learnt.hidden.device)
         project, weights = self._projection()
         if learnt.teacher is None:
-            return chunked_sum(_entropy(project), [learnt.hidden, learnt.next], weights, self.chunk)
+            return chunked_sum(_loss(project), [learnt.hidden, learnt.next], weights, self.chunk)
 
         def divergence(states: Tensor, teacher_states: Tensor, *weights: Tensor) -> Tensor:
             lm_head = self.base.get_output_embeddings()
@@ -250,18 +253,19 @@ class TrainingModel(nn.Module):
         return chunked_sum(divergence, [learnt.hidden, learnt.teacher], weights, self.chunk)
 
     def _head_losses(self, learnt: TargetPositions) -> list[Tensor]:
-        """Return the cross-entropy of each head (the terms of eq. 1), summed over positions."""
+        """Return the loss of each head (the terms of eq. 1), summed over positions."""
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
         states = self.heads.residual(learnt.hidden.to(dtype))
         if self.head_tokens is not None:
             self.head_tokens = self.head_tokens.to(states.device)
             return self._restricted_losses(states, learnt.ahead, self.head_tokens)
         if self.heads.w2 is not None:
-            entropy, stacked = _entropy(self._own_logits), [states, learnt.ahead.T]
-            return list(chunked_sums(entropy, stacked, [self.heads.w2], self.chunk).unbind())
+            loss, stacked = _loss(self._own_logits, self.overlap), [states, learnt.ahead.T]
+            return list(chunked_sums(loss, stacked, [self.heads.w2], self.chunk).unbind())
         project, weights = self._projection()
+        loss = _loss(project, self.overlap)
         return [
-            chunked_sum(_entropy(project), [state, learnt.ahead[:, head]], weights, self.chunk)
+            chunked_sum(loss, [state, learnt.ahead[:, head]], weights, self.chunk)
             for head, state in enumerate(states)
         ]
 
@@ -270,14 +274,15 @@ class TrainingModel(nn.Module):
         targets = token_indices(ahead, tokens)
         if self.heads.w2 is not None:
             rows = self.heads.w2.index_select(1, tokens)
-            entropy = restricted_entropy(tokens, self.heads.output_bias, self.rule)
-            return list(chunked_sums(entropy, [states, targets.T], [rows], self.chunk).unbind())
+            loss = restricted_loss(tokens, self.heads.output_bias, self.rule, self.overlap)
+            return list(chunked_sums(loss, [states, targets.T], [rows], self.chunk).unbind())
         lm_head = self.base.get_output_embeddings()
         if self._head_token_rows is None:  # the shared lm_head is frozen, so they never change
             self._head_token_rows = lm_head.weight.detach().index_select(0, tokens)
-        entropy = restricted_entropy(tokens, getattr(lm_head, "bias", None), self.rule)
+        bias = getattr(lm_head, "bias", None)
+        loss = restricted_loss(tokens, bias, self.rule, self.overlap)
         return [
-            chunked_sum(entropy, [state, targets[:, head]], [self._head_token_rows], self.chunk)
+            chunked_sum(loss, [state, targets[:, head]], [self._head_token_rows], self.chunk)
             for head, state in enumerate(states)
         ]
 
@@ -344,13 +349,13 @@ def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[
         handle.remove()
 
 
-def _entropy(project: Project) -> ChunkLoss:
-    """Return the cross-entropy of projected states with targets, as a loss for `chunked_sum`."""
+def _loss(project: Project, overlap: float = 0.0) -> ChunkLoss:
+    """Return `head_loss_sum` of projected states and targets, as a loss for `chunked_sum`."""
 
-    def entropy(states: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
-        return cross_entropy_sum(project(states, *weights), targets)
+    def loss(states: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return head_loss_sum(project(states, *weights), targets, overlap)
 
-    return entropy
+    return loss
 
 
 def _switch_adapters(base: nn.Module, on: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.chats import IGNORED, Example
-from .losses import ChunkLoss, cross_entropy_sum
+from .losses import ChunkLoss, head_loss_sum
 
 
 def occurring_tokens(examples: Iterable[Example]) -> Tensor:
@@ -45,8 +45,10 @@ def token_indices(targets: Tensor, tokens: Tensor) -> Tensor:
     return indices.masked_fill(~present, IGNORED)
 
 
-def restricted_entropy(tokens: Tensor, bias: Tensor | None, rule: ChunkLoss) -> ChunkLoss:
-    """Return the cross-entropy over `tokens` as a loss for `chunked_sum`.
+def restricted_loss(
+    tokens: Tensor, bias: Tensor | None, rule: ChunkLoss, overlap: float = 0.0
+) -> ChunkLoss:
+    """Return the heads' loss over `tokens` as a loss for `chunked_sum`.
 
     The returned function takes hidden states [M, H], target indices [M] and the output layer's rows
     of the tokens [R, H].
@@ -55,12 +57,13 @@ def restricted_entropy(tokens: Tensor, bias: Tensor | None, rule: ChunkLoss) -> 
         tokens: [R] token ids.
         bias: [V] of the output layer, or None.
         rule: what the model does to its logits, such as a soft cap.
+        overlap: as of `head_loss_sum`.
     """
     some_bias = None if bias is None else bias.index_select(0, tokens)
 
-    def entropy(states: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    def loss(states: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         logits = F.linear(states.to(rows.dtype), rows)
         logits = rule(logits if some_bias is None else logits + some_bias)
-        return cross_entropy_sum(logits, targets)
+        return head_loss_sum(logits, targets, overlap)
 
-    return entropy
+    return loss
