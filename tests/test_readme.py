@@ -171,7 +171,7 @@ def check_extras(arguments: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_modules_that_are_run_exist(page):
     text = page.read_text(encoding="utf-8")
-    for module in re.findall(r"python -m ((?:benchmarks|tools)\.[a-z_.]+[a-z_])", text):
+    for module in re.findall(r"python -m ((?:benchmarks|tools)\.[a-z0-9_.]+[a-z0-9_])", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
