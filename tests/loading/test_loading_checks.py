@@ -1,4 +1,4 @@
-"""What a calibration and a machine decide when a model is loaded."""
+"""Loading compiles where a calibration found that faster, and chooses the machine's fast dtype."""
 
 import json
 

@@ -89,6 +89,10 @@ class TreeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
+        return self.written(key_states, value_states)
+
+    def written(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Do as `update` where there is room for the new states."""
         used = []
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             self.slots.write(store, states)
@@ -328,11 +332,7 @@ class LayerCache(TreeCache):
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the states of the layer, whatever its number; return those of columns in use."""
-        store, used = self.layers[0], []
-        for mine, states in ((store.keys, key_states), (store.values, value_states)):
-            self.slots.write(mine, states)
-            used.append(mine.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
-        return used[0], used[1]
+        return self.layers[0].written(key_states, value_states)
 
 
 def power_of_two(count: int, unit: int = 1) -> int:

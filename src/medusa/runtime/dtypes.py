@@ -7,7 +7,6 @@ which verify a tree, take up to four times as long as in float32.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from ..files import Schema, cache_folder, read_json, write_json
 from ..hardware.provenance import device_name
+from ..hardware.timing import timed
 from .products import PackedWeight, packable
 
 SIZE = 1536
@@ -81,16 +81,10 @@ def measured_ratio(dtype: torch.dtype) -> float:
         narrow = wide = 0.0
         for rows in ROWS:
             states = torch.randn(rows, SIZE, generator=generator)
-            narrow += _seconds(products[0], states.to(dtype))
-            wide += _seconds(products[1], states)
+            narrow += timed(partial(products[0], states.to(dtype))).seconds
+            wide += timed(partial(products[1], states)).seconds
         ratios.append(narrow / wide)
     return statistics.median(ratios)
-
-
-def _seconds(product: Callable[[Tensor], Tensor], states: Tensor) -> float:
-    begin = time.perf_counter()
-    product(states)
-    return time.perf_counter() - begin
 
 
 def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:

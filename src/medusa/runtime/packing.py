@@ -245,6 +245,11 @@ def is_packed(layer: nn.Module) -> TypeGuard[PackedLinear]:
     return isinstance(layer, PackedLinear) and dict.get(layer._parameters, "weight") is None
 
 
+def packed_weight(layer: nn.Module) -> Packed | None:
+    """Return the packed weight by which a layer multiplies; None if it has none."""
+    return layer.packed if is_packed(layer) or isinstance(layer, PackedTwin) else None
+
+
 def stored_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters that a module itself stores, without unpacking packed weights."""
     # `dict.items` bypasses `LazyParameters.items`, which would unpack.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packing import PackedTwin, is_packed, stored_parameters
+from .packing import packed_weight, stored_parameters
 
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 """Attributes that torch itself stores in every module: parameters, children, hooks."""
@@ -36,8 +36,9 @@ def _own_state(module: nn.Module) -> tuple[Any, ...]:
     buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
     tensors = [*stored_parameters(module).values(), *buffers]
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    packed = module.packed.handle if is_packed(module) or isinstance(module, PackedTwin) else None
-    return packed, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), settings(module)
+    packed = packed_weight(module)
+    handle = None if packed is None else packed.handle
+    return handle, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), settings(module)
 
 
 def settings(module: nn.Module) -> tuple[tuple[str, str], ...]:

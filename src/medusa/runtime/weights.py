@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packing import PackedTwin, is_packed, stored_parameters
+from .packing import packed_weight, stored_parameters
 from .products import Packed, Share, SharedWeight, WeightArgument
 from .state import settings
 from .twin import shadow
@@ -104,14 +104,6 @@ class _Replacement:
             argument: Any = WeightArgument(inner.features, inner.dtype, handle)
             self.shares[weight.share] = Share(argument)
         return SharedWeight(self.shares[weight.share], weight.part, weight.is_last)
-
-
-def packed_weight(module: nn.Module) -> Packed | None:
-    """Return the packed weight of a linear layer; None if it has none."""
-    found: Packed | None = (
-        module.packed if is_packed(module) or isinstance(module, PackedTwin) else None
-    )
-    return found
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
