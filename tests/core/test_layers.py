@@ -153,3 +153,22 @@ def test_a_layer_with_a_hook_runs_as_it_is_and_the_others_are_compiled():
     assert kinds[0] is None
     assert kinds[1] == kinds[2] is not None
     assert len(model.programs) == 2
+
+
+def test_steps_are_compiled_in_advance_once_and_not_for_every_request(monkeypatch):
+    model, ids = compiled(dtype=torch.float32), varied_prompt("llama")
+    monkeypatch.setattr(CompiledLayer, "forward", lambda self, *a, **named: self.inner(*a, **named))
+    verify, calls = MedusaModel.verify, []
+    monkeypatch.setattr(
+        MedusaModel, "verify", lambda self, *a: calls.append(len(a[0])) or verify(self, *a)
+    )
+    for rows, extra in ((1, 2), (1, 0), (2, 2), (2, 0)):
+        calls.clear()
+        output = model.generate(
+            ids.repeat(rows, 1),
+            max_new_tokens=6,
+            do_sample=False,
+            tree=TREE,
+            return_dict_in_generate=True,
+        )
+        assert len(calls) == output.stats.steps + extra

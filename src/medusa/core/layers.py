@@ -39,10 +39,14 @@ class LayerPrograms:
 
     Attributes:
         failed: why a layer could not be compiled; None if all could. Layers then run as they are.
+        prepared: whether several rows decode, for the cases whose steps were compiled in advance.
+        context: what the layers' functions depend on besides the layers themselves.
     """
 
     def __init__(self) -> None:
         self.failed: str | None = None
+        self.prepared: set[bool] = set()
+        self.context: Any = None
         self._programs: dict[Any, list[LayerProgram]] = {}
         self._last: tuple[Any, LayerProgram] | None = None
 
@@ -84,13 +88,12 @@ class CompiledLayer(nn.Module):
     Args:
         inner: the layer itself, which runs wherever there is no tree to verify.
         place: number of the layer, by which the cache finds its keys and values.
-        context: what the layer's function depends on besides the layer itself.
         programs: of all layers.
     """
 
-    def __init__(self, inner: nn.Module, place: int, context: Any, programs: LayerPrograms):
+    def __init__(self, inner: nn.Module, place: int, programs: LayerPrograms):
         super().__init__()
-        self.inner, self.place, self.context, self.programs = inner, place, context, programs
+        self.inner, self.place, self.programs = inner, place, programs
         self.weights = Weights(inner)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
@@ -112,7 +115,7 @@ class CompiledLayer(nn.Module):
         sized = [each.contiguous() for each in inputs]  # strides are sizes that are assumed, too
         sized += cache.layers[self.place].keys, cache.layers[self.place].values
         others = repr([leaf for leaf in leaves if not isinstance(leaf, (Tensor, TreeCache))])
-        kind = self.weights.kind, self.context, structure, others
+        kind = self.weights.kind, self.programs.context, structure, others
         compiled = self.programs.get(kind, sized, lambda: self._compile(leaves, structure, sized))
         return compiled.result(compiled.program([*sized, *self.weights.tensors]))
 
@@ -163,6 +166,8 @@ def compiled_layers(
         torch.is_autocast_enabled("cpu"),
         torch.get_autocast_dtype("cpu"),
     )
+    if context != programs.context:
+        programs.context, programs.prepared = context, set()
     count = config.num_hidden_layers
     layers = next(
         (each for each in base.modules() if isinstance(each, nn.ModuleList) and len(each) == count),
@@ -170,7 +175,7 @@ def compiled_layers(
     )
     compiled: dict[nn.Module, CompiledLayer] = {}
     for place, layer in enumerate(layers):
-        compiled[layer] = CompiledLayer(twin(layer, replaced), place, context, programs)
+        compiled[layer] = CompiledLayer(twin(layer, replaced), place, programs)
     if not compiled:
         programs.fail("its decoder layers were not found")
     kinds = len({each.weights.kind for each in compiled.values()})

@@ -321,14 +321,17 @@ class TreeModel(nn.Module):
         return outputs
 
     def compile_steps(self, cache: TreeCache) -> None:
-        """Compile the programs of steps now, where `compiled` asks for it, by running such steps.
+        """Compile the programs of steps now, where `compiled` asks for it and there are none yet.
 
-        They write behind the columns that are kept.
+        This runs a step of each kind, which writes behind the columns that are kept.
         """
+        several = len(cache.lengths) > 1
+        if not self.compiled or several in self.programs.prepared:
+            return
         for tree in (CandidateTree(), self.tree):
-            if self.compiled:
-                tokens = torch.zeros(len(cache.length), len(tree), dtype=torch.long)
-                self.verify(tokens, tree, cache)
+            tokens = torch.zeros(len(cache.length), len(tree), dtype=torch.long)
+            self.verify(tokens, tree, cache)
+        self.programs.prepared.add(several)
 
     def _tree_inputs(self, tokens: Tensor, trees: TreeBatch, cache: TreeCache) -> dict[str, Any]:
         """Return the arguments of a forward over trees; each mask is named by its layers' kind."""
