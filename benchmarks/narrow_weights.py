@@ -28,13 +28,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medusa.demo import smollm2
 from medusa.hardware.timing import interleaved, timed
-from medusa.runtime.products import HalfWeight, PackedWeight
+from medusa.runtime.narrow import HalfWeight, Int4Weight
+from medusa.runtime.products import PackedWeight
 
 from .harness import argument_parser, medians, new_report, parse_arguments, publish
 
 ROWS = (1, 4, 8, 16)
-GROUP = 32
-"""Input features that share a scale in 4 bits."""
 LARGEST_LAYER = 1 << 15
 """Output features above which a layer is the output layer."""
 CONTEXT = 384
@@ -82,27 +81,9 @@ def int8_weights(weight: Tensor) -> Product:
     )
 
 
-def int4_weights(weight: Tensor) -> Product:
-    """Return torch's product of bfloat16 states with a weight of 4 bits."""
-    groups = weight.view(len(weight), -1, GROUP)
-    least, most = groups.amin(-1), groups.amax(-1)
-    steps = (most - least).clamp_min(1e-12) / 15
-    rounded = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, 15)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-        rounded.to(torch.int32).view_as(weight), 1
-    )
-    points = torch.stack([steps, least + 8 * steps], -1).transpose(0, 1).contiguous().bfloat16()
-    return lambda states: _flat(
-        lambda rows: torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.bfloat16(), packed, GROUP, points
-        ),
-        states,
-    )
-
-
 def int4_layers(weight: Tensor) -> Product:
     """Return the product in 4 bits, but that of the output layer in float16."""
-    return HalfWeight(weight) if len(weight) > LARGEST_LAYER else int4_weights(weight)
+    return HalfWeight(weight) if len(weight) > LARGEST_LAYER else Int4Weight(weight)
 
 
 def bfloat16(weight: Tensor) -> Product:
@@ -123,7 +104,7 @@ METHODS: dict[str, Callable[[Tensor], Product]] = {
     "int8, states alike": int8,
     "int8, states by row": int8_by_row,
     "int8 weights": int8_weights,
-    "int4 weights": int4_weights,
+    "int4 weights": Int4Weight,
     "int4 weights, output layer in float16": int4_layers,
 }
 

@@ -189,7 +189,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
-    parser.add_argument("--prepack", choices=("half",), help="pack weights in 16 bits")
+    parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
     parser.add_argument("--compile", action="store_true", help="compile the steps")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")

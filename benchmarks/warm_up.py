@@ -137,7 +137,7 @@ def parse_options() -> argparse.Namespace:
         default=list(MODELS),
         help="models to measure (default: all)",
     )
-    parser.add_argument("--prepack", choices=("half",), help="pack weights in 16 bits")
+    parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
     parser.add_argument("--prompts", type=int, default=18, help="answers after the first")
     return parse_arguments(parser)
 

@@ -16,7 +16,7 @@ from torch import nn
 from medusa import MedusaConfig, MedusaHeads, MedusaModel
 from medusa.core.heads import LogitRule
 from medusa.runtime.packing import PackedLinear, PackedStack, Packing, is_packed, worth_packing
-from medusa.runtime.products import ROWS, HalfWeight, PackedWeight, sixteen_bits
+from medusa.runtime.products import ROWS, PackedWeight
 from medusa.runtime.twin import twin
 
 pytestmark = pytest.mark.skipif(
@@ -93,39 +93,6 @@ def test_layers_with_the_same_input_run_as_one_product(products):
         for name in ("q_proj", "k_proj", "v_proj"):
             getattr(run, name)(another)
     assert len(products) == 1
-
-
-def test_weights_that_float16_represents_are_packed_in_half_and_restored_exactly():
-    if not sixteen_bits():
-        pytest.skip("this processor has no products of 16-bit weights")
-    weight = torch.randn(40, 24).bfloat16().float()
-    weight[0, :4] = torch.tensor([3e-6, -2e-9, 1e-30, 0.0])
-    assert HalfWeight.holds(weight)
-    assert not HalfWeight.holds(torch.randn(40, 24))
-    assert not HalfWeight.holds(weight * 1e6)
-    assert not HalfWeight.holds(weight.double())
-    half, bias = HalfWeight(weight, torch.ones(40)), torch.ones(40)
-    states = torch.randn(2, 3, 24)
-    expected = torch.nn.functional.linear(states, weight, bias)
-    torch.testing.assert_close(half(states), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(half.dense(), weight)
-
-
-def test_16_bit_packing_gives_the_same_text_and_can_be_turned_off(tmp_path):
-    base = tiny(dtype=torch.bfloat16).float()
-    base.save_pretrained(tmp_path)
-    model = MedusaModel.from_base(tmp_path, num_heads=2, prepack="half")
-    text = base.generate(prompt(), max_new_tokens=20, do_sample=False)
-    kinds = []
-    for prepack in ("half", True, "half"):
-        model.prepack = prepack
-        assert torch.equal(model.generate(prompt(), max_new_tokens=20, do_sample=False), text)
-        kinds.append(type(model.base.lm_head.packed))
-    assert kinds == [HalfWeight, PackedWeight, HalfWeight]
-    assert all(
-        torch.equal(value, base.state_dict()[name])
-        for name, value in model.base.state_dict().items()
-    )
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 2])

@@ -49,7 +49,7 @@ def load(
     model, tokenizer = loading.load(
         named,
         device=options.device,
-        prepack="half" if options.half_weights else None,
+        prepack=options.prepack,
         compiled=options.compile,
         all_heads=all_heads,
     )

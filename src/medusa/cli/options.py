@@ -119,10 +119,10 @@ class ModelOptions(HubOptions):
         "some seconds the first time (CPU); by default where medusa calibrate found it faster",
         default=None,
     )
-    half_weights: bool = option(
-        "Store float32 weights in 16 bits where that changes no value, which is faster (CPU)",
-        "--half-weights",
-        default=False,
+    prepack: Literal["half", "int4"] | None = option(
+        "Store weights in fewer bits, which is faster (CPU): half stores float32 weights in 16 "
+        "bits where that changes no value; int4 also stores in 4 bits what was in 4 bits before",
+        default=None,
     )
 
     def __post_init__(self) -> None:

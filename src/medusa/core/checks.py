@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..runtime.packing import stored_parameters
 from .heads import LogitRule, MedusaConfig, MedusaHeads
 
-Prepack = Literal["half"] | bool | None
+Prepack = Literal["half", "int4"] | bool | None
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
 """Attention implementations that take a mask of any shape, which a tree needs."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -81,7 +81,7 @@ def check_switches(prepack: Prepack, capture: bool | None, compiled: bool) -> No
         ValueError: a switch has no such value.
     """
     switches: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "prepack": (prepack, (None, True, False, "half")),
+        "prepack": (prepack, (None, True, False, "half", "int4")),
         "capture": (capture, (None, True, False)),
         "compiled": (compiled, (True, False)),
     }

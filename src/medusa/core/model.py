@@ -53,7 +53,9 @@ class TreeModel(nn.Module):
         tree: the candidates to verify each step; by default the one for uncalibrated heads.
         prepack: run the linear layers on packed copies of their weights (CPU only). None does so
             where it helps; False never does. "half" packs what float16 holds of a float32 model in
-            16 bits; sums stay in float32.
+            16 bits; sums stay in float32. "int4" also packs in 4 bits what was stored in 4 bits
+            before, such as the weights of a Q4_1 file; states are then rounded to bfloat16 where
+            they are multiplied.
         owns_base: nobody else holds the base model, so that dense weights which are packed too may
             be freed; they are restored when they are read. Otherwise packing takes the memory of
             the weights a second time.
@@ -157,10 +159,10 @@ class TreeModel(nn.Module):
 
     def _packed_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the layers that run packed, and the packed ones; none where packing is off."""
-        half = self.prepack == "half"
-        if self._packing.half != half or not self.packs:
+        narrow = self.prepack if isinstance(self.prepack, str) else None
+        if self._packing.narrow != narrow or not self.packs:
             unpack(self.base)
-            self._packing, self._packed_heads = Packing(half), PackedStack(half)
+            self._packing, self._packed_heads = Packing(narrow), PackedStack(narrow)
         return self._packing.refresh(self.base, self.owns_base) if self.packs else {}
 
     @property

@@ -73,9 +73,9 @@ class MedusaModel(TreeModel):
             bias: give residual layers a bias.
             tree: the candidate tree; by default the tree for uncalibrated heads.
             prepack: run linear layers on packed weights (CPU). None packs where that is faster;
-                "half" packs in 16 bits the weights whose values float16 holds.
-            compiled: compile the base model's step at the first prefill (CPU; needs a C++
-                compiler).
+                "half" packs in 16 bits the weights whose values float16 holds; "int4" also packs
+                in 4 bits those that were stored so.
+            compiled: compile the base model's layers at the first prefill (CPU).
             kwargs: passed to transformers to load the model: dtype, device_map,
                 quantization_config, revision, token, ... On a CPU, dtype="auto" is the
                 checkpoint's own where that multiplies as fast as float32, else float32.
@@ -126,7 +126,8 @@ class MedusaModel(TreeModel):
                 `revision` is that of the heads.
             tree: the candidate tree; by default the one stored beside the heads.
             prepack: run linear layers on packed weights (CPU). None packs where that is faster;
-                "half" packs in 16 bits the weights whose values float16 holds.
+                "half" packs in 16 bits the weights whose values float16 holds; "int4" also packs
+                in 4 bits those that were stored so.
             compiled: compile the base model's layers at the first prefill (CPU; needs a C++
                 compiler). None does so where the heads' calibration found it faster on this
                 machine.

@@ -10,10 +10,11 @@ it gets an unpacked parameter, and the layer stays dense until no one holds that
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, cast
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,8 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .products import Packed, PackedWeight, packable, packed, packed_together
+from .narrow import Narrow, packed
+from .products import Packed, PackedWeight, Share, SharedWeight, packable
 from .twin import shadow
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -137,11 +139,11 @@ class Packing:
     """The packed weights of a module's linear layers, updated when the module changes.
 
     Args:
-        half: pack float32 weights in 16 bits if float16 represents them.
+        narrow: which weights are packed in fewer bits (see `narrow`).
     """
 
-    def __init__(self, half: bool = False) -> None:
-        self.half = half
+    def __init__(self, narrow: Narrow = None) -> None:
+        self.narrow = narrow
         # The hash of the dense weight at packing time, and the packed weight, of each layer.
         self._packed_layers: WeakKeyDictionary[nn.Linear, tuple[bytes, Packed]] = (
             WeakKeyDictionary()
@@ -187,7 +189,7 @@ class Packing:
         ]
         if len(unchanged) == len(layers) and all(map(_update_bias, layers, unchanged)):
             return unchanged
-        weights = list(packed_together(layers, self.half))
+        weights = list(_packed_together(layers, self.narrow))
         self._packed_layers.update(zip(layers, zip(hashes, weights, strict=True), strict=True))
         return weights
 
@@ -218,11 +220,11 @@ class PackedStack:
     """Packed copies of K weights that are stacked in one tensor [K, out, in].
 
     Args:
-        half: pack float32 weights in 16 bits if float16 represents them.
+        narrow: which weights are packed in fewer bits (see `narrow`).
     """
 
-    def __init__(self, half: bool = False) -> None:
-        self.half = half
+    def __init__(self, narrow: Narrow = None) -> None:
+        self.narrow = narrow
         self._stack_hash = b""
         self.weights: list[PackedWeight] = []
 
@@ -230,7 +232,7 @@ class PackedStack:
         """Return the K packed weights; pack them again if the stack has changed."""
         current = _hash(stack)
         if current != self._stack_hash:
-            self.weights = [packed(weight, None, self.half) for weight in stack.detach()]
+            self.weights = [packed(weight, None, self.narrow) for weight in stack.detach()]
             self._stack_hash = current
         return self.weights
 
@@ -254,6 +256,20 @@ def stored_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters that a module itself stores, without unpacking packed weights."""
     # `dict.items` bypasses `LazyParameters.items`, which would unpack.
     return {name: p for name, p in dict.items(module._parameters) if p is not None}
+
+
+def _packed_together(layers: Sequence[nn.Linear], narrow: Narrow) -> Sequence[Packed]:
+    """Pack the layers of one input as one weight, or separately if they differ in kind."""
+    alike = {(layer.weight.dtype, layer.weight.shape[1], layer.bias is None) for layer in layers}
+    if len(layers) == 1 or len(alike) > 1:
+        return [packed(layer.weight, layer.bias, narrow) for layer in layers]
+    bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
+    share = Share(packed(torch.cat([layer.weight.detach() for layer in layers]), bias, narrow))
+    ends = list(itertools.accumulate(len(layer.weight) for layer in layers))
+    return [
+        SharedWeight(share, slice(*ends_of), ends_of[1] == ends[-1])
+        for ends_of in itertools.pairwise([0, *ends])
+    ]
 
 
 def _stays_packed(layer: nn.Linear) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from weakref import WeakValueDictionary
 
@@ -72,38 +72,6 @@ class PackedWeight:
     def dense(self) -> Tensor:
         """Return the dense weight, bit for bit as it was packed."""
         return self.packed.to_dense().clone()
-
-
-class HalfWeight(PackedWeight):
-    """A copy of a float32 weight, packed in float16; FBGEMM sums the products in float32.
-
-    It needs half as many bytes to be read. Only weights that float16 represents are packed so,
-    usually those of checkpoints that were saved in 16 bits. Values near zero may be rounded by at
-    most 2^-25; their exact values are stored separately, for `dense`.
-    """
-
-    @staticmethod
-    def holds(weight: Tensor) -> bool:
-        """Return True if float16 represents a weight, up to the rounding of values near zero."""
-        if weight.dtype != torch.float32 or not sixteen_bits():
-            return False
-        return bool((weight.detach().half().float() - weight.detach()).abs().max() <= 2**-25)
-
-    def _pack(self, weight: Tensor) -> None:
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
-        rounded = weight.half().float()
-        self.rounded_indices = (rounded != weight).flatten().nonzero()[:, 0]
-        self.exact_values = weight.flatten()[self.rounded_indices]
-
-    def _multiply(self, states: Tensor) -> Tensor:
-        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(states, self.packed)
-        return product if self.bias is None else product + self.bias
-
-    def dense(self) -> Tensor:
-        """Return the dense weight, bit for bit as it was packed."""
-        weight, _ = torch.ops.quantized.linear_unpack_fp16(self.packed)
-        weight.view(-1)[self.rounded_indices] = self.exact_values
-        return weight
 
 
 class WeightArgument:
@@ -196,25 +164,6 @@ class Share:
 Packed = PackedWeight | SharedWeight
 
 
-def packed(weight: Tensor, bias: Tensor | None, half: bool) -> PackedWeight:
-    """Pack a weight; with `half`, in 16 bits if float16 represents it."""
-    return (HalfWeight if half and HalfWeight.holds(weight) else PackedWeight)(weight, bias)
-
-
-def packed_together(layers: Sequence[nn.Linear], half: bool) -> Sequence[Packed]:
-    """Pack the layers of one input as one weight, or separately if they differ in kind."""
-    alike = {(layer.weight.dtype, layer.weight.shape[1], layer.bias is None) for layer in layers}
-    if len(layers) == 1 or len(alike) > 1:
-        return [packed(layer.weight, layer.bias, half) for layer in layers]
-    bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-    share = Share(packed(torch.cat([layer.weight.detach() for layer in layers]), bias, half))
-    ends = list(itertools.accumulate(len(layer.weight) for layer in layers))
-    return [
-        SharedWeight(share, slice(*ends_of), ends_of[1] == ends[-1])
-        for ends_of in itertools.pairwise([0, *ends])
-    ]
-
-
 def packable(weight: Tensor) -> bool:
     """Return True if a weight is an ordinary CPU tensor of a dtype that this machine can pack."""
     plain = type(weight) in (Tensor, nn.Parameter)
@@ -269,16 +218,5 @@ def _supported(dtype: torch.dtype) -> bool:
     try:
         PackedWeight(torch.zeros(16, 16, dtype=dtype))(torch.zeros(1, 16, dtype=dtype))
     except (RuntimeError, AttributeError):
-        return False
-    return True
-
-
-@cache
-def sixteen_bits() -> bool:
-    """Return True if torch can multiply by float16 weights with float32 sums on this CPU."""
-    try:
-        weight = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
-        torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), weight)
-    except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return True
