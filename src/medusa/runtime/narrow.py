@@ -7,13 +7,14 @@ were stored in 4 bits before, which changes them very little.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .products import PackedWeight
+from .products import PackedWeight, Product
 
 Narrow = Literal["half", "int4"] | None
 """Which weights are packed in fewer bits: none, those of `HalfWeight`, or also of `Int4Weight`."""
@@ -86,10 +87,24 @@ class Int4Weight(PackedWeight):
         self.points = points.transpose(0, 1).contiguous().bfloat16()
 
     def _multiply(self, states: Tensor) -> Tensor:
-        rows = states.reshape(-1, states.shape[-1]).bfloat16()
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.points)
-        product = product.to(self.dtype).view(*states.shape[:-1], self.features)
-        return product if self.bias is None else product + self.bias
+        return self.as_argument(self.arguments)(states)
+
+    @property
+    def arguments(self) -> list[Tensor]:
+        """Return the packed numbers, the points of the groups, and the bias if there is one."""
+        return [self.packed, self.points, *([] if self.bias is None else [self.bias])]
+
+    def as_argument(self, tensors: Sequence[Tensor]) -> Product:
+        """Return the product in a program that takes `arguments` of any such weight as tensors."""
+        packed, points, *bias = tensors
+
+        def multiply(states: Tensor) -> Tensor:
+            rows = states.reshape(-1, states.shape[-1]).bfloat16()
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, GROUP, points)
+            product = product.to(self.dtype).view(*states.shape[:-1], self.features)
+            return product + bias[0] if bias else product
+
+        return multiply
 
     def dense(self) -> Tensor:
         """Return the dense weight as it multiplies: rounded to 4 bits, and to bfloat16."""

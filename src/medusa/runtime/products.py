@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from weakref import WeakValueDictionary
 
@@ -73,25 +73,20 @@ class PackedWeight:
         """Return the dense weight, bit for bit as it was packed."""
         return self.packed.to_dense().clone()
 
+    @property
+    def arguments(self) -> list[Tensor]:
+        """Return the tensors by which a program is given this weight (see `as_argument`)."""
+        return [torch.tensor(self.handle)]
 
-class WeightArgument:
-    """A packed weight in a program that takes it as an argument; tracing records its products.
+    def as_argument(self, tensors: Sequence[Tensor]) -> Product:
+        """Return the product in a program that takes `arguments` of any such weight as tensors.
 
-    Args:
-        features: number of output features.
-        dtype: dtype of the weight.
-        handle: int64 scalar, the handle of the weight.
-    """
-
-    def __init__(self, features: int, dtype: torch.dtype, handle: Tensor):
-        self.features, self.dtype, self.handle = features, dtype, handle
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Map states [..., in] to [..., out]."""
-        product: Tensor = torch.ops.medusa.packed_product(
-            states.to(self.dtype), self.handle, self.features
+        Programs take no packed weights, so the product of the handle is an operator of its own.
+        """
+        (handle,) = tensors
+        return lambda states: torch.ops.medusa.packed_product(
+            states.to(self.dtype), handle, self.features
         )
-        return product
 
 
 class SharedWeight:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .packing import packed_weight, stored_parameters
-from .products import Packed, Share, SharedWeight, WeightArgument
+from .products import Packed, PackedWeight, Share, SharedWeight
 from .state import settings
 from .twin import shadow
 
@@ -39,7 +38,7 @@ class Weights:
         module: a module, such as a decoder layer.
 
     Attributes:
-        tensors: what a program of the module takes; a packed weight is its handle, an int64 scalar.
+        tensors: what a program of the module takes; of packed weights, their `arguments`.
         kind: equal for modules that compute the same function of their inputs and `tensors`; None
             for a module that has hooks, whose function is not known.
     """
@@ -47,6 +46,7 @@ class Weights:
     def __init__(self, module: nn.Module):
         self.module = module
         self.tensors: list[Tensor] = []
+        self._packed: set[PackedWeight] = set()
         kinds = [self._collect(each) for each in module.modules()]
         self.kind = None if None in kinds else repr(kinds)
 
@@ -58,13 +58,20 @@ class Weights:
             return None
         own = [*stored_parameters(module).items(), *_buffers(module)]
         self.tensors += [tensor for _, tensor in own]
-        weight = packed_weight(module)
-        if weight is not None:
-            self.tensors.append(torch.tensor(weight.handle))
         shapes = [(name, each.shape, each.stride(), each.dtype) for name, each in own]
-        part = (weight.part, weight.is_last) if isinstance(weight, SharedWeight) else None
         plain = [(name, value) for name, value in settings(module) if name != PLACE]
-        return type(module), shapes, plain, weight and (weight.features, weight.dtype, part)
+        return type(module), shapes, plain, self._collect_packed(packed_weight(module))
+
+    def _collect_packed(self, weight: Packed | None) -> Any:
+        """Append the arguments of a packed weight, once for all layers; return its kind."""
+        if weight is None:
+            return None
+        whole = weight.share.weight if isinstance(weight, SharedWeight) else weight
+        if whole not in self._packed:
+            self._packed.add(whole)
+            self.tensors += whole.arguments
+        part = (weight.part, weight.is_last) if isinstance(weight, SharedWeight) else None
+        return type(whole), whole.features, whole.dtype, part
 
     def replaced(self, tensors: Sequence[Tensor]) -> nn.Module:
         """Return a copy of the module that has other tensors, in the order of `tensors`."""
@@ -88,7 +95,7 @@ class _Replacement:
         weight = packed_weight(module)
         changed: dict[str, Any] = {"_parameters": parameters, "_buffers": buffers}
         if weight is not None:
-            changed["packed"] = self._packed(weight, next(self.tensors))
+            changed["packed"] = self._packed(weight)
         if PLACE in module.__dict__:
             changed[PLACE] = LayerNumber()
         self.copies[module] = shadow(module, type(module), **changed)
@@ -96,14 +103,15 @@ class _Replacement:
         self.copies[module].__dict__["_modules"] = children
         return self.copies[module]
 
-    def _packed(self, weight: Packed, handle: Tensor) -> Any:
+    def _packed(self, weight: Packed) -> Any:
         if not isinstance(weight, SharedWeight):
-            return WeightArgument(weight.features, weight.dtype, handle)
-        inner = weight.share.weight
+            return self._product(weight)
         if weight.share not in self.shares:
-            argument: Any = WeightArgument(inner.features, inner.dtype, handle)
-            self.shares[weight.share] = Share(argument)
+            self.shares[weight.share] = Share(self._product(weight.share.weight))
         return SharedWeight(self.shares[weight.share], weight.part, weight.is_last)
+
+    def _product(self, weight: PackedWeight) -> Any:
+        return weight.as_argument([next(self.tensors) for _ in weight.arguments])
 
 
 def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
