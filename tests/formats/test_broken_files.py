@@ -74,6 +74,22 @@ def field(name, value):
             rewritten(lambda named: named.update({"0.1.weight": torch.ones(61)})),
             r"0\.1\.weight has shape \[61\]",
         ),
+        (
+            rewritten(lambda named: named.update({"token_map": torch.tensor(3)})),
+            "unknown tensor token_map",
+        ),
+        (
+            rewritten(lambda named: named.update({"token_map": torch.tensor([3, 61])})),
+            "token_map must hold ids from 0 to 60 in ascending order",
+        ),
+        (
+            rewritten(lambda named: named.update({"token_map": torch.arange(62)})),
+            "draft_vocab_size must lie in 1 to 61, got 62",
+        ),
+        (
+            rewritten(lambda named: named.update({"token_map": torch.tensor([3.0, 4.0])})),
+            "token_map holds F32, and ids are I64",
+        ),
         (content(CONFIG, "[]"), rf"{CONFIG}: the whole file: input should be an object"),
         (content(CONFIG, "null"), rf"{CONFIG}: the whole file"),
         (content(CONFIG, "3"), rf"{CONFIG}: the whole file"),

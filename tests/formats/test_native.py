@@ -106,6 +106,18 @@ def test_tensors_have_the_names_of_the_original_format(base, tmp_path):
     assert json.loads((tmp_path / TREE).read_text())["paths"] == [[0], [3], [3, 1], [3, 1, 0]]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_the_tokens_that_heads_may_propose_are_stored(base, tmp_path, own):
+    model, tokens = changed_heads(base, own_lm_head=own), torch.tensor([1, 5, 42, 60])
+    model.heads.restrict(tokens)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["truncated_vocab_size"] == 4
+    loaded = MedusaModel.from_pretrained(tmp_path, base=base, all_heads=True)
+    assert torch.equal(loaded.heads.token_map, tokens)
+    assert loaded.heads.config == model.heads.config
+    loaded.save_pretrained(tmp_path)  # a token map is no head
+
+
 def test_the_numbers_of_heads_and_layers_come_from_the_tensors(base, tmp_path):
     """Some released files state another number of heads than they contain."""
     model = changed_heads(base)

@@ -328,6 +328,8 @@ def test_a_restricted_head_vocabulary_trains(base_folder, chats, tmp_path):
     assert 0 < int(changed.sum()) < len(rows)
     metrics = json.loads((tmp_path / "training.json").read_text())["metrics"]
     assert metrics["eval_head_1_top_1"] > 0.5
+    tokens = weights(tmp_path)["token_map"]
+    assert set(changed.nonzero().flatten().tolist()) <= set(tokens.tolist())
 
 
 def test_a_folder_has_one_writer(base_folder, chats, tmp_path):

@@ -99,7 +99,7 @@ class Engine:
                 the tree.
         """
         model, schedule = self.model, request.schedule or self._schedule
-        schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
+        schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
         model.positions.check(len(request.ids), request.max_length)
         words = model.base.get_input_embeddings().num_embeddings
         if min(request.ids) < 0 or max(request.ids) >= words:

@@ -6,7 +6,7 @@ Shapes: K heads, L residual layers a head, H hidden size, V vocabulary; `...` is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Projection = Callable[[Tensor], Tensor]
+TOKEN_MAP = "token_map"
+"""Name of the tensor with the tokens that heads may propose, as vLLM has it."""
 SHOWN = 5
 """Number of problems that an error message lists."""
 
@@ -32,6 +34,7 @@ class MedusaConfig:
         own_lm_head: every head has an output projection of its own (the paper's heads). False
             shares the base model's, which is then neither copied nor saved.
         bias: whether the residual layers have a bias (the paper's formula has none, its code has).
+        draft_vocab_size: number of tokens that the heads may propose; None is all of them.
     """
 
     num_heads: int
@@ -40,6 +43,7 @@ class MedusaConfig:
     vocab_size: int
     own_lm_head: bool = True
     bias: bool = True
+    draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -50,6 +54,15 @@ class MedusaConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 1 <= self.choices <= self.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size must lie in 1 to {self.vocab_size}, got {self.draft_vocab_size}"
+            )
+
+    @property
+    def choices(self) -> int:
+        """Return the number of tokens that the heads may propose."""
+        return self.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name, in the original format, and the shape of every tensor of the heads."""
@@ -61,6 +74,8 @@ class MedusaConfig:
                     yield f"{head}.{layer}.linear.bias", (h,)
             if self.own_lm_head:
                 yield f"{head}.{self.num_layers}.weight", (v, h)
+        if self.draft_vocab_size is not None:
+            yield TOKEN_MAP, (self.draft_vocab_size,)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check names and shapes of tensors.
@@ -123,9 +138,14 @@ class MedusaHeads(nn.Module):
     all heads is one batched product. W1 and b start at zero and W2 at the base model's lm_head
     (`from_lm_head`), so a new head predicts exactly what the base model predicts. If the base's
     lm_head has a bias, every head adds it as a constant, which is neither trained nor saved.
+
+    Attributes:
+        token_map: [R] ids, in ascending order, of the tokens that the heads may propose; None is
+            all of them. It is for decoding: `forward` computes the logits of all tokens.
     """
 
     output_bias: Tensor | None
+    token_map: Tensor | None
 
     def __init__(
         self, config: MedusaConfig, rule: LogitRule | None = None, output_bias: Tensor | None = None
@@ -141,6 +161,8 @@ class MedusaHeads(nn.Module):
             nn.Parameter(torch.empty(k, v, h).normal_(std=h**-0.5)) if config.own_lm_head else None
         )
         self.register_buffer("output_bias", output_bias, persistent=False)
+        draft = config.draft_vocab_size
+        self.register_buffer("token_map", None if draft is None else torch.arange(draft))
 
     @classmethod
     def from_lm_head(
@@ -219,6 +241,34 @@ class MedusaHeads(nn.Module):
             raise ValueError("these heads share the base model's lm_head: pass it as `lm_head`")
         return self.rule(logits)
 
+    def restrict(self, tokens: Tensor | None) -> None:
+        """Let the heads propose these tokens only.
+
+        Args:
+            tokens: [R] ids in ascending order; None is all tokens.
+
+        Raises:
+            ValueError: the ids are not in ascending order, or not in the vocabulary.
+        """
+        config = replace(self.config, draft_vocab_size=None if tokens is None else len(tokens))
+        if tokens is not None:
+            _check_token_map(tokens, config.vocab_size)
+            tokens = tokens.to(next(self.parameters(), tokens).device)
+        self.config, self.token_map = config, tokens
+
+    def proposed(self, logits: Tensor) -> Tensor:
+        """Return logits [..., V] for candidates: minus infinity for tokens not in `token_map`.
+
+        Args:
+            logits: [..., V] of all tokens, or [..., R] of those in `token_map`.
+        """
+        if self.token_map is None:
+            return logits
+        if logits.shape[-1] != len(self.token_map):
+            logits = logits.index_select(-1, self.token_map)
+        everything = logits.new_full((*logits.shape[:-1], self.config.vocab_size), -torch.inf)
+        return everything.index_copy_(-1, self.token_map, logits)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the parameters by the original format's names: one for each head and layer."""
         named: dict[str, Tensor] = {}
@@ -229,14 +279,26 @@ class MedusaHeads(nn.Module):
                     named[f"{head}.{layer}.linear.bias"] = self.b1[layer][head, 0].detach()
             if self.w2 is not None:
                 named[f"{head}.{self.config.num_layers}.weight"] = self.w2[head].detach()
+        if self.token_map is not None:
+            named[TOKEN_MAP] = self.token_map
         return named
 
     def load_tensors(self, named: Mapping[str, Tensor]) -> None:
         """Copy values into the parameters; names and shapes must be those of `tensors()`.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape.
+            ValueError: a tensor is missing, unknown, or of another shape, or the token map is not
+                in ascending order.
         """
         self.config.check({name: tuple(tensor.shape) for name, tensor in named.items()})
+        if TOKEN_MAP in named:
+            _check_token_map(named[TOKEN_MAP], self.config.vocab_size)
         for name, target in self.tensors().items():
             target.copy_(named[name])
+
+
+def _check_token_map(tokens: Tensor, vocab_size: int) -> None:
+    """Raise ValueError unless ids [R] are in ascending order and in the vocabulary."""
+    ascending = bool((tokens.diff() > 0).all())
+    if not ascending or int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size:
+        raise ValueError(f"{TOKEN_MAP} must hold ids from 0 to {vocab_size - 1} in ascending order")

@@ -31,7 +31,8 @@ from .checks import (
     running_device,
     takes,
 )
-from .heads import LogitRule, MedusaHeads
+from .drafting import DraftProjection
+from .heads import LogitRule, MedusaHeads, Projection
 from .layers import LayerPrograms, compiled_layers
 from .masks import Layout, TreeBatch
 from .positions import Positions
@@ -39,7 +40,8 @@ from .schedule import UNCALIBRATED, Calibration, StepTimes
 from .tree import CandidateTree
 
 RUNNING = (
-    "captures programs lock _state _idle_cache _layout _packing _packed_heads _products _runner"
+    "captures programs lock _state _idle_cache _layout _packing _packed_heads _products _draft "
+    "_draft_product _runner"
 ).split()
 """Attributes of the running model; copies and pickles are made without them."""
 
@@ -95,7 +97,7 @@ class TreeModel(nn.Module):
         self.positions = Positions.of(base)
         self.heads = heads
         self.tree = tree if tree is not None else CandidateTree.default(heads.config.num_heads)
-        self.tree.check_heads(heads.config.num_heads, heads.config.vocab_size)
+        self.tree.check_heads(heads.config.num_heads, heads.config.choices)
         self.prepack = prepack
         self.owns_base = owns_base
         self.calibration = calibration
@@ -113,6 +115,8 @@ class TreeModel(nn.Module):
         self._layout = Layout.of(self.base)
         self._packing, self._packed_heads = Packing(), PackedStack()
         self._products: list[PackedWeight] = []  # with the heads' own projections
+        self._draft = DraftProjection()
+        self._draft_product: Projection | None = None  # with the lm_head's rows that heads need
         self._runner: Runner | None = None
         self.lock = threading.RLock()
 
@@ -156,6 +160,7 @@ class TreeModel(nn.Module):
             self._products = (
                 self._packed_heads.refresh(stack) if packs and stack is not None else []
             )
+            self._draft_product = self._draft.refresh(self.heads, self.lm_head, self.packs)
 
     def _packed_layers(self) -> dict[nn.Module, nn.Module]:
         """Return the layers that run packed, and the packed ones; none where packing is off."""
@@ -163,6 +168,7 @@ class TreeModel(nn.Module):
         if self._packing.narrow != narrow or not self.packs:
             unpack(self.base)
             self._packing, self._packed_heads = Packing(narrow), PackedStack(narrow)
+            self._draft = DraftProjection(narrow)
         return self._packing.refresh(self.base, self.owns_base) if self.packs else {}
 
     @property
@@ -236,14 +242,18 @@ class TreeModel(nn.Module):
         self._idle_cache = cache if cache.slots.static else None
 
     def draft_logits(self, hidden: Tensor, first: int | None = None) -> Tensor:
-        """Return the logits [B, K, V] of all heads, or of the `first`, for hidden states [B, H]."""
+        """Return the logits [B, K, V] of all heads, or of the `first`, for hidden states [B, H].
+
+        They are minus infinity for tokens that the heads may not propose.
+        """
         own = next(self.heads.parameters(), hidden)
         with self.lock:
             products = {"products": self._products} if self._products else {}
+            project = self._draft_product or self.runner.project
             logits: Tensor = self.heads(
-                hidden.to(own.device, own.dtype), self.runner.project, first, **products
+                hidden.to(own.device, own.dtype), project, first, **products
             )
-        return logits.transpose(0, 1)
+        return self.heads.proposed(logits).transpose(0, 1)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """Return the base model's own logits [..., V] for hidden states [..., H]."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..core.checks import check_base, check_heads
-from ..core.heads import LogitRule, MedusaConfig, MedusaHeads
+from ..core.heads import TOKEN_MAP, LogitRule, MedusaConfig, MedusaHeads
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..core.tree import CandidateTree
 from ..files import Schema, read_json, replacing_all, write_json
@@ -143,7 +143,7 @@ def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) ->
             tensors = {
                 name: _tensor(file, name, dtype)
                 for name in file.keys()  # noqa: SIM118
-                if int(name.split(".")[0]) < num_heads
+                if name == TOKEN_MAP or int(name.split(".")[0]) < num_heads
             }
         except ValueError as error:
             raise ValueError(f"{folder / WEIGHTS}: {error}") from None
@@ -161,6 +161,8 @@ def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) ->
 def _tensor(file: Any, name: str, dtype: torch.dtype) -> Tensor:
     """Return one tensor of an open file; raise ValueError if it is not finite in `dtype`."""
     tensor: Tensor = file.get_tensor(name)
+    if name == TOKEN_MAP:
+        return tensor
     if not tensor.to(dtype).isfinite().all():
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(
@@ -176,16 +178,14 @@ def _config(file: Any, base: PreTrainedModel) -> MedusaConfig:
     memory.
     """
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    not_floating = next(
-        (name for name, entry in slices.items() if not re.match(r"B?F\d", entry.get_dtype())), None
-    )
     shapes = {name: tuple(entry.get_shape()) for name, entry in slices.items()}
     config = _config_of_shapes(shapes, base)
-    if not_floating is not None:
-        raise ValueError(
-            f"{not_floating} holds {slices[not_floating].get_dtype()}, and weights are "
-            "floating-point numbers"
-        )
+    for name, entry in slices.items():
+        kind = entry.get_dtype()
+        if name == TOKEN_MAP and kind != "I64":
+            raise ValueError(f"{name} holds {kind}, and ids are I64")
+        if name != TOKEN_MAP and not re.match(r"B?F\d", kind):
+            raise ValueError(f"{name} holds {kind}, and weights are floating-point numbers")
     check_heads(base, config)
     config.check(shapes)
     return config
@@ -196,7 +196,7 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedMod
 
     `MedusaConfig.check` has to find out afterwards whether the set of tensors is complete.
     """
-    matches = {name: TENSOR_NAME.fullmatch(name) for name in shapes}
+    matches = {name: TENSOR_NAME.fullmatch(name) for name in shapes if name != TOKEN_MAP}
     unknown = [name for name, match in matches.items() if match is None]
     if unknown or not matches:
         raise ValueError(
@@ -220,6 +220,7 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedMod
         vocab_size=projections[0][0] if projections else vocab_size,
         own_lm_head=bool(projections),
         bias=any(kind == "linear.bias" for _, _, _, kind in parts),
+        draft_vocab_size=shapes[TOKEN_MAP][0] if shapes.get(TOKEN_MAP) else None,
     )
 
 
@@ -235,7 +236,7 @@ def _check_overwrite(folder: Path, heads: MedusaHeads) -> None:
             )
         return
     with opened(folder / WEIGHTS) as file:
-        stored = len({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
+        stored = len({name.split(".")[0] for name in file.keys()} - {TOKEN_MAP})  # noqa: SIM118
     if stored > heads.config.num_heads:
         raise ValueError(
             f"{folder} holds {stored} heads and would be left with {heads.config.num_heads}: load "
@@ -313,6 +314,8 @@ def _config_json(
     }
     if not config.own_lm_head:
         content["version"] = "2"
+    if config.draft_vocab_size is not None:
+        content["truncated_vocab_size"] = config.draft_vocab_size
     if (folder / ADAPTER).is_dir():
         content |= {"adapter": ADAPTER, "adapter_digest": adapters.digest(folder / ADAPTER)}
     return content

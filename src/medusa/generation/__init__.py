@@ -204,7 +204,7 @@ def _with_schedules(
         schedule = AdaptiveTree(model.tree, model.calibration, times)
     else:
         schedule = FixedTree(tree) if isinstance(tree, CandidateTree) else tree
-    schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.vocab_size)
+    schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
     reasons = (TreeProcessors(request.processors).uncopied() for request in requests)
     uncopied = next(filter(None, reasons), None)
     if schedule.largest.max_depth and uncopied is not None:

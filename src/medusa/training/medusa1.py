@@ -82,6 +82,7 @@ def train_heads(
     with _frozen(model.base), torch.enable_grad():
         log = _train(model, examples, recipe, progress)
     model.heads.to(dtype)
+    model.heads.restrict(occurring_tokens(examples) if recipe.head_vocabulary == "data" else None)
     return log
 
 

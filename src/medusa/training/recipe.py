@@ -93,7 +93,7 @@ class Recipe:
     head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)
         "full",
         "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, "
-        "the tokens that occur in the data, which is faster",
+        "the tokens that occur in the data, which is faster; heads then propose no others",
         ("medusa-1",),
     )
 

@@ -1,8 +1,8 @@
 """Restricted head vocabulary: the heads' cross-entropy over the tokens that occur in the data.
 
 All other tokens are left out of the softmax. They get no gradient, so a head never learns that they
-are improbable. With R occurring tokens of V, the products with the heads' output layers cost R / V
-of what they cost over the whole vocabulary.
+are improbable; decoding does not propose them (`MedusaHeads.token_map`). With R tokens of V, the
+products with the heads' output layers cost R / V of what they cost over the whole vocabulary.
 
 Shapes: M positions, K heads, H hidden size, V vocabulary size, R occurring tokens.
 """
