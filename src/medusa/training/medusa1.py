@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,39 +68,61 @@ def train_heads(
         ValueError: the recipe trains the backbone, the heads have no parameters, or the examples
             are too short to train on.
     """
+    recipe = recipe or Recipe()
+    _check(model, recipe)
+    states = _states_in_memory(TrainingModel(model.base, model.heads), examples, progress)
+    return train_on_states(model, states, recipe, progress)
+
+
+def train_on_states(
+    model: TreeModel,
+    states: Iterable[ExampleStates],
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Do as `train_heads`, with the backbone's hidden states of the examples.
+
+    Args:
+        states: of each example, hidden states [m, H] and targets [m, 1 + K] or more.
+    """
     recipe = dataclasses.replace(recipe or Recipe(), save_every=0, evaluate_every=0, packing=False)
+    _check(model, recipe)
+    num_heads = model.heads.config.num_heads
+    kept = [
+        (number, hidden.cpu(), targets[:, : 1 + num_heads].cpu())
+        for number, hidden, targets in states
+        if len(hidden)
+    ]
+    dtype = next(model.heads.parameters()).dtype
+    with _frozen(model.base), torch.enable_grad():
+        log = _train(model, kept, recipe, progress)
+    model.heads.to(dtype)
+    return log
+
+
+def _check(model: TreeModel, recipe: Recipe) -> None:
     if recipe.backbone_learns:
         raise ValueError(
             f"train_heads leaves the backbone as it is: {recipe.method} is for medusa train"
         )
-    parameters = list(model.heads.parameters())
-    if not parameters:
+    if not list(model.heads.parameters()):
         raise ValueError(
             "heads with num_layers=0 that share the lm_head have no parameters to train"
         )
-    dtype = parameters[0].dtype
-    with _frozen(model.base), torch.enable_grad():
-        log = _train(model, examples, recipe, progress)
-    model.heads.to(dtype)
-    model.heads.restrict(occurring_tokens(examples) if recipe.head_vocabulary == "data" else None)
-    return log
 
 
 def _train(
-    model: TreeModel, examples: Sequence[Example], recipe: Recipe, progress: bool
+    model: TreeModel, states: list[ExampleStates], recipe: Recipe, progress: bool
 ) -> list[float]:
     """Train the heads, which are then in float32 or more; return the logged losses."""
     training_model = TrainingModel(model.base, model.heads, recipe.decay, overlap=recipe.overlap)
-    states = [
-        (number, hidden.cpu(), targets.cpu())
-        for number, hidden, targets in _states_in_memory(training_model, examples, progress)
-        if len(hidden)
-    ]
+    tokens = None
     if recipe.head_vocabulary == "data":
-        training_model.restrict_vocabulary(occurring_tokens(examples))
+        tokens = occurring_tokens(targets for _, _, targets in states)
+        training_model.restrict_vocabulary(tokens)
     if progress:
-        tokens = sum(len(hidden) for _, hidden, _ in states)
-        for line in plan(recipe, "heads", recipe.epochs, len(states), tokens):
+        count = sum(len(hidden) for _, hidden, _ in states)
+        for line in plan(recipe, "heads", recipe.epochs, len(states), count):
             print(line)
     dtype = next(model.heads.parameters()).dtype
     # Half precision would lose the optimizer's small updates.
@@ -118,19 +140,29 @@ def _train(
             use_cpu=model.device.type == "cpu",
         )
         trainer.train_from_checkpoint()
+    model.heads.restrict(tokens)
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-@torch.no_grad()
 def evaluate_heads(model: TreeModel, examples: Sequence[Example], top: int = 5) -> HeadMetrics:
     """Return each head's top-1 to top-`top` accuracy on held-out texts, and the perplexity."""
+    states = _states_in_memory(TrainingModel(model.base, model.heads), examples, progress=False)
+    return evaluate_on_states(model, states, top)
+
+
+@torch.no_grad()
+def evaluate_on_states(
+    model: TreeModel, states: Iterable[ExampleStates], top: int = 5
+) -> HeadMetrics:
+    """Do as `evaluate_heads`, with hidden states as of `train_on_states`."""
     training_model = TrainingModel(model.base, model.heads)
     num_heads = model.heads.config.num_heads
     hits, counts = torch.zeros(num_heads, top), torch.zeros(1 + num_heads)
     entropy = 0.0
-    for states in _states_in_memory(training_model, examples, progress=False):
-        batch = collate_states([states])
-        result = training_model(hidden=batch["hidden"], targets=batch["targets"], top=top)
+    for each in states:
+        batch = collate_states([each])
+        targets = batch["targets"][:, : 1 + num_heads]
+        result = training_model(hidden=batch["hidden"], targets=targets, top=top)
         hits, counts = hits + result["hits"], counts + result["counts"].cpu()
         entropy += float(result["sums"][0])
     accuracy = hits / counts[1:, None].clamp_min(1)

@@ -191,7 +191,7 @@ def _train_stages(
 
 def _restrict_vocabulary(model: TrainingModel, data: RunData, say: Say) -> None:
     """Restrict the heads' loss to the tokens that occur in the data."""
-    tokens = occurring_tokens([*data.training, *data.evaluation])
+    tokens = occurring_tokens(each.labels[1:] for each in [*data.training, *data.evaluation])
     model.restrict_vocabulary(tokens)
     say(
         f"the heads' loss is over the {len(tokens):,} of {model.heads.config.vocab_size:,} "

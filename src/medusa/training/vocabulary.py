@@ -9,20 +9,26 @@ Shapes: M positions, K heads, H hidden size, V vocabulary size, R occurring toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.chats import IGNORED, Example
+from ..data.chats import IGNORED
 from .losses import ChunkLoss, head_loss_sum
 
 
-def occurring_tokens(examples: Iterable[Example]) -> Tensor:
-    """Return the ids of all tokens that the examples train on, in ascending order [R]."""
-    tokens = {label for example in examples for label in example.labels[1:]} - {IGNORED}
-    return torch.tensor(sorted(tokens), dtype=torch.long)
+def occurring_tokens(targets: Iterable[Tensor | Sequence[int]]) -> Tensor:
+    """Return the ids of all tokens that are targets, in ascending order [R].
+
+    Args:
+        targets: tensors or lists of token ids, with `IGNORED` where there is no target.
+    """
+    tokens: set[int] = set()
+    for each in targets:
+        tokens.update(each.unique().tolist() if isinstance(each, Tensor) else each)
+    return torch.tensor(sorted(tokens - {IGNORED}), dtype=torch.long)
 
 
 def token_indices(targets: Tensor, tokens: Tensor) -> Tensor:
