@@ -76,6 +76,17 @@ def test_a_calibration_loads_unchanged_and_warns_on_another_device(base, tmp_pat
     )
 
 
+def test_a_calibration_warns_where_weights_are_packed_in_another_way(base, tmp_path):
+    model = changed_heads(base)
+    made = {"device": device_name(base.device), "dtype": "float32", "prepack": None}
+    model.calibration = Calibration([[0.5, 0.6]], {1: 2.0, 8: 3.0}, made)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"on prepack=None \(here prepack='half'\)"):
+        again = MedusaModel.from_pretrained(tmp_path, base=base, prepack="half")
+    assert again.calibration.latency == UNCALIBRATED.latency
+    assert MedusaModel.from_pretrained(tmp_path, base=base).calibration == model.calibration
+
+
 def test_a_calibration_without_a_faster_tree_decodes_plainly_and_says_so(base, tmp_path):
     model = changed_heads(base)
     model.tree = CandidateTree()

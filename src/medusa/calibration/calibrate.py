@@ -179,6 +179,7 @@ def _metadata(
         "base": model.base.config.name_or_path,
         "batch_size": settings.batch_size,
         "compiled": model.compiled,
+        "prepack": model.prepack,
         "contexts": list(contexts),
         "arguments": {name: value for name, value in arguments.items() if _is_plain(value)},
         "acceptance": acceptance,

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..core.checks import running_device
+from ..core.checks import Prepack, running_device
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..hardware.provenance import device_name
 from ..runtime.dtypes import fast_dtype
 
 
-def usable_calibration(calibration: Calibration, base: PreTrainedModel, name: str) -> Calibration:
+def usable_calibration(
+    calibration: Calibration, base: PreTrainedModel, name: str, prepack: Prepack
+) -> Calibration:
     """Return a calibration without the figures that do not hold for this base model.
 
-    Latencies hold only on the device and in the dtype that they were measured with. Elsewhere only
-    the accuracies are kept, and a warning says that another tree may be faster.
+    Latencies hold only on the device, in the dtype and with the packed weights that they were
+    measured with. Elsewhere only the accuracies are kept, and a warning says that another tree may
+    be faster.
     """
     here = {
         "device": device_name(running_device(base)),
         "dtype": str(base.dtype).removeprefix("torch."),
+        "prepack": f"prepack={prepack!r}",
     }
+    made = dict(calibration.made)
+    if "prepack" in made:
+        made["prepack"] = f"prepack={made['prepack']!r}"
     differing = [
-        f"{calibration.made[key]} (here {value})"
+        f"{made[key]} (here {value})"
         for key, value in here.items()
-        if calibration.made.get(key) not in (None, value)
+        if made.get(key) not in (None, value)
     ]
     if not differing:
         return calibration
@@ -93,3 +101,20 @@ def loaded_base(base: Any, options: dict[str, Any]) -> PreTrainedModel:
             "loaded"
         )
     return base
+
+
+def heads_folder(folder: Path | None, name: str | Path) -> Path:
+    """Return a folder of heads.
+
+    Args:
+        folder: None where a search for heads found none.
+        name: what was searched.
+
+    Raises:
+        ValueError: `folder` is None.
+    """
+    if folder is None:
+        raise ValueError(
+            f"{name} holds no Medusa heads: MedusaModel.from_base adds new ones to a model"
+        )
+    return folder

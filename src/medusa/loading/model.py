@@ -23,6 +23,7 @@ from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
 from .checks import (
     found_faster_compiled,
+    heads_folder,
     in_fast_dtype,
     loaded_base,
     tree_attention,
@@ -143,12 +144,12 @@ class MedusaModel(TreeModel):
         """
         if isinstance(base, (str, Path, NoneType)):
             named = NamedModel.find(path_or_id, base, base_revision, **tree_attention(kwargs))
-            folder = _heads_folder(named.heads, path_or_id)
+            folder = heads_folder(named.heads, path_or_id)
             backbone = in_fast_dtype(named.load_backbone(), named.options)
             origin = Origin.of(backbone, named.base.name, **named.options)
         else:
             hub = names.chosen(kwargs, *names.HUB_ARGUMENTS)
-            folder = _heads_folder(names.find_heads(path_or_id, **hub), path_or_id)
+            folder = heads_folder(names.find_heads(path_or_id, **hub), path_or_id)
             for_base = {name: value for name, value in kwargs.items() if name not in hub}
             if base_revision is not None:
                 for_base["base_revision"] = base_revision
@@ -175,19 +176,19 @@ class MedusaModel(TreeModel):
         name: str,
         *,
         tree: CandidateTree | None = None,
+        prepack: Prepack = None,
         compiled: bool | None = None,
         all_heads: bool = False,
-        **options: Any,
+        owns_base: bool = True,
     ) -> MedusaModel:
         """Return a model of a backbone and the heads in a folder, with their tree.
 
         Args:
             backbone: has the heads' adapter already, if there is one.
             name: the name of the heads in warnings.
-            options: of the constructor.
         """
         stored, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
-        calibration = usable_calibration(calibration, backbone, name)
+        calibration = usable_calibration(calibration, backbone, name, prepack)
         if tree is None and stored is not None and not stored.max_depth:
             warnings.warn(
                 f"calibration of {name} found no tree that pays: decoding plainly. Another "
@@ -199,8 +200,9 @@ class MedusaModel(TreeModel):
         heads = native.read_heads(folder, backbone, used)
         if compiled is None:
             compiled = found_faster_compiled(calibration)
-        options |= {"calibration": calibration, "compiled": compiled}
-        model = cls(backbone, heads, tree, **options)
+        model = cls(
+            backbone, heads, tree, prepack, owns_base, calibration=calibration, compiled=compiled
+        )
         adapter = native.adapter(folder)
         if adapter is not None and adapters.attached(backbone) is None:
             model.merged = MergedAdapter.of(adapter, backbone)
@@ -371,30 +373,17 @@ def load(
     if device is not None:
         backbone = backbone.to(device)
     backbone = in_fast_dtype(backbone, named.options)
-    options: dict[str, Any] = {"prepack": prepack, "owns_base": True}
     if named.heads is None:
         heads = new_heads(backbone, 1, 1, own_lm_head=False, bias=True)
-        model = MedusaModel(backbone, heads, PLAIN, compiled=bool(compiled), **options)
+        model = MedusaModel(backbone, heads, PLAIN, prepack, True, compiled=bool(compiled))
     else:
         model = MedusaModel._with_heads(
-            backbone, named.heads, named.name, compiled=compiled, all_heads=all_heads, **options
+            backbone,
+            named.heads,
+            named.name,
+            all_heads=all_heads,
+            prepack=prepack,
+            compiled=compiled,
         )
     model.origin = Origin.of(backbone, named.base.name, **named.options)
     return model, tokenizer
-
-
-def _heads_folder(folder: Path | None, name: str | Path) -> Path:
-    """Return a folder of heads.
-
-    Args:
-        folder: None where a search for heads found none.
-        name: what was searched.
-
-    Raises:
-        ValueError: `folder` is None.
-    """
-    if folder is None:
-        raise ValueError(
-            f"{name} holds no Medusa heads: MedusaModel.from_base adds new ones to a model"
-        )
-    return folder
