@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -36,7 +37,7 @@ from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_text
 
 from .gguf_files import write_gguf
-from .harness import argument_parser, new_report, parse_arguments, publish
+from .harness import argument_parser, new_report, parse_arguments, publish_for_device
 from .llama_cpp import LlamaCpp
 
 LARGE = 64
@@ -45,6 +46,8 @@ GENERATE = "transformers generate"
 """It rounds in another dtype, so that its tokens are not compared."""
 Q4_1 = "llama.cpp Q4_1"
 """The anchor: llama.cpp on the file that most people would run."""
+TYPES = ("q8_0", "f16", "bf16")
+"""Other types of weights that llama.cpp runs on."""
 
 
 def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None) -> list[Prompt]:
@@ -61,6 +64,27 @@ def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None)
 def large_tree(model: MedusaModel) -> CandidateTree:
     """Return the tree of `LARGE` nodes that the heads' accuracies predict to be the best."""
     return CandidateTree.from_accuracies(model.calibration.accuracies, LARGE)
+
+
+def divergences(model: MedusaModel, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return where Medusa's greedy answers leave those of plain decoding, and by what margin.
+
+    The margin is the difference between the model's logits of the two tokens there. Where it is
+    within the rounding of the dtype, rounding explains the difference.
+    """
+    found = []
+    for comparison in comparisons:
+        plain, medusa = (comparison.runs[name][0].ids for name in ("plain", "medusa"))
+        pairs = enumerate(zip(plain, medusa, strict=False))
+        place = next((place for place, (one, other) in pairs if one != other), None)
+        if place is None:
+            continue
+        answer = torch.tensor([plain[:place]], dtype=torch.long)
+        text = torch.cat([comparison.prompt.ids, answer], 1)
+        logits = model.base_logits(model.hidden_states(text)[0, -1]).float()
+        margin = float((logits[plain[place]] - logits[medusa[place]]).abs())
+        found.append({"category": comparison.prompt.category, "token": place, "margin": margin})
+    return found
 
 
 def rows_of(
@@ -110,23 +134,16 @@ def rows_of_others(names: Sequence[str], comparisons: Sequence[Comparison]) -> l
     ]
 
 
-def llama_cpps(packages: Path, folder: Path, threads: int, console: Console) -> dict[str, LlamaCpp]:
-    """Return llama.cpp on the same weights in several types.
-
-    Args:
-        packages: folder with node-llama-cpp.
-        folder: for the GGUF files that are written.
-    """
+def llama_cpps(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, LlamaCpp]:
+    """Return llama.cpp on the same weights in several types; GGUF files are written to a folder."""
     stored = smollm2.fetch_gguf(console.print)
     base = LlamaForCausalLM.from_pretrained(smollm2.fetch())
-    found = {
-        Q4_1: LlamaCpp(packages, stored, threads),
-        f"{Q4_1}, prompt lookup": LlamaCpp(packages, stored, threads, lookup=True),
-    }
+    runner = partial(LlamaCpp, options.llama_cpp, threads=options.threads)
+    found = {Q4_1: runner(stored), f"{Q4_1}, prompt lookup": runner(stored, lookup=True)}
     tokenizer = AutoTokenizer.from_pretrained(smollm2.fetch())
-    for kind in ("q8_0", "f16", "bf16"):
+    for kind in options.llama_cpp_types:
         write_gguf(base, folder / kind, kind, tokenizer)
-        found[f"llama.cpp {kind.upper()}"] = LlamaCpp(packages, folder / kind, threads)
+        found[f"llama.cpp {kind.upper()}"] = runner(folder / kind)
     return found
 
 
@@ -160,7 +177,10 @@ def measure(
             pass  # a warm-up, which does not count
         answers = compared(prompts, arguments, repeats=repeats)
         comparisons = list(track(answers, method, total=len(prompts), console=console))
-        rows += rows_of(method, own.get("temperature", 0.0), comparisons)
+        ours = rows_of(method, own.get("temperature", 0.0), comparisons)
+        if not own["do_sample"]:
+            ours[0]["divergences"] = divergences(model, comparisons)
+        rows += ours
         rows += rows_of_others(list(others), comparisons)
     return rows
 
@@ -194,6 +214,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")
     parser.add_argument("--llama-cpp", type=Path, help="folder with node-llama-cpp")
+    parser.add_argument(
+        "--llama-cpp-types",
+        nargs="*",
+        choices=TYPES,
+        default=TYPES,
+        help="types of llama.cpp's weights besides Q4_1 (default: all)",
+    )
     return parse_arguments(parser)
 
 
@@ -210,7 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         others: dict[str, Any] = {GENERATE: transformers_method()}
         if options.llama_cpp is not None:
-            others |= llama_cpps(options.llama_cpp, Path(folder), options.threads, console)
+            others |= llama_cpps(options, Path(folder), console)
         rows = measure(model, prompts, {"Medusa": greedy}, console, others=others, **settings)
         for method in others.values():
             getattr(method, "close", lambda: None)()
@@ -223,7 +250,8 @@ def main() -> None:
     rows += measure(model, prompts, ways, console, others={}, **settings)
     dtype = str(model.dtype).removeprefix("torch.")
     report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
-    publish(options, report, "smollm2", table(rows))
+    kind = "-".join(filter(None, ("smollm2", dtype, options.prepack)))
+    publish_for_device(options, report, kind, table(rows))
 
 
 if __name__ == "__main__":
