@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from medusa.demo import smollm2
@@ -60,15 +63,20 @@ def parts(options: argparse.Namespace) -> dict[str, Part]:
     return found
 
 
-def medusa(*arguments: object) -> None:
+def medusa(*arguments: object, threads: int | None = None) -> None:
     """Print a command of this library and run it.
+
+    Args:
+        threads: CPU threads; by default those that torch takes.
 
     Raises:
         SystemExit: it failed.
     """
     words = [str(each) for each in arguments]
     print(f"$ medusa {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "medusa.cli", *words], check=False)
+    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "medusa.cli", *words]
+    done = subprocess.run(command, env=os.environ | environment, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -78,15 +86,28 @@ def make_data(options: argparse.Namespace, base: Path) -> None:
     prompts = list(code_prompts(options.code_prompts))
     lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
     (options.work / "code-prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    with ThreadPoolExecutor(options.processes) as pool:
+        files = list(pool.map(partial(answer, options, base), parts(options).items()))
     lines_by_question: dict[str, list[str]] = {}
-    for name, part in parts(options).items():
-        file = options.work / f"{name}.jsonl"
-        settings = ("--temperature", part.temperature, "--seed", part.seed)
-        size = ("--max-new-tokens", LIMIT, "--batch-size", options.batch_size)
-        medusa("distill", base, *part.prompts, *settings, *size, "--output", file)
+    for file in files:
         for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
             lines_by_question.setdefault(AnswerLine(**json.loads(line)).question, []).append(line)
     split(lines_by_question, options)
+
+
+def answer(options: argparse.Namespace, base: Path, named: tuple[str, Part]) -> Path:
+    """Let the model answer the prompts of a part of the data; return the file of the answers.
+
+    Several parts are answered at once, each by a process with its share of the CPU threads: Python
+    takes a third of the time of a step, and the processes' Python runs at the same time.
+    """
+    name, part = named
+    file: Path = options.work / f"{name}.jsonl"
+    settings = ("--temperature", part.temperature, "--seed", part.seed)
+    size = ("--max-new-tokens", LIMIT, "--batch-size", options.batch_size)
+    threads = max(1, (os.cpu_count() or 1) // options.processes)
+    medusa("distill", base, *part.prompts, *settings, *size, "--output", file, threads=threads)
+    return file
 
 
 def split(lines_by_question: dict[str, list[str]], options: argparse.Namespace) -> None:
@@ -105,6 +126,7 @@ def make_heads(options: argparse.Namespace, base: Path) -> None:
     medusa(
         *("train", base, "--data", work / "train.jsonl", "--evaluation", work / "held-out.jsonl"),
         *("--output", work / "heads", "--config", Path(__file__).with_name("heads.yaml")),
+        *("--hidden-states", work / "states"),
     )
 
 
@@ -144,6 +166,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--problems", type=int, default=2000, help="number of those problems")
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded at once")
+    parser.add_argument("--processes", type=int, default=2, help="parts answered at once")
     parser.add_argument(
         "--hold-out", type=int, default=50, help="one question of so many is held out"
     )
