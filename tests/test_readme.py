@@ -13,6 +13,7 @@ from test_layout import LAYERS, PACKAGE
 
 from medusa import demo
 from medusa.cli import app
+from medusa.demo import smollm2
 from medusa.demo.tasks import CATEGORIES, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-MODEL_NAMES = ("your-model", "your-org/your-7b", "Qwen/Qwen2.5-1.5B-Instruct")
+MODEL_NAMES = ("your-model", "your-org/your-7b", "Qwen/Qwen2.5-1.5B-Instruct", smollm2.HUB_ID)
 """Names that the documentation uses for any base model."""
 SLOW = {"calibration.md", "training.md"}
 """Pages whose Python code takes more than a few seconds."""
@@ -69,6 +70,7 @@ def a_users_folder(tmp_path, monkeypatch):
     for name in MODEL_NAMES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / "base")
+    monkeypatch.setattr(smollm2, "HEADS", tmp_path / "my-heads")
     (tmp_path / "src").symlink_to(ROOT / "src")
     tasks = [make_task(category, seed) for seed in range(2) for category in CATEGORIES]
     chats = [
