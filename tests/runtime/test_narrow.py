@@ -65,6 +65,15 @@ def test_a_product_in_4_bits_equals_that_of_the_rounded_weight(dtype, bias):
     assert narrow(states[:, :0]).shape == (2, 0, 48)
 
 
+@pytest.mark.parametrize("kind", [PackedWeight, HalfWeight, Int4Weight])
+def test_a_single_vector_is_multiplied(kind):
+    weight, states = stored_in_4_bits(48, 96).float(), torch.randn(3, 96)
+    if kind is not PackedWeight and not kind.holds(weight):
+        pytest.skip("this processor has no such products")
+    product = kind(weight)
+    torch.testing.assert_close(product(states[0]), product(states)[0])
+
+
 @needs_four_bits
 def test_a_row_in_4_bits_does_not_depend_on_the_others():
     narrow, states = Int4Weight(stored_in_4_bits(64, 128)), torch.randn(40, 128)

@@ -172,6 +172,8 @@ def packable(weight: Tensor) -> bool:
 
 def _in_few_sizes(multiply: Product, states: Tensor) -> Tensor:
     """Multiply in pieces whose row counts are in `ROWS`; the last piece is padded with zeros."""
+    if states.dim() == 1:  # not every product takes a single vector
+        return _in_few_sizes(multiply, states[None])[0]
     rows = math.prod(states.shape[:-1])
     if rows in ROWS:
         return multiply(states)
