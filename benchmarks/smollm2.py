@@ -66,6 +66,7 @@ def large_tree(model: MedusaModel) -> CandidateTree:
     return CandidateTree.from_accuracies(model.calibration.accuracies, LARGE)
 
 
+@torch.inference_mode()
 def divergences(model: MedusaModel, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Return where Medusa's greedy answers leave those of plain decoding, and by what margin.
 
