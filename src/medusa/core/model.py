@@ -57,7 +57,7 @@ class TreeModel(nn.Module):
             where it helps; False never does. "half" packs what float16 holds of a float32 model in
             16 bits; sums stay in float32. "int4" also packs in 4 bits what was stored in 4 bits
             before, such as the weights of a Q4_1 file; states are then rounded to bfloat16 where
-            they are multiplied.
+            they are multiplied, so that near-ties may be decided otherwise than by plain decoding.
         owns_base: nobody else holds the base model, so that dense weights which are packed too may
             be freed; they are restored when they are read. Otherwise packing takes the memory of
             the weights a second time.
