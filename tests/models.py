@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from medusa import CandidateTree, MedusaModel
+from medusa import CandidateTree, MedusaHeads, MedusaModel
 
 VOCAB = 61
 COMMON = {
@@ -125,6 +125,9 @@ class ScriptedHeads(torch.nn.Module):
 
     The text is looked up by the hidden state they are given, so they work inside the real loop.
     """
+
+    token_map = None  # they may propose all tokens
+    proposed = MedusaHeads.proposed
 
     def __init__(self, model: MedusaModel, texts: list[list[int]], accuracy: float, seed: int = 0):
         super().__init__()
