@@ -149,10 +149,16 @@ def publish_for_device(
     console = Console(width=width)
     for table in tables:
         console.print(table)
-    file = options.output / f"{kind}-{slug(report['provenance']['device'])}.json"
+    file = device_file(options, report, kind)
     files.write_json(file, report, indent=1)
     console.print(f"written to {file}")
     return file
+
+
+def device_file(options: argparse.Namespace, report: dict[str, Any], kind: str) -> Path:
+    """Return the file `<kind>-<device>.json` of a report."""
+    output: Path = options.output
+    return output / f"{kind}-{slug(report['provenance']['device'])}.json"
 
 
 def write_with_tables(

@@ -35,9 +35,18 @@ from medusa.training.medusa1 import evaluate_on_states, train_on_states
 from medusa.training.run import read_data
 from medusa.training.training_model import TrainingModel
 
-from .harness import ROOT, argument_parser, new_report, parse_arguments, publish_for_device, slug
+from .harness import (
+    ROOT,
+    argument_parser,
+    device_file,
+    new_report,
+    parse_arguments,
+    publish_for_device,
+)
 
 HEADS = 5
+KIND = "smollm2-ablations"
+"""Name of the results."""
 RECIPE = Recipe(**{**Recipe.read(ROOT / "tools/smollm2/heads.yaml"), "num_heads": HEADS})
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -52,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "data / 2": {"share": 0.5},
     "data / 4": {"share": 0.25},
 }
-"""What each variant changes of the recipe; `share` multiplies the tokens to train on."""
+"""Changes of the recipe, by variant; `share` multiplies the tokens to train on."""
 NODES = (8, 16, 64)
 RANKS = 10
 """Ranks of which accuracies are measured."""
@@ -165,8 +174,7 @@ def main() -> None:
     report = new_report(
         model=smollm2.HUB_ID, recipe=RECIPE.to_json(), epochs=options.epochs, rows=[]
     )
-    device = slug(report["provenance"]["device"])
-    file = options.output / f"smollm2-ablations-{device}.json"
+    file = device_file(options, report, KIND)
     if file.exists():
         report["rows"] = json.loads(file.read_text(encoding="utf-8"))["rows"]
     done = {row["variant"] for row in report["rows"]}
@@ -176,7 +184,7 @@ def main() -> None:
         for finished in as_completed(pool.submit(train_variant, name, options) for name in left):
             report["rows"].append(finished.result())
             write_json(file, report, indent=1)
-    publish_for_device(options, report, "smollm2-ablations", table_of(report["rows"]), width=210)
+    publish_for_device(options, report, KIND, table_of(report["rows"]), width=210)
 
 
 if __name__ == "__main__":

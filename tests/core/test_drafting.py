@@ -64,6 +64,18 @@ def test_an_lm_head_with_a_bias_adds_it():
     torch.testing.assert_close(found, before[..., TOKENS] + bias[TOKENS])
 
 
+@pytest.mark.parametrize("way", ["hook", "forward"])
+def test_an_lm_head_that_computes_otherwise_is_called(way):
+    model, hidden = model_of(), torch.randn(1, 32)
+    before, lm_head = model.draft_logits(hidden), model.base.lm_head
+    if way == "hook":
+        lm_head.register_forward_pre_hook(lambda _, arguments: (2 * arguments[0],))
+    else:  # as accelerate does for offloaded layers
+        lm_head.forward = lambda states: F.linear(2 * states, lm_head.weight)
+    model.refresh()
+    torch.testing.assert_close(model.draft_logits(hidden), 2 * before)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("owned", [False, True])
 def test_the_text_is_that_of_plain_decoding(owned, compiled, tmp_path):

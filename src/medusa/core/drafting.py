@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..runtime.narrow import Narrow
 from ..runtime.packing import PackedLinear, PackedStack, is_packed
 from ..runtime.products import packable
+from ..runtime.state import is_changed
 from .heads import MedusaHeads, Projection
 
 
@@ -43,7 +44,7 @@ class DraftProjection:
         tokens = heads.token_map
         if tokens is None or heads.w2 is not None:
             return None
-        if type(lm_head) not in (nn.Linear, PackedLinear) or lm_head._forward_hooks:
+        if type(lm_head) not in (nn.Linear, PackedLinear) or is_changed(lm_head):
             return None
         linear = cast(nn.Linear, lm_head)
         bias = None if linear.bias is None else linear.bias.detach()[tokens]

@@ -76,7 +76,8 @@ class MedusaModel(TreeModel):
             prepack: run linear layers on packed weights (CPU). None packs where that is faster;
                 "half" packs in 16 bits the weights whose values float16 holds; "int4" also packs
                 in 4 bits those that were stored so.
-            compiled: compile the base model's layers at the first prefill (CPU).
+            compiled: compile the base model's layers at the first prefill (CPU; needs a C++
+                compiler).
             kwargs: passed to transformers to load the model: dtype, device_map,
                 quantization_config, revision, token, ... On a CPU, dtype="auto" is the
                 checkpoint's own where that multiplies as fast as float32, else float32.

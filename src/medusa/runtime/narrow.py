@@ -17,7 +17,7 @@ from torch import Tensor
 from .products import PackedWeight, Product
 
 Narrow = Literal["half", "int4"] | None
-"""Which weights are packed in fewer bits: none, those of `HalfWeight`, or also of `Int4Weight`."""
+"""Kinds of weights packed in fewer bits: none, those of `HalfWeight`, or also of `Int4Weight`."""
 GROUP = 32
 """Consecutive inputs of an output feature that share a step and a least value in 4 bits."""
 STEPS = 15

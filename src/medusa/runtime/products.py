@@ -118,11 +118,6 @@ class SharedWeight:
         """Return the dtype of the weight."""
         return self.share.weight.dtype
 
-    @property
-    def features(self) -> int:
-        """Return the number of output features of this layer."""
-        return self.part.stop - self.part.start
-
     def __call__(self, states: Tensor) -> Tensor:
         """Map states [..., in] to [..., out]."""
         return self.share(states, drop=self.is_last)[..., self.part]

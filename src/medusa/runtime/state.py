@@ -41,6 +41,12 @@ def _own_state(module: nn.Module) -> tuple[Any, ...]:
     return handle, tuple(map(Tensor.data_ptr, tensors)), tuple(map(id, hooks)), settings(module)
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Return True if a module has hooks or a replaced `forward`, and may compute otherwise."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
 def settings(module: nn.Module) -> tuple[tuple[str, str], ...]:
     """Return the names and values of a module's plain attributes, such as `training` and scales."""
     return tuple(

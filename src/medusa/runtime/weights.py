@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .packing import packed_weight, stored_parameters
 from .products import Packed, PackedWeight, Share, SharedWeight
-from .state import settings
+from .state import is_changed, settings
 from .twin import shadow
 
 PLACE = "layer_idx"
@@ -52,7 +52,7 @@ class Weights:
 
     def _collect(self, module: nn.Module) -> Any:
         """Append the tensors of one module; return its kind."""
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        if is_changed(module):
             return None
         if any(isinstance(value, Tensor) for value in module.__dict__.values()):
             return None
@@ -66,11 +66,13 @@ class Weights:
         """Append the arguments of a packed weight, once for all layers; return its kind."""
         if weight is None:
             return None
-        whole = weight.share.weight if isinstance(weight, SharedWeight) else weight
+        if isinstance(weight, SharedWeight):
+            whole, part = weight.share.weight, (weight.part, weight.is_last)
+        else:
+            whole, part = weight, None
         if whole not in self._packed:
             self._packed.add(whole)
             self.tensors += whole.arguments
-        part = (weight.part, weight.is_last) if isinstance(weight, SharedWeight) else None
         return type(whole), whole.features, whole.dtype, part
 
     def replaced(self, tensors: Sequence[Tensor]) -> nn.Module:
