@@ -54,9 +54,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "3 layers": {"num_layers": 3},
     "own lm_head": {"own_lm_head": True},
     "overlap 1": {"overlap": 1.0},
+    "all tokens that occur": {"draft_vocab_size": 49_152},
     "learning rate / 3": {"lr": RECIPE.lr / 3},
     "learning rate x 3": {"lr": RECIPE.lr * 3},
+    "weight decay 0.3": {"weight_decay": 0.3},
+    "1 epoch": {"epochs": 1},
+    "4 epochs": {"epochs": 4},
     "data x 4": {"share": 4.0},
+    "data x 4, 1 epoch": {"share": 4.0, "epochs": 1},
     "data x 2": {"share": 2.0},
     "data / 2": {"share": 0.5},
     "data / 4": {"share": 0.25},
@@ -73,7 +78,7 @@ def train_variant(name: str, options: argparse.Namespace) -> dict[str, Any]:
     training, held_out = states(options)
     changes = dict(VARIANTS[name])
     chosen = some(training, int(options.tokens * changes.pop("share", 1.0)))
-    recipe = dataclasses.replace(RECIPE, **changes, epochs=options.epochs)
+    recipe = dataclasses.replace(RECIPE, **{"epochs": options.epochs, **changes})
     model = new_model(recipe)
     training_run = timed(partial(train_on_states, model, chosen, recipe, progress=False))
     accuracy = evaluate_on_states(model, held_out, RANKS).accuracy
@@ -163,7 +168,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True, help="answers to measure on")
     parser.add_argument("--states", type=Path, required=True, help="folder for hidden states")
     parser.add_argument(
-        "--tokens", type=int, default=300_000, help="tokens to train on (default: 300000)"
+        "--tokens", type=int, default=100_000, help="tokens to train on (default: 100000)"
     )
     parser.add_argument("--epochs", type=float, default=2, help="passes over them (default: 2)")
     parser.add_argument(

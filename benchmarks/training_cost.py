@@ -6,8 +6,8 @@ Three comparisons:
   and a vocabulary of 32 thousand;
 - heads that train on kept hidden states and heads that run the backbone again every epoch, on the
   embedded model inflated to 100 million parameters;
-- the heads' loss over the tokens that occur in the data and over the whole vocabulary, with the
-  shape of SmolLM2-135M and random weights.
+- the heads' loss over a draft vocabulary and over the whole vocabulary, with the shape of
+  SmolLM2-135M and random weights.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _time_epoch(student: TrainingModel, collate: Any, training: Any, folder: Pat
 
 
 def compare_vocabularies(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare training steps over the whole vocabulary with steps over the tokens that occur."""
+    """Compare training steps over the whole vocabulary with steps over a draft vocabulary."""
     torch.set_num_threads(options.threads)
     shape = {"hidden_size": options.hidden_size, "vocab_size": 49_152}
     result: dict[str, Any] = {
@@ -222,7 +222,7 @@ def _training_step(
     """Return a function that runs one step of Medusa-1: loss, gradients and AdamW.
 
     Args:
-        restricted: compute the loss over the tokens that occur instead of the whole vocabulary.
+        restricted: compute the loss over a draft vocabulary instead of the whole one.
         tokens: tokens of a step.
     """
     torch.manual_seed(0)
@@ -276,7 +276,7 @@ def _hidden_states_table(result: dict[str, Any]) -> Table:
 
 
 def _vocabulary_table(result: dict[str, Any]) -> Table:
-    title = f"{result['occurring']} of {result['vocab_size']} tokens occur, {NUM_HEADS} heads"
+    title = f"{result['occurring']} of {result['vocab_size']} tokens, {NUM_HEADS} heads"
     table = Table("heads", "full, tokens / s", "data, tokens / s", "ratio", title=title)
     for name in ("own lm_heads", "shared lm_head"):
         rates = result[name]["tokens_per_second"]

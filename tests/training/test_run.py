@@ -319,9 +319,9 @@ def test_the_plan_is_printed_before_the_backbone_is_loaded_and_is_correct(
     assert "too few" in said[place + 1]
 
 
-def test_a_restricted_head_vocabulary_trains(base_folder, chats, tmp_path):
-    said = go(base_folder, chats, tmp_path, epochs=15, save_every=0, head_vocabulary="data")
-    assert any(re.search(r"over the \d+ of [\d,]+ tokens that occur", line) for line in said)
+def test_heads_with_a_draft_vocabulary_train(base_folder, chats, tmp_path):
+    said = go(base_folder, chats, tmp_path, epochs=15, save_every=0, draft_vocab_size=12)
+    assert any("learn and propose 12 of" in line for line in said)
     before = load_file(base_folder / "model.safetensors")
     rows = before["lm_head.weight" if "lm_head.weight" in before else "model.embed_tokens.weight"]
     changed = (weights(tmp_path)["0.1.weight"] != rows).any(1)
@@ -329,6 +329,7 @@ def test_a_restricted_head_vocabulary_trains(base_folder, chats, tmp_path):
     metrics = json.loads((tmp_path / "training.json").read_text())["metrics"]
     assert metrics["eval_head_1_top_1"] > 0.5
     tokens = weights(tmp_path)["token_map"]
+    assert len(tokens) == 12
     assert set(changed.nonzero().flatten().tolist()) <= set(tokens.tolist())
 
 

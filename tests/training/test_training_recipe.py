@@ -111,7 +111,7 @@ WITHOUT_EFFECT = [
         (option, "medusa-1", {})
         for option in ("distill=true", "heads_epochs=1", "backbone_epochs=1")
     ),
-    *((option, "medusa-2", {}) for option in ("cache_hidden_states=true", "head_vocabulary=data")),
+    *((option, "medusa-2", {}) for option in ("cache_hidden_states=true", "draft_vocab_size=8")),
     *(
         (option, "direct", {})
         for option in ("lambda0=0.5", "lambda0_schedule=sine", "heads_lr_factor=2")

@@ -1,4 +1,4 @@
-"""The heads' loss, restricted to the tokens that occur in the data."""
+"""Heads that learn and propose the most frequent tokens only."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from medusa.core.checks import new_heads
 from medusa.data.chats import Example
 from medusa.training.training_model import TrainingModel
-from medusa.training.vocabulary import occurring_tokens
+from medusa.training.vocabulary import frequent_tokens
 
 HEADS, POSITIONS = 2, 13
 
@@ -86,26 +86,41 @@ def test_the_restricted_loss_over_all_tokens_is_the_usual_loss(own):
     torch.testing.assert_close(others, grads, rtol=1e-5, atol=1e-5)
 
 
-def test_evaluations_are_over_the_whole_vocabulary():
+def test_evaluations_rank_what_heads_may_propose_and_miss_other_targets():
     training_model, tokens = training_model_of(True), torch.tensor([2, 3, 7])
-    batch = batch_of(training_model, tokens)
+    batch = batch_of(training_model, torch.tensor([2, 3, 7, 11]))
     before = training_model(**batch, top=3)
     training_model.restrict_vocabulary(tokens)
-    for name, value in training_model(**batch, top=3).items():
-        assert torch.equal(value, before[name])
+    after = training_model(**batch, top=3)
+    assert torch.equal(after["sums"], before["sums"])
+    assert torch.equal(after["counts"], before["counts"])
+    ahead = batch["targets"][:, 1:]
+    # three ranks hold all three tokens
+    assert after["hits"][:, 2].tolist() == torch.isin(ahead, tokens).sum(0).tolist()
+    assert ahead.eq(11).any()
 
 
-def test_a_target_outside_the_tokens_is_an_error():
-    training_model = training_model_of(True)
-    batch = batch_of(training_model, torch.tensor([5]))
-    training_model.restrict_vocabulary(torch.tensor([2, 3]))
-    with pytest.raises(ValueError, match="not among the tokens"):
-        training_model(**batch)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_target_outside_the_tokens_is_left_out_of_the_loss(own):
+    training_model, tokens = training_model_of(own), torch.tensor([2, 3, 7])
+    batch = batch_of(training_model, torch.tensor([2, 3, 7, 11]))
+    training_model.restrict_vocabulary(tokens)
+    counts = torch.full((1 + HEADS,), POSITIONS)
+    loss, found = gradients(training_model, {**batch, "counts": counts})
+    left = batch["targets"].clone()
+    left[~torch.isin(left, tokens)] = -100
+    assert not torch.equal(left, batch["targets"])
+    again, others = gradients(training_model, {**batch, "targets": left, "counts": counts})
+    assert torch.equal(loss, again)
+    torch.testing.assert_close(found, others)
 
 
-def test_tokens_of_the_context_do_not_count():
+def test_the_most_frequent_targets_are_taken_and_the_context_does_not_count():
     examples = [Example.answered([1, 2], [9, 4]), Example.answered([5], [4, 7])]
-    assert occurring_tokens(each.labels[1:] for each in examples).tolist() == [4, 7, 9]
+    labels = [each.labels[1:] for each in examples]
+    assert frequent_tokens(labels, 10).tolist() == [4, 7, 9]
+    assert frequent_tokens(labels, 2).tolist() == [4, 7]
+    assert frequent_tokens(map(torch.tensor, labels), 1).tolist() == [4]
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -26,7 +26,7 @@ from .progress import progress as show_progress
 from .recipe import Recipe
 from .trainer import MedusaTrainer, StageData
 from .training_model import TrainingModel
-from .vocabulary import occurring_tokens
+from .vocabulary import frequent_tokens
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,9 @@ def _train(
 ) -> list[float]:
     """Train the heads, which are then in float32 or more; return the logged losses."""
     training_model = TrainingModel(model.base, model.heads, recipe.decay, overlap=recipe.overlap)
-    tokens = None
-    if recipe.head_vocabulary == "data":
-        tokens = occurring_tokens(targets for _, _, targets in states)
-        training_model.restrict_vocabulary(tokens)
+    if recipe.draft_vocab_size:
+        found = (targets for _, _, targets in states)
+        training_model.restrict_vocabulary(frequent_tokens(found, recipe.draft_vocab_size))
     if progress:
         count = sum(len(hidden) for _, hidden, _ in states)
         for line in plan(recipe, "heads", recipe.epochs, len(states), count):
@@ -140,7 +139,6 @@ def _train(
             use_cpu=model.device.type == "cpu",
         )
         trainer.train_from_checkpoint()
-    model.heads.restrict(tokens)
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -15,7 +15,6 @@ import yaml
 
 Method = Literal["medusa-1", "medusa-2", "direct", "backbone"]
 Schedule = Literal["constant", "sine"]
-HeadVocabulary = Literal["full", "data"]
 Stage = Literal["heads", "backbone", "both"]
 """Part of a run: it trains the heads, the backbone, or both."""
 
@@ -37,6 +36,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "num_layers",
+    "draft_vocab_size",
     "overlap",
     "heads_epochs",
     "backbone_epochs",
@@ -90,10 +90,10 @@ class Recipe:
         "cross-entropy in each head's loss",
         ("medusa-1", "medusa-2", "direct"),
     )
-    head_vocabulary: HeadVocabulary = _option(  # noqa: RUF009 (a field)
-        "full",
-        "Tokens over which the heads' cross-entropy is taken: full, the model's vocabulary; data, "
-        "the tokens that occur in the data, which is faster; heads then propose no others",
+    draft_vocab_size: int = _option(
+        0,
+        "Number of tokens that the heads learn and propose, the most frequent ones in the data; 0 "
+        "is all tokens. Fewer make training and decoding faster",
         ("medusa-1",),
     )
 

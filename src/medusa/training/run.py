@@ -33,7 +33,7 @@ from .source import Source
 from .staged_model import StagedModel
 from .trainer import MedusaTrainer, StageData
 from .training_model import TrainingModel
-from .vocabulary import occurring_tokens
+from .vocabulary import frequent_tokens
 
 STAGE_NAMES: dict[Stage, str] = {
     "heads": "the heads, on a frozen backbone",
@@ -165,8 +165,8 @@ def _train_stages(
     metrics: dict[str, float] = {}
     perplexity = None
     tree = CandidateTree.default(staged.model.heads.config.num_heads, NODES)
-    if recipe.head_vocabulary == "data":
-        _restrict_vocabulary(staged.model, data, say)
+    if recipe.draft_vocab_size:
+        _restrict_vocabulary(staged.model, data, recipe.draft_vocab_size, say)
     for number, (stage, epochs) in enumerate(recipe.stages, start=1):
         say(f"stage {number} of {len(recipe.stages)}: {_describe(stage, epochs)}")
         staged.set_stage(stage, recipe)
@@ -189,13 +189,13 @@ def _train_stages(
     return weights, metrics
 
 
-def _restrict_vocabulary(model: TrainingModel, data: RunData, say: Say) -> None:
-    """Restrict the heads' loss to the tokens that occur in the data."""
-    tokens = occurring_tokens(each.labels[1:] for each in [*data.training, *data.evaluation])
+def _restrict_vocabulary(model: TrainingModel, data: RunData, size: int, say: Say) -> None:
+    """Restrict the heads to the most frequent tokens of the training data."""
+    tokens = frequent_tokens((each.labels[1:] for each in data.training), size)
     model.restrict_vocabulary(tokens)
     say(
-        f"the heads' loss is over the {len(tokens):,} of {model.heads.config.vocab_size:,} "
-        "tokens that occur in the data; evaluations are over all"
+        f"the heads learn and propose {len(tokens):,} of {model.heads.config.vocab_size:,} tokens, "
+        "the most frequent ones in the data"
     )
 
 

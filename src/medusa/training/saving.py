@@ -80,7 +80,7 @@ def _trained_heads(staged: StagedModel, weights: dict[str, Tensor]) -> MedusaHea
     heads = MedusaHeads(staged.model.heads.config)
     state = _with_prefix("heads.", weights) or staged.model.heads.cpu().state_dict()
     heads.load_state_dict(state, strict=False)
-    heads.restrict(staged.model.head_tokens)
+    heads.restrict(staged.model.heads.token_map)
     return heads
 
 

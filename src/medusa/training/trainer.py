@@ -353,7 +353,7 @@ def _check_sharding(model: TrainingModel) -> None:
     """Check that a model divided over devices can be trained.
 
     Raises:
-        ValueError: DeepSpeed ZeRO-3 is to shard a backbone that is trained, or a restricted head
+        ValueError: DeepSpeed ZeRO-3 is to shard a backbone that is trained, or heads with a draft
             vocabulary; or a device map divides the backbone.
     """
     if is_deepspeed_zero3_enabled() and model.backbone_learns:
@@ -361,9 +361,9 @@ def _check_sharding(model: TrainingModel) -> None:
             "DeepSpeed ZeRO-3 spreads a backbone that is frozen: train the heads alone (method "
             "medusa-1), or spread the model by FSDP2 (configs/fsdp2.yaml)"
         )
-    if is_deepspeed_zero3_enabled() and model.head_tokens is not None:
+    if is_deepspeed_zero3_enabled() and model.heads.token_map is not None:
         raise ValueError(
-            "head_vocabulary data reads rows of weights that DeepSpeed ZeRO-3 spreads: take full"
+            "draft_vocab_size reads rows of weights that DeepSpeed ZeRO-3 spreads: leave it out"
         )
     if len(set(getattr(model.base, "hf_device_map", {"": 0}).values())) > 1:
         raise ValueError(

@@ -82,8 +82,7 @@ class TrainingModel(nn.Module):
         self.base, self.heads = base, heads
         self.heads_learn, self.distilled, self.chunk = heads_learn, distilled, chunk
         self.decay, self.overlap = decay, overlap
-        self.head_tokens: Tensor | None = None
-        self._head_token_rows: Tensor | None = None
+        self._shared_rows: Tensor | None = None
         self.rule = LogitRule.of(base.config.get_text_config())
 
     @property
@@ -97,10 +96,10 @@ class TrainingModel(nn.Module):
         return any(parameter.requires_grad for parameter in self.base.parameters())
 
     def restrict_vocabulary(self, tokens: Tensor) -> None:
-        """Restrict the heads' training loss to some tokens; evaluation uses the whole vocabulary.
+        """Restrict the heads to some tokens: their loss, and what they propose.
 
         Args:
-            tokens: [R] token ids in ascending order; they include every target of the training.
+            tokens: [R] token ids in ascending order.
 
         Raises:
             ValueError: the heads share an lm_head that is quantised or trained.
@@ -108,10 +107,11 @@ class TrainingModel(nn.Module):
         weight = self.base.get_output_embeddings().weight
         if self.heads.w2 is None and (not weight.is_floating_point() or weight.requires_grad):
             raise ValueError(
-                "head_vocabulary data needs an lm_head that is neither quantised nor trained: take "
-                "full"
+                "draft_vocab_size needs an lm_head that is neither quantised nor trained: leave it "
+                "out"
             )
-        self.head_tokens, self._head_token_rows = tokens, None
+        self.heads.restrict(tokens)
+        self._shared_rows = None
 
     def train(self, mode: bool = True) -> TrainingModel:
         """Set training mode like `nn.Module.train`; a frozen backbone stays without dropout."""
@@ -143,8 +143,9 @@ class TrainingModel(nn.Module):
 
         Returns:
             `loss`, and `parts` [1 + K]: the unweighted mean losses of backbone and heads.
-            With `top`: `sums` [1 + K] of cross-entropies; `hits` [K, top], the number of targets
-            among a head's best r + 1 tokens; and `counts` [1 + K], the numbers of targets.
+            With `top`: `sums` [1 + K] of cross-entropies over the whole vocabulary; `hits` [K, top],
+            the number of targets among the best r + 1 tokens that a head may propose; and
+            `counts` [1 + K], the numbers of targets.
         """
         if hidden is not None and targets is not None:
             learnt = TargetPositions(hidden, targets[:, 0], targets[:, 1:])
@@ -182,7 +183,8 @@ class TrainingModel(nn.Module):
             )
             for head in range(num_heads):
                 sums[1 + head] += cross_entropy_sum(logits[head], ahead[:, head]).item()
-                right = logits[head].topk(top).indices == ahead[:, head, None]
+                proposed = self.heads.proposed(logits[head])
+                right = proposed.topk(top).indices == ahead[:, head, None]
                 hits[head] += right.cumsum(-1).sum(0).cpu()
         return {"sums": sums, "hits": hits}
 
@@ -256,9 +258,8 @@ class TrainingModel(nn.Module):
         """Return the loss of each head (the terms of eq. 1), summed over positions."""
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
         states = self.heads.residual(learnt.hidden.to(dtype))
-        if self.head_tokens is not None:
-            self.head_tokens = self.head_tokens.to(states.device)
-            return self._restricted_losses(states, learnt.ahead, self.head_tokens)
+        if self.heads.token_map is not None and not self.backbone_learns:
+            return self._restricted_losses(states, learnt.ahead, self.heads.token_map)
         if self.heads.w2 is not None:
             loss, stacked = _loss(self._own_logits, self.overlap), [states, learnt.ahead.T]
             return list(chunked_sums(loss, stacked, [self.heads.w2], self.chunk).unbind())
@@ -277,12 +278,12 @@ class TrainingModel(nn.Module):
             loss = restricted_loss(tokens, self.heads.output_bias, self.rule, self.overlap)
             return list(chunked_sums(loss, [states, targets.T], [rows], self.chunk).unbind())
         lm_head = self.base.get_output_embeddings()
-        if self._head_token_rows is None:  # the shared lm_head is frozen, so they never change
-            self._head_token_rows = lm_head.weight.detach().index_select(0, tokens)
+        if self._shared_rows is None:  # the shared lm_head is frozen, so they never change
+            self._shared_rows = lm_head.weight.detach().index_select(0, tokens)
         bias = getattr(lm_head, "bias", None)
         loss = restricted_loss(tokens, bias, self.rule, self.overlap)
         return [
-            chunked_sum(loss, [state, targets[:, head]], [self._head_token_rows], self.chunk)
+            chunked_sum(loss, [state, targets[:, head]], [self._shared_rows], self.chunk)
             for head, state in enumerate(states)
         ]
 

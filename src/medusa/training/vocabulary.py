@@ -1,14 +1,15 @@
-"""Restricted head vocabulary: the heads' cross-entropy over the tokens that occur in the data.
+"""Draft vocabulary: the heads learn and propose only the most frequent tokens of the data.
 
-All other tokens are left out of the softmax. They get no gradient, so a head never learns that they
-are improbable; decoding does not propose them (`MedusaHeads.token_map`). With R tokens of V, the
-products with the heads' output layers cost R / V of what they cost over the whole vocabulary.
+All other tokens are left out of the softmax, and positions where one of them is the target are left
+out of the loss. With R tokens of V, the products with the heads' output layers cost R / V of what
+they cost over the whole vocabulary, in training as in decoding (`MedusaHeads.token_map`).
 
-Shapes: M positions, K heads, H hidden size, V vocabulary size, R occurring tokens.
+Shapes: M positions, K heads, H hidden size, V vocabulary size, R draft tokens.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,36 +20,33 @@ from ..data.chats import IGNORED
 from .losses import ChunkLoss, head_loss_sum
 
 
-def occurring_tokens(targets: Iterable[Tensor | Sequence[int]]) -> Tensor:
-    """Return the ids of all tokens that are targets, in ascending order [R].
+def frequent_tokens(targets: Iterable[Tensor | Sequence[int]], size: int) -> Tensor:
+    """Return the ids of the most frequent targets, in ascending order [R <= size].
+
+    Among tokens that occur equally often, lower ids come first. R is below `size` if fewer tokens
+    occur.
 
     Args:
         targets: tensors or lists of token ids, with `IGNORED` where there is no target.
+        size: largest number of tokens.
     """
-    tokens: set[int] = set()
+    counts: Counter[int] = Counter()
     for each in targets:
-        tokens.update(each.unique().tolist() if isinstance(each, Tensor) else each)
-    return torch.tensor(sorted(tokens - {IGNORED}), dtype=torch.long)
+        counts.update(each.flatten().tolist() if isinstance(each, Tensor) else each)
+    counts.pop(IGNORED, None)
+    order = sorted(counts, key=lambda token: (-counts[token], token))
+    return torch.tensor(sorted(order[:size]), dtype=torch.long)
 
 
 def token_indices(targets: Tensor, tokens: Tensor) -> Tensor:
-    """Return the index of each target in `tokens`; `IGNORED` stays.
+    """Return the index of each target in `tokens`; `IGNORED` for targets that are not in it.
 
     Args:
         targets: token ids, of any shape.
         tokens: [R] token ids in ascending order.
-
-    Raises:
-        ValueError: a target is not in `tokens`.
     """
     indices = torch.searchsorted(tokens, targets.contiguous()).clamp_max(len(tokens) - 1)
-    present = targets != IGNORED
-    if not torch.equal(tokens[indices][present], targets[present]):
-        raise ValueError(
-            "head_vocabulary: a target is not among the tokens that occur in the data, to which "
-            "the heads' loss is restricted"
-        )
-    return indices.masked_fill(~present, IGNORED)
+    return indices.masked_fill(tokens[indices] != targets, IGNORED)
 
 
 def restricted_loss(
