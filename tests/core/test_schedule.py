@@ -13,7 +13,7 @@ from medusa.core.schedule import (
     WINDOW,
     AdaptiveTree,
     Calibration,
-    StepTimes,
+    History,
     interpolated,
 )
 
@@ -72,7 +72,7 @@ def test_a_step_updates_the_averages_of_smaller_trees():
 
 
 def test_heads_that_are_never_right_cost_at_most_five_percent():
-    sizes = play(AdaptiveTree(TREE, CALIBRATED, StepTimes()), 1000, never)
+    sizes = play(AdaptiveTree(TREE, CALIBRATED, History()), 1000, never)
     assert sum(CURVE[size] for size in sizes) < 1.05 * 1000 * CURVE[1]
     assert sizes[0] > 1
     assert sizes.count(1) > 900
@@ -94,11 +94,11 @@ def test_probes_without_gain_become_rarer():
     assert all(sizes[step : step + PROBE] == [16] * PROBE for step in probes if step + PROBE < 1200)
 
 
-def test_a_load_that_slows_the_tree_down_is_noticed_only_with_step_times():
+def test_a_load_that_slows_the_tree_down_is_noticed_only_with_history():
     def loaded(nodes):
         return 0.01 if nodes == 1 else 0.06
 
-    noticing = play(AdaptiveTree(TREE, CALIBRATED, StepTimes()), 4 * RETIME, always, loaded)
+    noticing = play(AdaptiveTree(TREE, CALIBRATED, History()), 4 * RETIME, always, loaded)
     assert set(noticing[-WAITS[0] + PROBE :]) - {16} == {1}
     assert noticing[3 * RETIME :].count(1) > 0.8 * RETIME
     blind = play(AdaptiveTree(TREE, CALIBRATED), 4 * RETIME, always, loaded)
@@ -106,16 +106,44 @@ def test_a_load_that_slows_the_tree_down_is_noticed_only_with_step_times():
 
 
 def test_without_a_calibration_plain_steps_are_timed_early():
-    times = StepTimes()
+    history = History()
 
     def seconds(nodes):
         return 0.01 * (1 + nodes / 50)
 
-    sizes = play(AdaptiveTree(TREE, times=times), 3 * WINDOW, always, seconds)
+    sizes = play(AdaptiveTree(TREE, history=history), 3 * WINDOW, always, seconds)
     assert sizes.count(1) == 2
     assert 1 in sizes[WINDOW - 1 : WINDOW + 2]
-    again = play(AdaptiveTree(TREE, times=times), 3 * WINDOW, always, seconds)
+    again = play(AdaptiveTree(TREE, history=history), 3 * WINDOW, always, seconds)
     assert set(again) == {16}, "the next request knows"
+
+
+def test_the_next_request_begins_with_what_earlier_texts_gave():
+    history = History()
+    dear = {1: 10.0, 2: 15.0, 4: 16.0, 8: 20.0, 16: 30.0}
+    calibrated = Calibration(UNCALIBRATED.accuracies, CURVE, {"device": "a machine"})
+
+    def extra(sizes):
+        return sum(dear[size] for size in sizes) / len(sizes) / dear[1] - 1
+
+    first = play(AdaptiveTree(TREE, calibrated, history), 128, never, lambda nodes: dear[nodes])
+    assert first[0] == 16
+    for _ in range(4):
+        sizes = play(AdaptiveTree(TREE, calibrated, history), 128, never, lambda nodes: dear[nodes])
+        assert sizes[0] == 1, "no tree paid before"
+        assert extra(sizes) < 0.1
+    assert extra(sizes) < extra(first) / 2, "and probes stay rare"
+    play(AdaptiveTree(TREE, calibrated, history), 1024, always, lambda nodes: dear[nodes])
+    sizes = play(AdaptiveTree(TREE, calibrated, history), 64, always, lambda nodes: dear[nodes])
+    assert sizes[0] > 1, "trees pay by now"
+
+
+def test_without_a_history_a_request_knows_nothing_of_others():
+    schedule = AdaptiveTree(TREE, CALIBRATED)
+    one, other = schedule.fork(), schedule.fork()
+    play(one, 200, never)
+    assert other.history.wait == WAITS[0]
+    assert len(other.tree()) == 16
 
 
 STEEP = {1: 10.0, 2: 11.0, 4: 12.0, 8: 14.0, 16: 25.0}
@@ -127,7 +155,7 @@ def the_best_child(tree, step):
 
 def test_on_another_machine_smaller_trees_are_tried_before_plain_decoding():
     elsewhere = Calibration(UNCALIBRATED.accuracies, UNCALIBRATED.latency)
-    schedule = AdaptiveTree(TREE, elsewhere, StepTimes())
+    schedule = AdaptiveTree(TREE, elsewhere, History())
     assert [len(rung.tree) for rung in schedule.ladder] == [16, 8, 4, 2, 1]
     sizes = play(schedule, 200, the_best_child, lambda nodes: STEEP[nodes])
     assert sizes[0] == 16, "nothing is known about the machine"
@@ -135,15 +163,15 @@ def test_on_another_machine_smaller_trees_are_tried_before_plain_decoding():
 
 
 def test_the_cost_of_a_size_that_was_not_timed_lies_between_those_that_were():
-    times = StepTimes()
-    schedule = AdaptiveTree(TREE, Calibration(UNCALIBRATED.accuracies, {1: 1.0}), times)
+    history = History()
+    schedule = AdaptiveTree(TREE, Calibration(UNCALIBRATED.accuracies, {1: 1.0}), history)
     for nodes in (1, 16):
         for _ in range(2):
-            times.note(nodes, STEEP[nodes])
+            history.time(nodes, STEEP[nodes])
     costs = [schedule._cost(number) for number in range(len(schedule.ladder))]
     assert costs == pytest.approx([2.5, 1.7, 1.3, 1.1, 1.0])
     for _ in range(2):
-        times.note(8, STEEP[8])
+        history.time(8, STEEP[8])
     assert schedule._cost(1) == pytest.approx(1.4)
 
 

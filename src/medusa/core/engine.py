@@ -81,7 +81,7 @@ class Engine:
         self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
-        self._schedule = AdaptiveTree(model.tree, model.calibration, model.step_times)
+        self._schedule = AdaptiveTree(model.tree, model.calibration, model.history)
         self._prefill: Prefill | None = None
         self._cache: TreeCache | None = None
         self._events: list[Event] = []

@@ -36,7 +36,7 @@ from .heads import LogitRule, MedusaHeads, Projection
 from .layers import LayerPrograms, compiled_layers
 from .masks import Layout, TreeBatch
 from .positions import Positions
-from .schedule import UNCALIBRATED, Calibration, StepTimes
+from .schedule import UNCALIBRATED, Calibration, History
 from .tree import CandidateTree
 
 RUNNING = (
@@ -101,7 +101,7 @@ class TreeModel(nn.Module):
         self.prepack = prepack
         self.owns_base = owns_base
         self.calibration = calibration
-        self.step_times = StepTimes()
+        self.history = History()
         self.capture = capture
         self.compiled = compiled
         self._begin()

@@ -22,6 +22,8 @@ WINDOW = 16
 """Steps over which accepted tokens are averaged."""
 PROBE = 4
 """Steps of a probe of the largest tree."""
+MEMORY = 256
+"""Steps over which a model's history averages them."""
 WAITS = (32, 512)
 """Steps before the first probe, and maximum between two; a probe without gain doubles the wait."""
 RETIME = 128
@@ -117,26 +119,37 @@ class Rung:
     cost: float
 
 
-class StepTimes:
-    """Durations of a model's last steps, by rows and nodes; kept from one request to the next.
+class History:
+    """What a model's last steps took and gave, by nodes; kept from one request to the next.
 
     Attributes:
+        tokens: average tokens that a step gave, or would have given, by nodes.
         since_plain: steps since plain decoding was last timed.
+        since_probe: steps since the largest tree was last probed.
+        wait: steps between two probes.
     """
 
     def __init__(self) -> None:
+        self.tokens: dict[int, float] = {}
+        self.since_plain, self.since_probe, self.wait = 0, 0, WAITS[0]
+        self._steps: dict[int, int] = {}
         self._recent: dict[tuple[int, int], deque[float]] = {}
         self._medians: dict[tuple[int, int], float] = {}
-        self.since_plain = 0
 
-    def note(self, nodes: int, seconds: float, rows: int = 1) -> None:
-        """Take a step into account."""
+    def time(self, nodes: int, seconds: float, rows: int = 1) -> None:
+        """Take a step's duration into account."""
         kind = _size_class(rows), nodes
         recent = self._recent.setdefault(kind, deque(maxlen=2 * PROBE))
         recent.append(seconds)
         if len(recent) > 1:
             self._medians[kind] = statistics.median(recent)
         self.since_plain = 0 if nodes == 1 else self.since_plain + 1
+
+    def gain(self, nodes: int, tokens: float) -> None:
+        """Take into account how many tokens a step gave, or would have given."""
+        steps = self._steps[nodes] = min(self._steps.get(nodes, 0) + 1, MEMORY)
+        before = self.tokens.get(nodes, tokens)
+        self.tokens[nodes] = before + (tokens - before) / steps
 
     def overhead(self, nodes: int, rows: int = 1) -> float | None:
         """Return a step's time in plain steps; None where either has not been timed."""
@@ -156,21 +169,27 @@ class AdaptiveTree:
     Args:
         tree: the largest tree to use.
         calibration: gives the first averages of accepted tokens, and the costs of nodes.
-        times: step times of the model, which correct the calibrated costs. Without them the choice
-            depends on accepted tokens only, so that sampling with a seed can be repeated.
+        history: earlier steps of the model, which tell what a tree costs here, and what it gave in
+            other texts. Without them the choice depends on this text's accepted tokens only, so
+            that sampling with a seed can be repeated.
     """
 
     def __init__(
         self,
         tree: CandidateTree,
         calibration: Calibration = UNCALIBRATED,
-        times: StepTimes | None = None,
+        history: History | None = None,
     ):
         self.largest = tree
-        self.times = times
+        self.timed, self.history = history is not None, history or History()
         self.calibrated = bool(calibration.made)
+        known = self.history.tokens
         self.ladder = [
-            Rung(each, each.expected(calibration.accuracies), calibration.cost(len(each)))
+            Rung(
+                each,
+                known.get(len(each), each.expected(calibration.accuracies)),
+                calibration.cost(len(each)),
+            )
             for each in ladder(tree, calibration)
         ]
         self._gains = [
@@ -179,16 +198,17 @@ class AdaptiveTree:
         ]
         self.plain = len(self.ladder) - 1
         self.rows = 1  # of the last step
-        self.current = 0
-        self.wait, self.since_probe, self.probing = WAITS[0], 0, 0
-        self.timing = 0
-        known = self.calibrated or (times is not None and times.overhead(len(tree)) is not None)
-        self.due = RETIME if known else WINDOW
+        self.probing, self.timing = 0, 0
+        costed = self.calibrated or self.history.overhead(len(tree)) is not None
+        self.current = self._best() if known and costed else 0
+        self.due = RETIME if costed else WINDOW
 
     def fork(self) -> AdaptiveTree:
         """Return a copy, which from then on learns from its own rows."""
         other = copy.copy(self)
         other.ladder = [copy.copy(rung) for rung in self.ladder]
+        if not self.timed:
+            other.history = copy.deepcopy(self.history)
         return other
 
     def tree(self) -> CandidateTree:
@@ -201,11 +221,13 @@ class AdaptiveTree:
 
     def observe(self, reached: Sequence[int], seconds: float | None) -> None:
         ran, self.rows = self._next(), len(reached)
-        if self.times is not None and seconds is not None:
-            self.times.note(len(self.ladder[ran].tree), seconds, self.rows)
+        if self.timed and seconds is not None:
+            self.history.time(len(self.ladder[ran].tree), seconds, self.rows)
         rate = 1 / (PROBE if self.probing else WINDOW)
         for rung, gains in zip(self.ladder[ran:], self._gains[ran], strict=True):
-            rung.tokens += rate * (statistics.fmean(gains[node] for node in reached) - rung.tokens)
+            tokens = statistics.fmean(gains[node] for node in reached)
+            rung.tokens += rate * (tokens - rung.tokens)
+            self.history.gain(len(rung.tree), tokens)
         if self.timing:
             self.timing -= 1
         elif self.probing:
@@ -217,24 +239,21 @@ class AdaptiveTree:
         """End a probe after its last step: choose the best tree; without gain, wait longer."""
         self.probing -= 1
         if not self.probing:
-            self.current, self.since_probe = self._best(), 0
-            self.wait = WAITS[0] if self.current == 0 else min(2 * self.wait, WAITS[1])
+            self.current, history = self._best(), self.history
+            history.since_probe = 0
+            history.wait = WAITS[0] if self.current == 0 else min(2 * history.wait, WAITS[1])
 
     def _settle(self) -> None:
         """After an ordinary step choose a smaller tree if it seems faster, or begin a due probe."""
-        best = self._best()
+        best, history = self._best(), self.history
         if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
-            self.current, self.since_probe = best, 0
-        self.since_probe += 1
-        if self.current and self.since_probe >= self.wait:
+            self.current, history.since_probe = best, 0
+        history.since_probe += 1
+        if self.current and history.since_probe >= history.wait:
             self.probing = PROBE
-        elif (
-            self.times is not None
-            and self.times.since_plain >= self.due
-            and self.current != self.plain
-        ):
+        elif self.timed and history.since_plain >= self.due and self.current != self.plain:
             # a median takes two steps
-            self.timing = 2 if self.times.overhead(1, self.rows) is None else 1
+            self.timing = 2 if history.overhead(1, self.rows) is None else 1
             self.due = RETIME
 
     def _best(self) -> int:
@@ -251,12 +270,12 @@ class AdaptiveTree:
         calibration for this machine it lies between those of the sizes that were timed.
         """
         size, calibrated = len(self.ladder[number].tree), self.ladder[number].cost
-        if self.times is None:
+        if not self.timed:
             return calibrated
         timed = {
             len(rung.tree): overhead
             for rung in self.ladder
-            if (overhead := self.times.overhead(len(rung.tree), self.rows)) is not None
+            if (overhead := self.history.overhead(len(rung.tree), self.rows)) is not None
         }
         if size in timed:
             return timed[size]

@@ -200,8 +200,8 @@ def _with_schedules(
     """
     schedule: TreeSchedule
     if tree is None:
-        times = None if config.do_sample else model.step_times
-        schedule = AdaptiveTree(model.tree, model.calibration, times)
+        history = None if config.do_sample else model.history
+        schedule = AdaptiveTree(model.tree, model.calibration, history)
     else:
         schedule = FixedTree(tree) if isinstance(tree, CandidateTree) else tree
     schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
