@@ -143,9 +143,9 @@ class TrainingModel(nn.Module):
 
         Returns:
             `loss`, and `parts` [1 + K]: the unweighted mean losses of backbone and heads.
-            With `top`: `sums` [1 + K] of cross-entropies over the whole vocabulary; `hits` [K, top],
-            the number of targets among the best r + 1 tokens that a head may propose; and
-            `counts` [1 + K], the numbers of targets.
+            With `top`: `sums` [1 + K] of cross-entropies over the whole vocabulary; `hits`
+            [K, top], the number of targets among the best r + 1 tokens that a head may propose;
+            and `counts` [1 + K], the numbers of targets.
         """
         if hidden is not None and targets is not None:
             learnt = TargetPositions(hidden, targets[:, 0], targets[:, 1:])
