@@ -1,4 +1,5 @@
-"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `train`, `distill`, `tree`.
+"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `train`, `distill`, `roofline`,
+`tree`.
 
 Each command has a module of its own: its options are dataclasses, and its function makes the
 options into calls of the library. Modules that load torch are imported inside these functions, so
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import calibrate, chat, demo, distill, generate, train, tree
+from . import calibrate, chat, demo, distill, generate, roofline, train, tree
 from .errors import reporting
 from .parameters import with_parameters
 from .streams import Commands
@@ -40,6 +41,7 @@ for command in (
     calibrate.calibrate,
     train.train,
     distill.distill,
+    roofline.roofline,
 ):
     app.command()(reporting(with_parameters(command)))
 trees.command()(reporting(with_parameters(tree.show)))
