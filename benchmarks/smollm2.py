@@ -10,6 +10,7 @@ tree of 64 nodes, and sampled with rejection and with typical acceptance, in tur
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,8 @@ from transformers import (
 
 from medusa.core.tree import CandidateTree
 from medusa.demo import smollm2
-from medusa.evaluation.measure import Comparison, Prompt, compare
-from medusa.evaluation.methods import Method, transformers_run
+from medusa.evaluation.measure import Comparison, Prompt, Totals, compare
+from medusa.evaluation.methods import Method, medusa, transformers_run
 from medusa.evaluation.report import figures
 from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_text
@@ -40,6 +41,9 @@ from .gguf_files import write_gguf
 from .harness import argument_parser, new_report, parse_arguments, publish_for_device
 from .llama_cpp import LlamaCpp
 
+MEDUSA = "Medusa"
+TEMPERATURE = 0.7
+"""Temperature of sampled answers."""
 LARGE = 64
 """Nodes of the tree that a GPU would verify."""
 GENERATE = "transformers generate"
@@ -51,14 +55,19 @@ TYPES = ("q8_0", "f16", "bf16")
 
 
 def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None) -> list[Prompt]:
-    """Return the first turns of MT-Bench's questions, the first `limit` of each category."""
-    prompts: list[Prompt] = []
+    """Return the first turns of MT-Bench's questions, one of each category in turn.
+
+    Args:
+        limit: number of questions of each category; None is all.
+    """
+    by_category: dict[str, list[Prompt]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         question = json.loads(line)
         category, text = question["category"], question["turns"][0]
-        if limit is None or sum(each.category == category for each in prompts) < limit:
-            prompts.append(Prompt(category, text, encode_text(tokenizer, text)))
-    return prompts
+        prompt = Prompt(category, text, encode_text(tokenizer, text))
+        by_category.setdefault(category, []).append(prompt)
+    turns = itertools.zip_longest(*(prompts[:limit] for prompts in by_category.values()))
+    return [prompt for turn in turns for prompt in turn if prompt is not None]
 
 
 def large_tree(model: MedusaModel) -> CandidateTree:
@@ -75,61 +84,85 @@ def divergences(model: MedusaModel, comparisons: Sequence[Comparison]) -> list[d
     """
     found = []
     for comparison in comparisons:
-        plain, medusa = (comparison.runs[name][0].ids for name in ("plain", "medusa"))
-        pairs = enumerate(zip(plain, medusa, strict=False))
+        plain, drafted = (comparison.runs[name][0].ids for name in ("plain", MEDUSA))
+        pairs = enumerate(zip(plain, drafted, strict=False))
         place = next((place for place, (one, other) in pairs if one != other), None)
         if place is None:
             continue
         answer = torch.tensor([plain[:place]], dtype=torch.long)
         text = torch.cat([comparison.prompt.ids, answer], 1)
         logits = model.base_logits(model.hidden_states(text)[0, -1]).float()
-        margin = float((logits[plain[place]] - logits[medusa[place]]).abs())
+        margin = float((logits[plain[place]] - logits[drafted[place]]).abs())
         found.append({"category": comparison.prompt.category, "token": place, "margin": margin})
     return found
 
 
 def rows_of(
-    method: str, temperature: float, comparisons: Sequence[Comparison]
+    method: str, temperature: float, answers: Sequence[Comparison], with_others: int
 ) -> list[dict[str, Any]]:
-    """Return a row for all prompts and one for each category."""
-    found = figures(comparisons, greedy=not temperature)
-    rows = []
-    for category, summary in {"all": found["totals"], **found["categories"]}.items():
-        rows.append(
-            {
-                "method": method,
-                "temperature": temperature,
-                "category": category,
-                "tokens_per_step": summary["acceleration_rate"],
-                "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
-                "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
-                "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
-                "speedup_over_generate": summary.get(f"speedup_over_{GENERATE}_with_prefill"),
-                "over_llama_cpp_q4_1": summary.get(f"speedup_over_{Q4_1}_with_prefill"),
-                "identical": summary["identical_prompts"],
-                "prompts": summary["prompts"],
-                "first_token_ms": summary["first_token_ms"],
-                "overhead": summary["overhead"],
-                "step_ms": summary["step_ms"],
-                "plain_step_ms": summary["plain_step_ms"],
-            }
-        )
-    return rows
+    """Return a row for all prompts and one for each category.
+
+    Args:
+        with_others: number of the first answers in which other libraries took part; speedups over
+            them are of these.
+    """
+    comparisons = [as_medusa(each, method) for each in answers]
+    found = by_category(comparisons, greedy=not temperature)
+    beside = by_category(comparisons[:with_others], greedy=not temperature)
+    return [
+        {
+            "method": method,
+            "temperature": temperature,
+            "category": category,
+            "tokens_per_step": summary["acceleration_rate"],
+            "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
+            "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
+            "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
+            "speedup_over_generate": speedup_over(GENERATE, beside.get(category)),
+            "over_llama_cpp_q4_1": speedup_over(Q4_1, beside.get(category)),
+            "identical": summary["identical_prompts"],
+            "prompts": summary["prompts"],
+            "first_token_ms": summary["first_token_ms"],
+            "overhead": summary["overhead"],
+            "step_ms": summary["step_ms"],
+            "plain_step_ms": summary["plain_step_ms"],
+        }
+        for category, summary in found.items()
+    ]
+
+
+def as_medusa(answers: Comparison, method: str) -> Comparison:
+    """Return the runs without other ways of Medusa decoding; those of `method` are "medusa"."""
+    runs = {name: runs for name, runs in answers.runs.items() if not name.startswith("Medusa")}
+    return Comparison(answers.prompt, {**runs, "medusa": answers.runs[method]})
+
+
+def by_category(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, dict[str, Any]]:
+    """Return the figures of all prompts ("all") and of each category; nothing of no prompts."""
+    if not comparisons:
+        return {}
+    found = figures(comparisons, greedy=greedy)
+    return {"all": found["totals"], **found["categories"]}
+
+
+def speedup_over(method: str, summary: Mapping[str, Any] | None) -> float | None:
+    """Return Medusa's speedup over a method, prefill included; None if it did not take part."""
+    return None if summary is None else summary.get(f"speedup_over_{method}_with_prefill")
 
 
 def rows_of_others(names: Sequence[str], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return a row for each method that is not this library's: its speed over plain decoding."""
-    totals = figures(comparisons, greedy=True)["totals"]
-    tokens, first = totals["tokens_per_second_with_prefill"], totals["first_token_ms"]
+    """Return a row for each method that is not Medusa: its speed over plain decoding."""
+    totals = Totals(list(comparisons))
+    plain = totals.rate_with_prefill("plain")
     return [
         {
             "method": name,
             "temperature": 0.0,
             "category": "all",
-            "tokens_per_second": tokens[name],
-            "speedup_over_plain": tokens[name] / tokens["plain"],
-            "prompts": totals["prompts"],
-            "first_token_ms": {name: first[name]},
+            "tokens_per_second": totals.rate_with_prefill(name),
+            "speedup_over_plain": totals.rate_with_prefill(name) / plain,
+            "prompts": len(comparisons),
+            "first_token_ms": {name: 1000 * totals.first_token_seconds(name)},
         }
         for name in names
     ]
@@ -154,36 +187,40 @@ def transformers_method() -> Method:
     return lambda model, prompt, arguments: transformers_run(base, prompt, arguments)
 
 
+def way(**own: Any) -> Method:
+    """Return Medusa decoding with arguments of its own."""
+    return lambda model, prompt, arguments: medusa(model, prompt, {**arguments, **own})
+
+
 def measure(
     model: MedusaModel,
     prompts: Sequence[Prompt],
-    methods: dict[str, dict[str, Any]],
-    console: Console,
-    *,
+    arguments: dict[str, Any],
+    ways: Mapping[str, Method],
     others: Mapping[str, Method],
-    max_new_tokens: int,
+    with_others: int,
+    console: Console,
     repeats: int,
-) -> list[dict[str, Any]]:
-    """Return the rows of several ways of decoding, which take turns with plain decoding.
+) -> list[Comparison]:
+    """Return the answers of plain decoding, of ways of Medusa decoding and of other methods.
+
+    All take turns on each prompt.
 
     Args:
-        methods: keyword arguments of `generate` for each.
-        others: methods of other libraries that take turns, too.
+        arguments: keyword arguments of `generate`, the same for all.
+        others: slow methods and those of other libraries.
+        with_others: number of the first prompts that `others` answer, too.
     """
-    rows: list[dict[str, Any]] = []
-    for method, own in methods.items():
-        arguments = {"max_new_tokens": max_new_tokens, **own}
-        compared = partial(compare, model, methods=("plain", "medusa"), others=others)
-        for _ in compared(prompts[:2], arguments, repeats=1):
-            pass  # a warm-up, which does not count
-        answers = compared(prompts, arguments, repeats=repeats)
-        comparisons = list(track(answers, method, total=len(prompts), console=console))
-        ours = rows_of(method, own.get("temperature", 0.0), comparisons)
-        if not own["do_sample"]:
-            ours[0]["divergences"] = divergences(model, comparisons)
-        rows += ours
-        rows += rows_of_others(list(others), comparisons)
-    return rows
+    compared = partial(compare, model, arguments=arguments, methods=("plain",))
+    everything = {**ways, **others}
+    for _ in compared(prompts=prompts[:2], others=everything, repeats=1):
+        pass  # a warm-up, which does not count
+    first, rest = prompts[:with_others], prompts[with_others:]
+    answers = itertools.chain(
+        compared(prompts=first, others=everything, repeats=repeats),
+        compared(prompts=rest, others=ways, repeats=repeats),
+    )
+    return list(track(answers, ", ".join(ways), total=len(prompts), console=console))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -208,6 +245,12 @@ def parse_options() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--questions", type=Path, required=True, help="MT-Bench's question.jsonl")
     parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
+    parser.add_argument(
+        "--others-limit",
+        type=int,
+        help=f"questions of each category that other libraries and the tree of {LARGE} nodes "
+        "answer, too (default: all)",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
@@ -225,6 +268,46 @@ def parse_options() -> argparse.Namespace:
     return parse_arguments(parser)
 
 
+def greedy_rows(
+    model: MedusaModel, prompts: Sequence[Prompt], options: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
+    """Return the rows of greedy decoding: Medusa, plain decoding and the others."""
+    arguments = {"do_sample": False, "max_new_tokens": options.max_new_tokens}
+    categories = {each.category for each in prompts}
+    beside = len(categories) * options.others_limit if options.others_limit else len(prompts)
+    large = f"{MEDUSA}, {LARGE} nodes"
+    with tempfile.TemporaryDirectory() as folder:
+        libraries: dict[str, Any] = {GENERATE: transformers_method()}
+        if options.llama_cpp is not None:
+            libraries |= llama_cpps(options, Path(folder), console)
+        others = {large: way(tree=large_tree(model)), **libraries}
+        answers = measure(
+            *(model, prompts, arguments, {MEDUSA: way()}, others, beside, console),
+            repeats=options.repeats,
+        )
+        for method in libraries.values():
+            getattr(method, "close", lambda: None)()
+    rows = rows_of(MEDUSA, 0.0, answers, beside)
+    rows[0]["divergences"] = divergences(model, answers)
+    rows += rows_of_others(["plain"], answers)
+    rows += rows_of_others(list(libraries), answers[:beside])
+    return rows + rows_of(large, 0.0, answers[:beside], beside)
+
+
+def sampled_rows(
+    model: MedusaModel, prompts: Sequence[Prompt], options: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
+    """Return the rows of sampling with typical acceptance and with rejection."""
+    arguments = {
+        "do_sample": True,
+        "temperature": TEMPERATURE,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    ways = {f"{MEDUSA}, {name}": way(acceptance=name) for name in ("typical", "rejection")}
+    answers = measure(model, prompts, arguments, ways, {}, 0, console, repeats=options.repeats)
+    return [row for name in ways for row in rows_of(name, TEMPERATURE, answers, 0)]
+
+
 def main() -> None:
     """Run the benchmark."""
     options, console = parse_options(), Console(stderr=True)
@@ -233,22 +316,9 @@ def main() -> None:
     how = {"prepack": options.prepack, "compiled": options.compile}
     model, tokenizer = load(named, all_heads=True, **how)
     prompts = questions(tokenizer, options.questions, options.limit)
-    settings = {"max_new_tokens": options.max_new_tokens, "repeats": options.repeats}
-    greedy = {"do_sample": False}
-    with tempfile.TemporaryDirectory() as folder:
-        others: dict[str, Any] = {GENERATE: transformers_method()}
-        if options.llama_cpp is not None:
-            others |= llama_cpps(options, Path(folder), console)
-        rows = measure(model, prompts, {"Medusa": greedy}, console, others=others, **settings)
-        for method in others.values():
-            getattr(method, "close", lambda: None)()
-    sampled = {"do_sample": True, "temperature": 0.7}
-    ways = {
-        f"Medusa, {LARGE} nodes": {**greedy, "tree": large_tree(model)},
-        "Medusa, typical acceptance": {**sampled, "acceptance": "typical"},
-        "Medusa, rejection": {**sampled, "acceptance": "rejection"},
-    }
-    rows += measure(model, prompts, ways, console, others={}, **settings)
+    rows = greedy_rows(model, prompts, options, console) + sampled_rows(
+        model, prompts, options, console
+    )
     dtype = str(model.dtype).removeprefix("torch.")
     report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
     kind = "-".join(filter(None, ("smollm2", dtype, options.prepack)))
