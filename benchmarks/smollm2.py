@@ -255,6 +255,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
     parser.add_argument("--compile", action="store_true", help="compile the steps")
+    parser.add_argument("--greedy-only", action="store_true", help="do not sample")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")
     parser.add_argument("--llama-cpp", type=Path, help="folder with node-llama-cpp")
@@ -316,9 +317,9 @@ def main() -> None:
     how = {"prepack": options.prepack, "compiled": options.compile}
     model, tokenizer = load(named, all_heads=True, **how)
     prompts = questions(tokenizer, options.questions, options.limit)
-    rows = greedy_rows(model, prompts, options, console) + sampled_rows(
-        model, prompts, options, console
-    )
+    rows = greedy_rows(model, prompts, options, console)
+    if not options.greedy_only:
+        rows += sampled_rows(model, prompts, options, console)
     dtype = str(model.dtype).removeprefix("torch.")
     report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
     kind = "-".join(filter(None, ("smollm2", dtype, options.prepack)))

@@ -30,8 +30,9 @@ from .losses import (
     head_targets,
     head_weights,
     next_targets,
+    soft_loss_sum,
 )
-from .vocabulary import restricted_loss, token_indices
+from .vocabulary import token_indices
 
 Project = Callable[..., Tensor]
 """Function of hidden states [M, H] and the output layer's trainable weights to logits [M, V]."""
@@ -66,6 +67,7 @@ class TrainingModel(nn.Module):
             (self-distillation, section 2.3.2) instead of the cross-entropy with the data.
         chunk: positions whose logits are in memory at a time; by default `chunk_size`.
         overlap: weight of the total variation in the heads' losses (see `head_loss_sum`).
+        soft_targets: the heads learn the backbone's distribution of a token instead of the token.
     """
 
     def __init__(
@@ -77,11 +79,12 @@ class TrainingModel(nn.Module):
         distilled: bool = False,
         chunk: int | None = None,
         overlap: float = 0.0,
+        soft_targets: bool = False,
     ):
         super().__init__()
         self.base, self.heads = base, heads
         self.heads_learn, self.distilled, self.chunk = heads_learn, distilled, chunk
-        self.decay, self.overlap = decay, overlap
+        self.decay, self.overlap, self.soft_targets = decay, overlap, soft_targets
         self._shared_rows: Tensor | None = None
         self.rule = LogitRule.of(base.config.get_text_config())
 
@@ -105,7 +108,8 @@ class TrainingModel(nn.Module):
             ValueError: the heads share an lm_head that is quantised or trained.
         """
         weight = self.base.get_output_embeddings().weight
-        if self.heads.w2 is None and (not weight.is_floating_point() or weight.requires_grad):
+        shares = self.heads.w2 is None or self.soft_targets
+        if shares and (not weight.is_floating_point() or weight.requires_grad):
             raise ValueError(
                 "draft_vocab_size needs an lm_head that is neither quantised nor trained: leave it "
                 "out"
@@ -258,41 +262,68 @@ class TrainingModel(nn.Module):
         """Return the loss of each head (the terms of eq. 1), summed over positions."""
         dtype = next(self.heads.parameters(), learnt.hidden).dtype
         states = self.heads.residual(learnt.hidden.to(dtype))
-        if self.heads.token_map is not None and not self.backbone_learns:
-            return self._restricted_losses(states, learnt.ahead, self.heads.token_map)
+        tokens = None if self.backbone_learns else self.heads.token_map
+        targets = learnt.ahead if tokens is None else token_indices(learnt.ahead, tokens)
+        stacked = [states, targets.T]  # each [K, M, ...]
+        if self.soft_targets:
+            stacked.append(following_states(learnt.hidden, len(states)))
         if self.heads.w2 is not None:
-            loss, stacked = _loss(self._own_logits, self.overlap), [states, learnt.ahead.T]
-            return list(chunked_sums(loss, stacked, [self.heads.w2], self.chunk).unbind())
-        project, weights = self._projection()
-        loss = _loss(project, self.overlap)
+            weight = self.heads.w2 if tokens is None else self.heads.w2.index_select(1, tokens)
+            project = self._product(self.heads.output_bias, tokens)
+            loss = self._loss(project, tokens)
+            return list(chunked_sums(loss, stacked, [weight], self.chunk).unbind())
+        project, weights = self._shared_projection(tokens)
+        loss = self._loss(project, tokens)
         return [
-            chunked_sum(loss, [state, learnt.ahead[:, head]], weights, self.chunk)
-            for head, state in enumerate(states)
+            chunked_sum(loss, [each[head] for each in stacked], weights, self.chunk)
+            for head in range(len(states))
         ]
 
-    def _restricted_losses(self, states: Tensor, ahead: Tensor, tokens: Tensor) -> list[Tensor]:
-        """Return `_head_losses` over `tokens` only; states are [K, M, H], ahead [M, K]."""
-        targets = token_indices(ahead, tokens)
-        if self.heads.w2 is not None:
-            rows = self.heads.w2.index_select(1, tokens)
-            loss = restricted_loss(tokens, self.heads.output_bias, self.rule, self.overlap)
-            return list(chunked_sums(loss, [states, targets.T], [rows], self.chunk).unbind())
+    def _loss(self, project: Project, tokens: Tensor | None) -> ChunkLoss:
+        """Return the heads' loss of projected states as a loss for `chunked_sum`.
+
+        Args:
+            tokens: [R] the draft vocabulary, over which the loss is taken; None is all tokens.
+        """
+        if not self.soft_targets:
+            return _loss(project, self.overlap)
+        teach, rows = self._shared_projection(tokens)
+
+        def loss(states: Tensor, targets: Tensor, following: Tensor, *weights: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = teach(following, *rows)
+            return soft_loss_sum(project(states, *weights), teacher, targets, self.overlap)
+
+        return loss
+
+    def _shared_projection(self, tokens: Tensor | None) -> tuple[Project, list[Tensor]]:
+        """Return the lm_head as a function of states and weights, and the weights.
+
+        Args:
+            tokens: [R] tokens whose logits it returns; None is all.
+        """
+        if tokens is None:
+            return self._projection()
         lm_head = self.base.get_output_embeddings()
-        if self._shared_rows is None:  # the shared lm_head is frozen, so they never change
+        if self._shared_rows is None:  # the lm_head is frozen, so they never change
             self._shared_rows = lm_head.weight.detach().index_select(0, tokens)
-        bias = getattr(lm_head, "bias", None)
-        loss = restricted_loss(tokens, bias, self.rule, self.overlap)
-        return [
-            chunked_sum(loss, [state, targets[:, head]], [self._shared_rows], self.chunk)
-            for head, state in enumerate(states)
-        ]
+        return self._product(getattr(lm_head, "bias", None), tokens), [self._shared_rows]
 
-    def _own_logits(self, states: Tensor, weight: Tensor) -> Tensor:
-        """Return the logits of a head that has its own output layer `weight` [V, H]."""
-        logits = F.linear(states, weight)
-        return self.rule(
-            logits if self.heads.output_bias is None else logits + self.heads.output_bias
-        )
+    def _product(self, bias: Tensor | None, tokens: Tensor | None) -> Project:
+        """Return the function of states and an output layer's rows to logits.
+
+        Args:
+            bias: [V] of the output layer, or None.
+            tokens: [R] tokens of the rows; None is all.
+        """
+        if bias is not None and tokens is not None:
+            bias = bias.index_select(0, tokens)
+
+        def project(states: Tensor, rows: Tensor) -> Tensor:
+            logits = F.linear(states.to(rows.dtype), rows)
+            return self.rule(logits if bias is None else logits + bias)
+
+        return project
 
     def _projection(self) -> tuple[Project, list[Tensor]]:
         """Return the lm_head as a function of states and its trainable weights, and the weights."""
@@ -348,6 +379,19 @@ def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[
         yield captured
     finally:
         handle.remove()
+
+
+def following_states(hidden: Tensor, count: int) -> Tensor:
+    """Return the hidden states [K, M, H] from which the backbone predicts the heads' targets.
+
+    Head k's target at a position is what the backbone predicts k + 1 positions later. At the end of
+    an example, where there is no target, the states belong to another example.
+
+    Args:
+        hidden: [M, H] at the positions with a target, in order.
+        count: K.
+    """
+    return torch.stack([hidden.roll(-1 - head, 0) for head in range(count)])
 
 
 def _loss(project: Project, overlap: float = 0.0) -> ChunkLoss:

@@ -4,7 +4,6 @@ All other tokens are left out of the softmax, and positions where one of them is
 out of the loss. With R tokens of V, the products with the heads' output layers cost R / V of what
 they cost over the whole vocabulary, in training as in decoding (`MedusaHeads.token_map`).
 
-Shapes: M positions, K heads, H hidden size, V vocabulary size, R draft tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..data.chats import IGNORED
-from .losses import ChunkLoss, head_loss_sum
 
 
 def frequent_tokens(targets: Iterable[Tensor | Sequence[int]], size: int) -> Tensor:
@@ -47,27 +44,3 @@ def token_indices(targets: Tensor, tokens: Tensor) -> Tensor:
     """
     indices = torch.searchsorted(tokens, targets.contiguous()).clamp_max(len(tokens) - 1)
     return indices.masked_fill(tokens[indices] != targets, IGNORED)
-
-
-def restricted_loss(
-    tokens: Tensor, bias: Tensor | None, rule: ChunkLoss, overlap: float = 0.0
-) -> ChunkLoss:
-    """Return the heads' loss over `tokens` as a loss for `chunked_sum`.
-
-    The returned function takes hidden states [M, H], target indices [M] and the output layer's rows
-    of the tokens [R, H].
-
-    Args:
-        tokens: [R] token ids.
-        bias: [V] of the output layer, or None.
-        rule: what the model does to its logits, such as a soft cap.
-        overlap: as of `head_loss_sum`.
-    """
-    some_bias = None if bias is None else bias.index_select(0, tokens)
-
-    def loss(states: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        logits = F.linear(states.to(rows.dtype), rows)
-        logits = rule(logits if some_bias is None else logits + some_bias)
-        return head_loss_sum(logits, targets, overlap)
-
-    return loss
