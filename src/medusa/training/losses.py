@@ -160,25 +160,6 @@ def head_loss_sum(logits: Tensor, targets: Tensor, overlap: float = 0.0) -> Tens
     return entropy.sum() + overlap * rejected.sum()
 
 
-def soft_loss_sum(logits: Tensor, teacher: Tensor, targets: Tensor, overlap: float = 0.0) -> Tensor:
-    """Return the sum of the cross-entropy of p and q + overlap * their total variation.
-
-    p is the backbone's distribution of a token and q the head's. p says more about what the
-    backbone may write than the one token that it wrote.
-
-    Args:
-        logits: [M, V] of a head.
-        teacher: [M, V] of the backbone for the same token.
-        targets: [M] token ids, `IGNORED` (-100) where there is no target.
-        overlap: weight of the second term, 1 - sum_x min(p(x), q(x)).
-    """
-    p, log_q = teacher.float().softmax(-1), logits.float().log_softmax(-1)
-    losses = -(p * log_q).sum(-1)
-    if overlap:
-        losses = losses + overlap * (1 - torch.minimum(p, log_q.exp()).sum(-1))
-    return losses.masked_fill(targets == IGNORED, 0.0).sum()
-
-
 def divergence_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the sum of KL(teacher || student) over positions (section 2.3.2).
 

@@ -115,13 +115,7 @@ def _train(
     model: TreeModel, states: list[ExampleStates], recipe: Recipe, progress: bool
 ) -> list[float]:
     """Train the heads, which are then in float32 or more; return the logged losses."""
-    training_model = TrainingModel(
-        model.base,
-        model.heads,
-        recipe.decay,
-        overlap=recipe.overlap,
-        soft_targets=recipe.soft_targets,
-    )
+    training_model = TrainingModel(model.base, model.heads, recipe.decay, overlap=recipe.overlap)
     if recipe.draft_vocab_size:
         found = (targets for _, _, targets in states)
         training_model.restrict_vocabulary(frequent_tokens(found, recipe.draft_vocab_size))

@@ -90,11 +90,6 @@ class Recipe:
         "cross-entropy in each head's loss",
         ("medusa-1", "medusa-2", "direct"),
     )
-    soft_targets: bool = _option(
-        False,
-        "Train the heads on the model's distribution of each token instead of on the token",
-        ("medusa-1",),
-    )
     draft_vocab_size: int = _option(
         0,
         "Number of tokens that the heads learn and propose, the most frequent ones in the data; 0 "

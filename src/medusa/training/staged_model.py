@@ -45,13 +45,7 @@ class StagedModel:
             for name, parameter in base.named_parameters()
             if (parameter.requires_grad if recipe.adapts else parameter.is_floating_point())
         }
-        model = TrainingModel(
-            base,
-            heads,
-            recipe.decay,
-            overlap=recipe.overlap,
-            soft_targets=recipe.soft_targets,
-        )
+        model = TrainingModel(base, heads, recipe.decay, overlap=recipe.overlap)
         return cls(model, peft_model, frozenset(trainable))
 
     def set_stage(self, stage: Stage, recipe: Recipe) -> None:

@@ -30,7 +30,6 @@ from .losses import (
     head_targets,
     head_weights,
     next_targets,
-    soft_loss_sum,
 )
 from .vocabulary import token_indices
 
@@ -67,7 +66,6 @@ class TrainingModel(nn.Module):
             (self-distillation, section 2.3.2) instead of the cross-entropy with the data.
         chunk: positions whose logits are in memory at a time; by default `chunk_size`.
         overlap: weight of the total variation in the heads' losses (see `head_loss_sum`).
-        soft_targets: the heads learn the backbone's distribution of a token instead of the token.
     """
 
     def __init__(
@@ -79,12 +77,11 @@ class TrainingModel(nn.Module):
         distilled: bool = False,
         chunk: int | None = None,
         overlap: float = 0.0,
-        soft_targets: bool = False,
     ):
         super().__init__()
         self.base, self.heads = base, heads
         self.heads_learn, self.distilled, self.chunk = heads_learn, distilled, chunk
-        self.decay, self.overlap, self.soft_targets = decay, overlap, soft_targets
+        self.decay, self.overlap = decay, overlap
         self._shared_rows: Tensor | None = None
         self.rule = LogitRule.of(base.config.get_text_config())
 
@@ -108,8 +105,7 @@ class TrainingModel(nn.Module):
             ValueError: the heads share an lm_head that is quantised or trained.
         """
         weight = self.base.get_output_embeddings().weight
-        shares = self.heads.w2 is None or self.soft_targets
-        if shares and (not weight.is_floating_point() or weight.requires_grad):
+        if self.heads.w2 is None and (not weight.is_floating_point() or weight.requires_grad):
             raise ValueError(
                 "draft_vocab_size needs an lm_head that is neither quantised nor trained: leave it "
                 "out"
@@ -265,36 +261,16 @@ class TrainingModel(nn.Module):
         tokens = None if self.backbone_learns else self.heads.token_map
         targets = learnt.ahead if tokens is None else token_indices(learnt.ahead, tokens)
         stacked = [states, targets.T]  # each [K, M, ...]
-        if self.soft_targets:
-            stacked.append(following_states(learnt.hidden, len(states)))
         if self.heads.w2 is not None:
             weight = self.heads.w2 if tokens is None else self.heads.w2.index_select(1, tokens)
-            project = self._product(self.heads.output_bias, tokens)
-            loss = self._loss(project, tokens)
+            loss = _loss(self._product(self.heads.output_bias, tokens), self.overlap)
             return list(chunked_sums(loss, stacked, [weight], self.chunk).unbind())
         project, weights = self._shared_projection(tokens)
-        loss = self._loss(project, tokens)
+        loss = _loss(project, self.overlap)
         return [
             chunked_sum(loss, [each[head] for each in stacked], weights, self.chunk)
             for head in range(len(states))
         ]
-
-    def _loss(self, project: Project, tokens: Tensor | None) -> ChunkLoss:
-        """Return the heads' loss of projected states as a loss for `chunked_sum`.
-
-        Args:
-            tokens: [R] the draft vocabulary, over which the loss is taken; None is all tokens.
-        """
-        if not self.soft_targets:
-            return _loss(project, self.overlap)
-        teach, rows = self._shared_projection(tokens)
-
-        def loss(states: Tensor, targets: Tensor, following: Tensor, *weights: Tensor) -> Tensor:
-            with torch.no_grad():
-                teacher = teach(following, *rows)
-            return soft_loss_sum(project(states, *weights), teacher, targets, self.overlap)
-
-        return loss
 
     def _shared_projection(self, tokens: Tensor | None) -> tuple[Project, list[Tensor]]:
         """Return the lm_head as a function of states and weights, and the weights.
@@ -379,19 +355,6 @@ def captured_input(module: nn.Module, passed_on: int | None = None) -> Iterator[
         yield captured
     finally:
         handle.remove()
-
-
-def following_states(hidden: Tensor, count: int) -> Tensor:
-    """Return the hidden states [K, M, H] from which the backbone predicts the heads' targets.
-
-    Head k's target at a position is what the backbone predicts k + 1 positions later. At the end of
-    an example, where there is no target, the states belong to another example.
-
-    Args:
-        hidden: [M, H] at the positions with a target, in order.
-        count: K.
-    """
-    return torch.stack([hidden.roll(-1 - head, 0) for head in range(count)])
 
 
 def _loss(project: Project, overlap: float = 0.0) -> ChunkLoss:
