@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,8 +62,17 @@ def parse_json(text: bytes, schema: type[S], place: str, whole: str) -> S:
         ValueError: the text is not JSON, or does not hold what the schema says; names the place and
             the fields.
     """
+    return _checked(partial(schema.model_validate_json, text), place, whole)
+
+
+def parse_object(content: Any, schema: type[S], place: str, whole: str) -> S:
+    """Return an object that was read from JSON, checked against `schema`; see `parse_json`."""
+    return _checked(partial(schema.model_validate, content), place, whole)
+
+
+def _checked(validate: Callable[[], S], place: str, whole: str) -> S:
     try:
-        return schema.model_validate_json(text)
+        return validate()
     except ValidationError as error:
         problems = [_problem(each, whole) for each in error.errors(include_url=False)]
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".txt")
 SETTINGS = ".settings.json"
 """Suffix of the settings files that `medusa distill` writes beside answers; never read as data."""
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
@@ -61,7 +62,7 @@ def _read_source(source: str, split: str) -> Iterator[Record]:
         files = sorted(
             file
             for file in path.iterdir()
-            if file.suffix in SUFFIXES and not file.name.endswith(SETTINGS)
+            if file.name.endswith(SUFFIXES) and not file.name.endswith(SETTINGS)
         )
         if not files:
             raise ValueError(f"{source} holds no file that ends in {', '.join(SUFFIXES)}")
@@ -76,7 +77,7 @@ def _read_source(source: str, split: str) -> Iterator[Record]:
 def _read_file(file: Path) -> Iterator[Record]:
     if file.suffix == ".parquet":
         return _read_parquet(file)
-    if file.suffix == ".jsonl":
+    if file.suffix == ".jsonl" or file.name.endswith(".jsonl.gz"):
         return _read_json_lines(file)
     if file.suffix == ".json":
         return _read_json(file)
@@ -117,7 +118,8 @@ def _read_text(file: Path) -> Iterator[Record]:
 
 def _read_lines(file: Path, newline: str | None) -> Iterator[tuple[str, str]]:
     """Yield (line, problem) pairs; the line is empty where there is a problem."""
-    with file.open(encoding="utf-8", errors="surrogateescape", newline=newline) as opened:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8", errors="surrogateescape", newline=newline) as opened:
         for number, line in enumerate(opened):
             try:
                 line.encode()  # surrogateescape reads a byte that is not UTF-8 as a surrogate
