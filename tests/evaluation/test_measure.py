@@ -8,7 +8,8 @@ from medusa.evaluation import METHODS, Comparison, Prompt, Run, Totals, compare
 
 def comparison(category="sql", judge=lambda ids: True, ids=(1, 2, 3, 4, 5)):
     def run(steps, seconds, step):
-        return Run(list(ids), steps, 0.5, seconds, (step,) * steps, 0.9 * seconds)
+        phases = {"heads": 0.2 * seconds, "verify": 0.7 * seconds, "accept": 0.1 * seconds}
+        return Run(list(ids), steps, 0.5, seconds, (step,) * steps, phases)
 
     runs = {
         "plain": [run(4, 4.0, 1.0)] * 3,

@@ -45,7 +45,7 @@ def load(
     _check_device("--device", options.device)
     if options.device_map not in DEVICE_MAPS:
         _check_device("--device-map", options.device_map)
-    named = _find(options)
+    named = find(options)
     model, tokenizer = loading.load(
         named,
         device=options.device,
@@ -69,7 +69,7 @@ def hide_piped_bars() -> None:
         logging.disable_progress_bar()
 
 
-def _find(options: ModelOptions) -> NamedModel:
+def find(options: ModelOptions) -> NamedModel:
     """Find the heads and the base model that the options choose.
 
     Raises:

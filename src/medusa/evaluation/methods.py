@@ -7,9 +7,11 @@ heads can be distinguished from the gain of the kernels.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,10 +31,10 @@ class Run:
         steps: number of decoding steps after the first token.
         prefill_seconds: time to the first token.
         seconds: time from the first token to the end.
-        step_seconds: duration of each step; empty for transformers' methods, which do not report
-            it.
-        model_seconds: the part of `seconds` spent in the forwards of the backbone and the heads;
-            None where it was not measured.
+        step_seconds: duration of each step; empty for methods that do not report it.
+        phases: the part of `seconds` spent in each phase of a step (see `StepTiming`); empty where
+            it was not measured.
+        accepted: number of tokens that each step gave; empty for methods that do not report it.
     """
 
     ids: list[int]
@@ -40,12 +42,18 @@ class Run:
     prefill_seconds: float
     seconds: float
     step_seconds: tuple[float, ...] = ()
-    model_seconds: float | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    accepted: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Number of tokens after the first."""
         return len(self.ids) - 1
+
+    @property
+    def model_seconds(self) -> float | None:
+        """The part of `seconds` in the forwards of the backbone and the heads, where measured."""
+        return self.phases["heads"] + self.phases["verify"] if self.phases else None
 
     @property
     def total_seconds(self) -> float:
@@ -104,27 +112,32 @@ METHODS: dict[str, Method] = {
 
 def _medusa_run(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     session = model.steps(prompt, **arguments)
-    for _ in session:
-        pass
+    counts = [len(event.tokens) for events in session for event in events]
     stats = session.stats
+    phases: Counter[str] = Counter()
+    for each in stats.phases:
+        phases.update(each)
     return Run(
         session.rows[0].ids[prompt.shape[1] :],
         stats.steps,
         stats.prefill_seconds,
         stats.decoding_seconds,
         tuple(stats.step_seconds),
-        sum(phases["heads"] + phases["verify"] for phases in stats.phases),
+        dict(phases),
+        tuple(counts[1:]),  # the first token comes from the prefill
     )
 
 
 class _StepClock(StoppingCriteria):
-    """Records the time of each step: transformers asks its stopping criteria once a step."""
+    """Records the end of each step: transformers asks its stopping criteria once a step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.lengths: list[int] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
         self.times.append(time.perf_counter())
+        self.lengths.append(input_ids.shape[1])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -140,4 +153,11 @@ def transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str
     )
     ended = time.perf_counter()
     ids = output[0, prompt.shape[1] :].tolist()
-    return Run(ids, len(clock.times) - 1, clock.times[0] - started, ended - clock.times[0])
+    first, steps = clock.times[0], differences(clock.times)
+    accepted = tuple(map(int, differences(clock.lengths)))
+    return Run(ids, len(steps), first - started, ended - first, steps, accepted=accepted)
+
+
+def differences(values: Sequence[float]) -> tuple[float, ...]:
+    """Return by how much each value exceeds the one before."""
+    return tuple(after - before for before, after in itertools.pairwise(values))

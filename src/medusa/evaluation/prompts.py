@@ -6,8 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import encode
 from ..demo import calibration_tasks
-from ..demo.tasks import CATEGORIES, check, make_task
+from ..demo.tasks import CATEGORIES, CHECKED, check, make_task
 from .measure import Prompt
+from .suites import Question
 
 FIRST_SEED = 20_000_000
 """First seed of the tasks kept for measuring; neither training nor head evaluation uses them."""
@@ -24,6 +25,22 @@ def held_out(tokenizer: PreTrainedTokenizerBase, per_category: int) -> list[Prom
         for number in range(per_category)
         for category in CATEGORIES
     ]
+
+
+def task_questions(per_category: int) -> list[Question]:
+    """Return the same tasks as questions of a suite."""
+    return [
+        _question(category, FIRST_SEED + number)
+        for number in range(per_category)
+        for category in CATEGORIES
+    ]
+
+
+def _question(category: str, seed: int) -> Question:
+    task = make_task(category, seed, "test")
+    right = (lambda answer: bool(check(task, answer))) if category in CHECKED else None
+    messages = [{"role": "user", "content": task.prompt}]
+    return Question(f"{category}-{seed - FIRST_SEED}", category, messages, check=right)
 
 
 def calibration_prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:

@@ -1,0 +1,79 @@
+"""`medusa bench`: compare ways of decoding on a suite of questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .options import ModelOptions, length_option, temperature_option
+from .parameters import option
+
+DEFAULT_METHODS = ("plain", "medusa", "generate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options that choose questions and methods."""
+
+    suite: Literal[
+        "tasks",
+        "mt-bench",
+        "spec-bench",
+        "speed-bench",
+        "alpaca-eval",
+        "human-eval",
+        "gsm8k",
+        "prompts",
+    ] = option(
+        "Kind of questions: tasks are those of the embedded model, prompts is any file of prompts, "
+        "and the others are public benchmarks in their own format",
+        default="tasks",
+    )
+    data: str | None = option(
+        "File of the suite, or its dataset on the hub; tasks needs none",
+        default=None,
+        metavar="FILE|DATASET",
+    )
+    method: list[str] | None = option(
+        "A method to compare; may be repeated: plain, medusa, generate, prompt_lookup, "
+        "generate_packed, prompt_lookup_packed or draft=MODEL. Options follow after commas: "
+        "medusa,nodes=64 medusa,acceptance=typical draft=MODEL,gamma=4",
+        default=None,
+        show_default=", ".join(DEFAULT_METHODS),
+    )
+    limit: int | None = option(
+        "Number of questions of each category; by default all, or 10 of tasks", default=None, min=1
+    )
+    max_new_tokens: int = length_option()
+    temperature: float = temperature_option()
+    rounds: int = option("Times that each method answers each question", default=1, min=1, max=100)
+    seed: int = option("Seed of sampled answers", default=0, min=0, max=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOutputs:
+    """Options that name the files of the results."""
+
+    records: Path | None = option(
+        "File that keeps every answer and its times, so that the same command resumes a run that "
+        "was stopped; by default none",
+        default=None,
+        metavar="FILE",
+    )
+    json: Path | None = option(
+        "File for the report as JSON; by default none", default=None, metavar="FILE"
+    )
+    markdown: Path | None = option(
+        "File for the report as Markdown; by default none", default=None, metavar="FILE"
+    )
+
+
+def bench(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> None:
+    """Answer questions by several methods in turn, and compare their speed and their answers.
+
+    Each suite sets its temperatures; --temperature is for suites that do not.
+    """
+    from .bench_run import run
+
+    run(options, outputs, model)

@@ -1,0 +1,250 @@
+"""The run of `medusa bench`, and the report that it prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from .. import files
+from ..evaluation.bench import Bench, BenchSettings
+from ..evaluation.bench_report import ALL, is_noisy, report
+from ..evaluation.diagnosis import diagnosis
+from ..evaluation.prompts import task_questions
+from ..evaluation.records import QuestionRecord, records_file
+from ..evaluation.specs import method_of
+from ..evaluation.suites import Question, read_suite
+from ..hardware.provenance import device_name, provenance
+from ..training.progress import progress
+from .bench import DEFAULT_METHODS, BenchOptions, BenchOutputs
+from .models import find, load
+from .options import ModelOptions
+from .streams import console, note
+
+TASKS = 10
+"""Default number of the embedded model's tasks of each category."""
+
+
+def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> None:
+    """Answer the questions, and print and write the report.
+
+    Raises:
+        ValueError: the questions, a method or the file of records is not as it should be.
+    """
+    questions = read_questions(options)
+    for file in (outputs.records, outputs.json, outputs.markdown):
+        if file is not None:
+            files.check_writable(file)
+    names = tuple(dict.fromkeys(options.method or DEFAULT_METHODS))
+    model, tokenizer = load(chosen, all_heads=True)
+    backbone = cache(lambda: find(chosen).load_backbone().eval())
+    methods = {name: method_of(name, model, backbone) for name in names}
+    settings = BenchSettings(
+        options.max_new_tokens, options.temperature, options.rounds, options.seed
+    )
+    described = describe(options, chosen, names)
+    bench = Bench(model, tokenizer, methods, settings)
+    records = answer(bench, questions, outputs.records, described)
+    found = report(records)
+    device = device_name(model.device)
+    sentences = [
+        sentence
+        for name in names
+        if name.startswith("medusa") and "plain" in names
+        for sentence in diagnosis(found, name, "plain", model.calibration, device)
+    ]
+    title = f"{chosen.model}, {options.suite}"
+    show(found, list(dict.fromkeys(sentences)), title)
+    content: dict[str, Any] = {"provenance": provenance(), "settings": described}
+    content |= {"figures": found, "diagnosis": sentences}
+    if outputs.json is not None:
+        files.write_json(outputs.json, content, indent=1)
+        note(f"written to {outputs.json}")
+    if outputs.markdown is not None:
+        with files.replacing(outputs.markdown) as beside:
+            beside.write_text(markdown(content, title), encoding="utf-8")
+        note(f"written to {outputs.markdown}")
+
+
+def read_questions(options: BenchOptions) -> list[Question]:
+    """Return the questions that the options choose."""
+    if options.suite == "tasks":
+        if options.data is not None:
+            raise typer.BadParameter("--data is for other suites than tasks: leave it out")
+        return task_questions(options.limit or TASKS)
+    if options.data is None:
+        raise typer.BadParameter(f"--suite {options.suite} needs --data, the file of the suite")
+    return read_suite(options.suite, options.data, options.limit)
+
+
+def describe(options: BenchOptions, chosen: ModelOptions, names: Sequence[str]) -> dict[str, Any]:
+    """Return what all records have in common."""
+    return {
+        "model": chosen.model,
+        "base": chosen.base,
+        "dtype": chosen.dtype,
+        "prepack": chosen.prepack,
+        "compile": chosen.compile,
+        "suite": options.suite,
+        "methods": list(names),
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "rounds": options.rounds,
+        "seed": options.seed,
+    }
+
+
+def answer(
+    bench: Bench, questions: Sequence[Question], file: Path | None, settings: Mapping[str, Any]
+) -> list[QuestionRecord]:
+    """Return a record of each question; those in the file are not answered again."""
+    with ExitStack() as stack:
+        kept = None if file is None else stack.enter_context(records_file(file, settings))
+        done = {} if kept is None else dict(kept.records)
+        left = [(number, each) for number, each in enumerate(questions) if each.id not in done]
+        if left:
+            bench.answer(left[0][1], left[0][0])  # a warm-up, which does not count
+        advance = stack.enter_context(progress("answering", len(left), "questions", note))
+        for number, question in left:
+            record = bench.answer(question, number)
+            done[record.question] = record
+            if kept is not None:
+                kept.append(record)
+            advance(1)
+    return [done[question.id] for question in questions]
+
+
+COLUMNS = (
+    "method",
+    "tokens / step",
+    "tokens / s",
+    "/ plain",
+    "first token ms",
+    "total s",
+    "ms / token p50",
+    "p95",
+    "same",
+    "right",
+)
+"""Headings of the table of methods."""
+CAPTION = (
+    "medians over turns, prefill included; / plain: with a 95 % interval; same: greedy answers "
+    "that are the first method's"
+)
+
+
+def methods_table(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row of texts for each method, in the order of `COLUMNS`."""
+    return [(name, *cells(own)) for name, own in figures.items()]
+
+
+def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return figures as texts, in the order of `COLUMNS` without the first."""
+    times = figures["ms_per_token"]
+    return (
+        f"{figures['tokens_per_step']:.2f}",
+        f"{figures['tokens_per_second']:.1f}",
+        ratio_text(figures["speedup_over"].get("plain")),
+        f"{figures['first_token_ms']:.0f}",
+        f"{figures['total_seconds']:.2f}",
+        *(("", "") if times is None else (f"{times['p50']:.1f}", f"{times['p95']:.1f}")),
+        f"{figures['identical']}/{figures['greedy_turns']}" if figures["greedy_turns"] else "",
+        "" if figures["right"] is None else f"{figures['right']:.0%}",
+    )
+
+
+def ratio_text(ratio: Mapping[str, float] | None) -> str:
+    """Return a ratio with its interval, if there is one."""
+    if ratio is None:
+        return ""
+    interval = f" ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio["low"] < ratio["high"] else ""
+    return f"{ratio['median']:.2f}{interval}"
+
+
+def groups_table(
+    found: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and rows of the groups: tokens a step and the speedup of each method."""
+    names = [name for name in found[ALL] if name != "plain"]
+    headings = tuple(part for name in names for part in (name, "/ plain"))
+    rows = [
+        (
+            group,
+            str(next(iter(methods.values()))["turns"]),
+            *(
+                part
+                for name in names
+                for part in (
+                    f"{methods[name]['tokens_per_step']:.2f}",
+                    f"{methods[name]['speedup_over']['plain']['median']:.2f}"
+                    if "plain" in methods[name]["speedup_over"]
+                    else "",
+                )
+            ),
+        )
+        for group, methods in found.items()
+    ]
+    return ("", "turns", *headings), rows
+
+
+def title_of(figures: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """Return the title of the table of methods, which says whose speedup cannot be relied on."""
+    noisy = [
+        name
+        for name, own in figures.items()
+        if "plain" in own["speedup_over"] and is_noisy(own["speedup_over"]["plain"])
+    ]
+    return f"{title} (noisy: {', '.join(noisy)}; measure more questions)" if noisy else title
+
+
+def show(
+    found: Mapping[str, Mapping[str, Mapping[str, Any]]], sentences: Sequence[str], title: str
+) -> None:
+    """Print the tables of methods and of groups, and the diagnosis."""
+    screen = console()
+    turns = next(iter(found[ALL].values()))["turns"]
+    headings, rows = groups_table(found)
+    for table, own in (
+        (
+            Table(*COLUMNS, title=title_of(found[ALL], f"{title}, {turns} turns"), caption=CAPTION),
+            methods_table(found[ALL]),
+        ),
+        (Table(*headings, title="Tokens a step, and speed over plain decoding"), rows),
+    ):
+        for row in own:
+            table.add_row(*row)
+        screen.print(table)
+    for sentence in sentences:
+        screen.print(sentence, highlight=False, markup=False)
+
+
+def markdown(content: Mapping[str, Any], title: str) -> str:
+    """Return the report as Markdown."""
+    made, found = content["provenance"], content["figures"]
+    headings, rows = groups_table(found)
+    return "\n".join(
+        [
+            f"# {title_of(found[ALL], title)}",
+            "",
+            f"{made['device']}, {made['threads']} threads, torch {made['torch']}, transformers "
+            f"{made['transformers']}, {made['date']}, commit {made['commit']}. {CAPTION}.",
+            "",
+            *markdown_table(COLUMNS, methods_table(found[ALL])),
+            "",
+            *markdown_table(headings, rows),
+            "",
+            *content["diagnosis"],
+            "",
+        ]
+    )
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

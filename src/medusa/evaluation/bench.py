@@ -1,0 +1,159 @@
+"""The measurement of `medusa bench`: every question is answered by all methods in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.prompts import encode
+from ..data.turns import Messages
+from ..loading import MedusaModel
+from .checks import Check
+from .measure import Prompt, compare
+from .methods import Method, Run
+from .records import QuestionRecord, RunRecord, TurnRecord
+from .suites import Question
+
+STALL = 5.0
+"""A step that takes longer than so many median steps is stalled."""
+LOST = 0.05
+"""A run that lost more than this share of its time in stalled steps is measured again."""
+TRIES = 3
+"""Times that a run is measured at most."""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What all answers of a benchmark have in common.
+
+    Attributes:
+        max_new_tokens: maximum number of tokens of an answer.
+        temperature: sampling temperature where the suite prescribes none; 0 decodes greedily.
+        rounds: times that each method answers each question.
+        seed: seed of the first question; each further question adds 1.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    rounds: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, and the methods that are compared on it.
+
+    Attributes:
+        methods: by name. The answers of the first one stand in the prompts of later turns, so that
+            all methods continue the same text.
+    """
+
+    model: MedusaModel
+    tokenizer: PreTrainedTokenizerBase
+    methods: Mapping[str, Method]
+    settings: BenchSettings
+
+    def answer(self, question: Question, number: int) -> QuestionRecord:
+        """Answer a question by all methods, interleaved.
+
+        Args:
+            number: of the question; it is added to the seed, and rotates the order of the methods.
+        """
+        messages, turns = list(question.messages), list[TurnRecord]()
+        for further in question.later:
+            turn, text = self._turn(question, messages, number)
+            turns.append(turn)
+            messages.append({"role": "assistant", "content": text})
+            messages.append({"role": "user", "content": further})
+        turns.append(self._turn(question, messages, number, question.check)[0])
+        return QuestionRecord(question=question.id, category=question.category, turns=turns)
+
+    def _turn(
+        self, question: Question, messages: Messages, number: int, check: Check | None = None
+    ) -> tuple[TurnRecord, str]:
+        """Return the record of a turn, and the first method's answer."""
+        own = question.temperature
+        temperature = self.settings.temperature if own is None else own
+        ids = torch.tensor([encode(self.tokenizer, messages)])
+        runs, again = self._measured(ids, temperature, number)
+        texts = {
+            name: self.tokenizer.decode(rounds[0].ids, skip_special_tokens=True)
+            for name, rounds in runs.items()
+        }
+        turn = TurnRecord(
+            prompt_tokens=ids.shape[1],
+            temperature=temperature,
+            runs={name: [_record(run) for run in rounds] for name, rounds in runs.items()},
+            right={} if check is None else {name: check(text) for name, text in texts.items()},
+            measured_again=again,
+        )
+        return turn, next(iter(texts.values()))
+
+    def _measured(
+        self, ids: Tensor, temperature: float, number: int
+    ) -> tuple[dict[str, list[Run]], list[str]]:
+        """Return the runs of a prompt by method, and the methods that were measured again.
+
+        A run with stalled steps, as on a machine that something else disturbs, is measured again,
+        and the fastest of its runs counts.
+        """
+        arguments: dict[str, Any] = {
+            "max_new_tokens": self.settings.max_new_tokens,
+            "do_sample": temperature > 0,
+        }
+        if temperature > 0:
+            arguments["temperature"] = temperature
+        seed = self.settings.seed + number
+        (found,) = compare(
+            *(self.model, [Prompt("", "", ids)], arguments),
+            methods=(),
+            others=rotated(self.methods, number),
+            repeats=self.settings.rounds,
+            seed=seed,
+        )
+        runs = {name: found.runs[name] for name in self.methods}
+        again = [name for name, rounds in runs.items() if any(map(stalled, rounds))]
+        for name in again:
+            once_more = partial(self._run, self.methods[name], ids, arguments, seed)
+            runs[name] = [calmest(run, once_more) for run in runs[name]]
+        return runs, again
+
+    def _run(self, method: Method, ids: Tensor, arguments: dict[str, Any], seed: int) -> Run:
+        torch.manual_seed(seed)
+        return method(self.model, ids, arguments)
+
+
+def rotated(methods: Mapping[str, Method], number: int) -> dict[str, Method]:
+    """Return the methods in an order that begins one method later for each question."""
+    names = list(methods)
+    shift = number % len(names)
+    return {name: methods[name] for name in (*names[shift:], *names[:shift])}
+
+
+def stalled(run: Run) -> bool:
+    """Return True if a part of a run's time was lost in steps that took far too long."""
+    if not run.step_seconds:
+        return False
+    most = STALL * statistics.median(run.step_seconds)
+    return sum(max(0.0, each - most) for each in run.step_seconds) > LOST * run.seconds
+
+
+def calmest(run: Run, once_more: Callable[[], Run]) -> Run:
+    """Return a run, or the fastest of it and further ones if it was stalled."""
+    runs = [run]
+    while stalled(runs[-1]) and len(runs) < TRIES:
+        runs.append(once_more())
+    return min(runs, key=lambda each: each.total_seconds)
+
+
+def _record(run: Run) -> RunRecord:
+    values = asdict(run)
+    values["step_seconds"], values["accepted"] = list(run.step_seconds), list(run.accepted)
+    return RunRecord(**values)

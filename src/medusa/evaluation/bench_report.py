@@ -1,0 +1,180 @@
+"""The report of `medusa bench`: figures of each method by category and by context, from records.
+
+Figures are those of the paper's appendix B.1. Speeds and speedups are medians over prompts, so that
+a prompt that something disturbed does not make the figure.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .methods import Run
+from .records import QuestionRecord, TurnRecord
+
+SAMPLES = 1000
+"""Resamples of a bootstrap interval."""
+WIDE = 0.15
+"""An interval wider than this share of its median makes a figure noisy."""
+CONTEXTS = (256, 1024, 4096)
+"""Upper ends of the groups of prompts by their length in tokens."""
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A turn of a question, answered by all methods.
+
+    Attributes:
+        runs: by method, one for each round.
+    """
+
+    category: str
+    turn: TurnRecord
+    runs: Mapping[str, Sequence[Run]]
+
+    @classmethod
+    def of(cls, records: Iterable[QuestionRecord]) -> list[Answered]:
+        """Return the turns of all questions."""
+        return [
+            cls(
+                record.category,
+                turn,
+                {name: [each.run() for each in rounds] for name, rounds in turn.runs.items()},
+            )
+            for record in records
+            for turn in record.turns
+        ]
+
+    def rate(self, method: str) -> float:
+        """Return the tokens a second of a method, prefill included: the median of the rounds."""
+        return statistics.median(
+            len(run.ids) / run.total_seconds for run in self.runs[method] if run.ids
+        )
+
+    def identical(self, method: str, baseline: str) -> bool | None:
+        """Return True if both wrote the same tokens; None where the answer is sampled."""
+        if self.turn.temperature:
+            return None
+        return self.runs[method][0].ids == self.runs[baseline][0].ids
+
+
+def report(records: Sequence[QuestionRecord]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the figures of each method in each group of turns: by group, then by method.
+
+    Groups are all turns, the categories, and the lengths of contexts if there are several.
+    """
+    answered = Answered.of(records)
+    groups = {ALL: answered, **grouped(answered, lambda each: each.category)}
+    lengths = grouped(answered, lambda each: context_group(each.turn.prompt_tokens))
+    if len(lengths) > 1:
+        groups |= lengths
+    return {
+        name: {method: figures(turns, method) for method in turns[0].runs}
+        for name, turns in groups.items()
+    }
+
+
+def grouped(
+    answered: Sequence[Answered], key: Callable[[Answered], str]
+) -> dict[str, list[Answered]]:
+    """Return the turns by a key, in order of the first of each."""
+    found: dict[str, list[Answered]] = {}
+    for each in answered:
+        found.setdefault(key(each), []).append(each)
+    return found
+
+
+def context_group(tokens: int) -> str:
+    """Return the name of the group of prompts of a length."""
+    for end in CONTEXTS:
+        if tokens <= end:
+            return f"context up to {end:,}"
+    return f"context over {CONTEXTS[-1]:,}"
+
+
+def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
+    """Return the figures of a method over some turns."""
+    runs = [run for each in answered for run in each.runs[method]]
+    steps = [seconds for run in runs for seconds in run.step_seconds]
+    counts = Counter(count for run in runs for count in run.accepted)
+    greedy = [each for each in answered if not each.turn.temperature]
+    verdicts = [each.turn.right[method] for each in answered if method in each.turn.right]
+    first = next(iter(answered[0].runs))
+    return {
+        "turns": len(answered),
+        "tokens": sum(len(each.runs[method][0].ids) for each in answered),
+        "tokens_per_step": sum(run.tokens for run in runs) / max(1, sum(run.steps for run in runs)),
+        "tokens_per_second": statistics.median(each.rate(method) for each in answered),
+        "speedup_over": {
+            other: ratio(answered, method, other) for other in answered[0].runs if other != method
+        },
+        "first_token_ms": 1000 * statistics.median(run.prefill_seconds for run in runs),
+        "total_seconds": statistics.median(run.total_seconds for run in runs),
+        "step_ms": 1000 * statistics.median(steps) if steps else None,
+        "ms_per_token": token_times(runs),
+        "accepted": {str(count): counts[count] for count in sorted(counts)},
+        "reached": reached(counts),
+        "phases_ms": phase_times(runs),
+        "greedy_turns": len(greedy),
+        "identical": sum(bool(each.identical(method, first)) for each in greedy),
+        "right": statistics.fmean(verdicts) if verdicts else None,
+        "measured_again": sum(method in each.turn.measured_again for each in answered),
+    }
+
+
+def ratio(answered: Sequence[Answered], method: str, other: str) -> dict[str, float]:
+    """Return the median over turns of the ratio of two methods' rates, with a 95 % interval."""
+    ratios = [each.rate(method) / each.rate(other) for each in answered]
+    low, high = interval(ratios)
+    return {"median": statistics.median(ratios), "low": low, "high": high}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return a 95 % interval of the median of some values (bootstrap)."""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(SAMPLES))
+    return medians[int(0.025 * SAMPLES)], medians[int(0.975 * SAMPLES) - 1]
+
+
+def is_noisy(speedup: Mapping[str, float]) -> bool:
+    """Return True if the interval of a speedup is too wide to rely on it."""
+    return speedup["high"] - speedup["low"] > WIDE * speedup["median"]
+
+
+def token_times(runs: Sequence[Run]) -> dict[str, float] | None:
+    """Return the time of a token in milliseconds at the 50th and the 95th percentile.
+
+    The tokens of a step share its time.
+    """
+    times = sorted(
+        1000 * seconds / count
+        for run in runs
+        for seconds, count in zip(run.step_seconds, run.accepted, strict=False)
+        for _ in range(count)
+    )
+    if not times:
+        return None
+    return {"p50": times[len(times) // 2], "p95": times[int(0.95 * (len(times) - 1))]}
+
+
+def reached(counts: Mapping[int, int]) -> list[float]:
+    """Return for n = 2, 3, ... the share of steps that gave at least n tokens."""
+    steps = sum(counts.values())
+    return [
+        sum(number for count, number in counts.items() if count >= least) / steps
+        for least in range(2, max(counts, default=1) + 1)
+    ]
+
+
+def phase_times(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the mean time of each phase of a step in milliseconds."""
+    steps = sum(run.steps for run in runs if run.phases)
+    totals: Counter[str] = Counter()
+    for run in runs:
+        totals.update(run.phases)
+    return {name: 1000 * seconds / steps for name, seconds in totals.items()} if steps else {}

@@ -1,0 +1,105 @@
+"""Decoding methods by the names that `medusa bench --method` takes.
+
+A name may have options after commas: `medusa,nodes=64`, `draft=FOLDER,gamma=4`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..core.acceptance import Typical
+from ..core.tree import CandidateTree
+from ..loading import MedusaModel
+from .methods import LOOKUP, METHODS, Method, transformers_run
+
+GAMMA = 5
+"""Default number of tokens that a draft model proposes."""
+NODES, ACCEPTANCE, GAMMA_OPTION = "nodes", "acceptance", "gamma"
+ACCEPTANCES = ("typical", "rejection")
+OPTIONS: dict[str, tuple[str, ...]] = {"medusa": (NODES, ACCEPTANCE), "draft": (GAMMA_OPTION,)}
+"""Options of methods."""
+OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "generate": {},
+    "prompt_lookup": {"prompt_lookup_num_tokens": LOOKUP},
+}
+"""Methods of transformers on weights as it loads them, and their arguments."""
+
+
+def method_of(spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedModel]) -> Method:
+    """Return the method that a name and its options describe.
+
+    Args:
+        spec: `plain`, `medusa`, `generate`, `prompt_lookup`, `generate_packed`,
+            `prompt_lookup_packed`, or `draft=MODEL`; `medusa` may have `nodes=N` and
+            `acceptance=typical|rejection`, `draft` may have `gamma=N`.
+        model: the model that is measured.
+        backbone: loads the backbone as transformers loads it, for transformers' own methods.
+
+    Raises:
+        ValueError: there is no such method or option, or a value is wrong; says what there is.
+    """
+    head, *rest = spec.split(",")
+    name, _, value = head.partition("=")
+    options = _options(spec, name, rest)
+    if name == "draft":
+        gamma = _number(spec, options.get(GAMMA_OPTION, str(GAMMA)))
+        return _transformers(backbone(), {"assistant_model": _assistant(spec, value, gamma)})
+    if name not in METHODS or value:
+        raise ValueError(
+            f"--method {spec}: there are {', '.join(METHODS)} and draft=MODEL, not {head}"
+        )
+    if name in OF_TRANSFORMERS:
+        return _transformers(backbone(), OF_TRANSFORMERS[name])
+    own = _medusa_arguments(spec, options, model) if options else {}
+    method = METHODS[name]
+    return lambda model, prompt, arguments: method(model, prompt, {**arguments, **own})
+
+
+def _options(spec: str, name: str, parts: list[str]) -> dict[str, str]:
+    found = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if option not in OPTIONS.get(name, ()) or not equals:
+            known = ", ".join(OPTIONS.get(name, ())) or "no options"
+            raise ValueError(f"--method {spec}: {name} has {known}, not {part}")
+        found[option] = value
+    return found
+
+
+def _number(spec: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--method {spec}: {text} is not a positive whole number")
+    return int(text)
+
+
+def _medusa_arguments(spec: str, options: dict[str, str], model: MedusaModel) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    if NODES in options:
+        nodes = _number(spec, options[NODES])
+        arguments["tree"] = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
+    if ACCEPTANCE in options:
+        if options[ACCEPTANCE] not in ACCEPTANCES:
+            raise ValueError(f"--method {spec}: acceptance is {' or '.join(ACCEPTANCES)}")
+        arguments["acceptance"] = Typical() if options[ACCEPTANCE] == "typical" else "auto"
+    return arguments
+
+
+def _transformers(base: PreTrainedModel, own: dict[str, Any]) -> Method:
+    """Return transformers' `generate` with arguments of its own."""
+    return lambda model, prompt, arguments: transformers_run(base, prompt, {**arguments, **own})
+
+
+def _assistant(spec: str, name: str, gamma: int) -> PreTrainedModel:
+    """Return a draft model that always proposes `gamma` tokens (the paper's appendix D)."""
+    if not name:
+        raise ValueError(f"--method {spec}: draft needs a model, draft=FOLDER or a hub id")
+    assistant: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    config = assistant.generation_config
+    if config is None:
+        raise ValueError(f"--method {spec}: {name} has no generation configuration")
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
+    config.assistant_confidence_threshold = 0.0
+    return assistant

@@ -1,0 +1,67 @@
+"""`medusa bench`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from medusa.cli import app
+
+runner = CliRunner()
+SHORT = ["--limit", "1", "--max-new-tokens", "8"]
+
+
+def run(*arguments):
+    return runner.invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_the_embedded_model_is_measured_and_a_run_resumes(tmp_path):
+    files = {name: tmp_path / name for name in ("records", "json", "markdown")}
+    outputs = [part for name, file in files.items() for part in (f"--{name}", file)]
+    result = run("demo", *SHORT, *outputs, "--method", "plain", "--method", "medusa")
+    assert result.exit_code == 0, result.output
+    assert "medusa is " in result.stdout
+    report = json.loads(files["json"].read_text())
+    own = report["figures"]["all"]["medusa"]
+    assert own["turns"] == own["identical"] == 6
+    assert own["tokens_per_step"] > 1.5
+    assert report["settings"]["suite"] == "tasks"
+    assert report["provenance"]["torch"]
+    text = files["markdown"].read_text()
+    assert "| medusa | " in text
+    assert text.startswith("# demo, tasks")
+
+    before = files["records"].read_bytes()
+    again = run("demo", *SHORT, *outputs, "--method", "plain", "--method", "medusa")
+    assert again.exit_code == 0, again.output
+    assert files["records"].read_bytes() == before, "nothing was answered again"
+    assert json.loads(files["json"].read_text())["figures"] == report["figures"]
+    other = run("demo", *SHORT, *outputs, "--method", "plain")
+    assert other.exit_code == 1
+    assert "other settings (methods)" in other.stderr
+
+
+def test_a_public_suite_has_turns_and_temperatures(tmp_path):
+    record = {"question_id": 1, "category": "writing", "turns": ["Sort 3, 1, 2.", "Again."]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(record) + "\n")
+    arguments = ["--suite", "mt-bench", "--data", tmp_path / "q.jsonl", "--max-new-tokens", "6"]
+    result = run("demo", *arguments, "--method", "plain", "--json", tmp_path / "a.json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+    assert figures["writing"]["plain"]["turns"] == 2
+    assert figures["writing"]["plain"]["greedy_turns"] == 0, "writing is sampled at 0.7"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "mt-bench"], "needs --data"),
+        (["--data", "x.jsonl"], "leave it out"),
+        (["--suite", "gsm8k", "--data", "x.jsonl"], "no file or folder x.jsonl"),
+        (["--method", "fast"], "there are plain, medusa"),
+    ],
+)
+def test_bad_options_say_what_to_do(arguments, said):
+    result = run("demo", *arguments)
+    assert result.exit_code != 0
+    assert said in " ".join(result.stderr.replace("│", "").split())
