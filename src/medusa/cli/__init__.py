@@ -1,5 +1,5 @@
 """The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `bench`, `train`, `distill`,
-`roofline`, `tree`.
+`roofline`, `plan`, `tree`.
 
 Each command has a module of its own: its options are dataclasses, and its function makes the
 options into calls of the library. Modules that load torch are imported inside these functions, so
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, calibrate, chat, demo, distill, generate, roofline, train, tree
+from . import bench, calibrate, chat, demo, distill, generate, plan, roofline, train, tree
 from .errors import reporting
 from .parameters import with_parameters
 from .streams import Commands
@@ -43,6 +43,7 @@ for command in (
     train.train,
     distill.distill,
     roofline.roofline,
+    plan.plan,
 ):
     app.command()(reporting(with_parameters(command)))
 trees.command()(reporting(with_parameters(tree.show)))
