@@ -40,6 +40,21 @@ def test_the_embedded_model_is_measured_and_a_run_resumes(tmp_path):
     assert other.exit_code == 1
     assert "other settings (methods)" in other.stderr
 
+    changed = run("compare", files["json"], files["json"])
+    assert changed.exit_code == 0, changed.output
+    assert "no certain change" in changed.stdout
+    assert "higher" not in changed.stdout
+
+
+def test_the_command_run_need_not_be_named(tmp_path):
+    named = run("run", "demo", *SHORT, "--method", "plain")
+    assert named.exit_code == 0, named.output
+    assert "compare" in run("--help").stdout
+    assert "--suite" in run("run", "--help").stdout
+    missing = run("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert missing.exit_code == 1
+    assert "a.json" in missing.stderr
+
 
 def test_a_public_suite_has_turns_and_temperatures(tmp_path):
     record = {"question_id": 1, "category": "writing", "turns": ["Sort 3, 1, 2.", "Again."]}

@@ -16,7 +16,7 @@ import typer
 from . import bench, calibrate, chat, demo, distill, generate, plan, roofline, train, tree
 from .errors import reporting
 from .parameters import with_parameters
-from .streams import Commands
+from .streams import Commands, RunByDefault
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -33,13 +33,20 @@ trees = typer.Typer(
     help="Show and draw candidate trees.", no_args_is_help=True, context_settings=SETTINGS
 )
 app.add_typer(trees, name="tree")
+benches = typer.Typer(
+    cls=RunByDefault,
+    help="Compare ways of decoding on a suite of questions. `medusa bench MODEL` is short for "
+    "`medusa bench run MODEL`.",
+    no_args_is_help=True,
+    context_settings=SETTINGS,
+)
+app.add_typer(benches, name="bench")
 
 for command in (
     demo.demo,
     generate.generate,
     chat.chat,
     calibrate.calibrate,
-    bench.bench,
     train.train,
     distill.distill,
     roofline.roofline,
@@ -47,6 +54,8 @@ for command in (
 ):
     app.command()(reporting(with_parameters(command)))
 trees.command()(reporting(with_parameters(tree.show)))
+benches.command()(reporting(with_parameters(bench.run)))
+benches.command()(reporting(with_parameters(bench.compare)))
 
 
 def main() -> None:

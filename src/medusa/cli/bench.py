@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .options import ModelOptions, length_option, temperature_option
-from .parameters import option
+from .parameters import argument, option
 
 DEFAULT_METHODS = ("plain", "medusa", "generate")
 
@@ -69,11 +69,26 @@ class BenchOutputs:
     )
 
 
-def bench(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> None:
+def run(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> None:
     """Answer questions by several methods in turn, and compare their speed and their answers.
 
     Each suite sets its temperatures; --temperature is for suites that do not.
     """
-    from .bench_run import run
+    from .bench_run import run as answer
 
-    run(options, outputs, model)
+    answer(options, outputs, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of `medusa bench compare`."""
+
+    before: Path = argument("Report of a run (--json of `medusa bench`)", "A.json")
+    after: Path = argument("Report of another run", "B.json")
+
+
+def compare(options: CompareOptions) -> None:
+    """Show what changed between two reports, with 95 % intervals over the turns of both."""
+    from .bench_changes import show
+
+    show(options.before, options.after)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .. import files
 from ..evaluation.bench import Bench, BenchSettings
-from ..evaluation.bench_report import ALL, is_noisy, report
+from ..evaluation.bench_report import ALL, is_noisy, report, turns_of
 from ..evaluation.diagnosis import diagnosis
 from ..evaluation.prompts import task_questions
 from ..evaluation.records import QuestionRecord, records_file
@@ -61,7 +61,7 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     title = f"{chosen.model}, {options.suite}"
     show(found, list(dict.fromkeys(sentences)), title)
     content: dict[str, Any] = {"provenance": provenance(), "settings": described}
-    content |= {"figures": found, "diagnosis": sentences}
+    content |= {"figures": found, "turns": turns_of(records), "diagnosis": sentences}
     if outputs.json is not None:
         files.write_json(outputs.json, content, indent=1)
         note(f"written to {outputs.json}")

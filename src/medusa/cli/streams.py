@@ -36,6 +36,15 @@ class Commands(TyperGroup):
             finish(failed)
 
 
+class RunByDefault(TyperGroup):
+    """A group of commands whose command `run` need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
 def prepare() -> None:
     """Make the three standard streams usable.
 

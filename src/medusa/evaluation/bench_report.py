@@ -79,6 +79,22 @@ def report(records: Sequence[QuestionRecord]) -> dict[str, dict[str, dict[str, A
     }
 
 
+def turns_of(records: Iterable[QuestionRecord]) -> list[dict[str, Any]]:
+    """Return for each turn the tokens a second and the tokens a step of each method."""
+    found = []
+    for record in records:
+        for number, each in enumerate(Answered.of([record])):
+            methods = {
+                name: {
+                    "tokens_per_second": each.rate(name),
+                    "tokens_per_step": runs[0].tokens / max(1, runs[0].steps),
+                }
+                for name, runs in each.runs.items()
+            }
+            found.append({"question": record.question, "turn": number, "methods": methods})
+    return found
+
+
 def grouped(
     answered: Sequence[Answered], key: Callable[[Answered], str]
 ) -> dict[str, list[Answered]]:
