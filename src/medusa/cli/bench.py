@@ -67,6 +67,11 @@ class BenchOutputs:
     markdown: Path | None = option(
         "File for the report as Markdown; by default none", default=None, metavar="FILE"
     )
+    figures: Path | None = option(
+        "Folder for figures of speeds and speedups (needs matplotlib); by default none",
+        default=None,
+        metavar="FOLDER",
+    )
 
 
 def run(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> None:

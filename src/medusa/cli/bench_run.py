@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from .. import files
+from ..calibration.drawing import check_library, save
 from ..evaluation.bench import Bench, BenchSettings
+from ..evaluation.bench_figures import draw_all
 from ..evaluation.bench_report import ALL, is_noisy, report, turns_of
 from ..evaluation.diagnosis import diagnosis
 from ..evaluation.prompts import task_questions
@@ -37,9 +39,7 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
         ValueError: the questions, a method or the file of records is not as it should be.
     """
     questions = read_questions(options)
-    for file in (outputs.records, outputs.json, outputs.markdown):
-        if file is not None:
-            files.check_writable(file)
+    check_outputs(outputs)
     names = tuple(dict.fromkeys(options.method or DEFAULT_METHODS))
     model, tokenizer = load(chosen, all_heads=True)
     backbone = cache(lambda: find(chosen).load_backbone().eval())
@@ -62,6 +62,21 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     show(found, list(dict.fromkeys(sentences)), title)
     content: dict[str, Any] = {"provenance": provenance(), "settings": described}
     content |= {"figures": found, "turns": turns_of(records), "diagnosis": sentences}
+    write(outputs, content, title)
+
+
+def check_outputs(outputs: BenchOutputs) -> None:
+    """Check that all files of the results can be written, before anything is measured."""
+    for file in (outputs.records, outputs.json, outputs.markdown):
+        if file is not None:
+            files.check_writable(file)
+    if outputs.figures is not None:
+        check_library()
+        files.check_writable(outputs.figures, folder=True)
+
+
+def write(outputs: BenchOutputs, content: Mapping[str, Any], title: str) -> None:
+    """Write the report to the files that the options name."""
     if outputs.json is not None:
         files.write_json(outputs.json, content, indent=1)
         note(f"written to {outputs.json}")
@@ -69,6 +84,11 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
         with files.replacing(outputs.markdown) as beside:
             beside.write_text(markdown(content, title), encoding="utf-8")
         note(f"written to {outputs.markdown}")
+    if outputs.figures is not None:
+        outputs.figures.mkdir(parents=True, exist_ok=True)
+        for name, figure in draw_all(content["figures"]).items():
+            save(figure, outputs.figures / f"{name}.png")
+        note(f"drawn in {outputs.figures}")
 
 
 def read_questions(options: BenchOptions) -> list[Question]:

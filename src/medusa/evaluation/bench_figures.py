@@ -1,0 +1,122 @@
+"""Figures of `medusa bench` in the form of the paper's figures 3, 7 and 8.
+
+Drawing needs matplotlib (`pip install 'medusa-decoding[plots]'`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..calibration.drawing import new_figure
+from .bench_report import ALL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Figures by group and method, as of `bench_report.report`."""
+PLAIN = "plain"
+GAMMA = re.compile(r"draft=(?P<draft>[^,]+),gamma=(?P<gamma>\d+)")
+CONTEXT = "context "
+"""How the names of groups by length begin."""
+
+
+def draw_all(found: Figures) -> dict[str, Figure]:
+    """Return the figures that a report allows, by the name of their files.
+
+    Raises:
+        ImportError: matplotlib is not installed, or does not work.
+    """
+    drawn = {"speeds": draw_speeds(found)}
+    if PLAIN in found[ALL] and len(found[ALL]) > 1 and len(categories(found)) > 1:
+        drawn["categories"] = draw_categories(found)
+    if sweeps(found):
+        drawn["gamma"] = draw_gamma(found)
+    return drawn
+
+
+def categories(found: Figures) -> list[str]:
+    """Return the names of the categories."""
+    return [name for name in found if name != ALL and not name.startswith(CONTEXT)]
+
+
+def draw_speeds(found: Figures) -> Figure:
+    """Return tokens a second by method, with the speedup over plain decoding (figures 3 and 8)."""
+    own = found[ALL]
+    figure = new_figure(7, 1.2 + 0.45 * len(own))
+    axes = figure.add_subplot()
+    speeds = [figures["tokens_per_second"] for figures in own.values()]
+    bars = axes.barh(
+        list(own), speeds, 0.6, color=["0.6" if name == PLAIN else "C0" for name in own]
+    )
+    labels = [
+        f"{figures['speedup_over'][PLAIN]['median']:.2f}x"
+        if PLAIN in figures["speedup_over"]
+        else ""
+        for figures in own.values()
+    ]
+    axes.bar_label(bars, labels, padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("tokens a second, prefill included (median over turns)")
+    return figure
+
+
+def draw_categories(found: Figures) -> Figure:
+    """Return the speedup over plain decoding by category and method (figure 3, right)."""
+    names, methods = categories(found), [name for name in found[ALL] if name != PLAIN]
+    figure = new_figure(1.5 + 0.35 * len(names) * (1 + len(methods)), 3.6)
+    axes = figure.add_subplot()
+    width = 0.8 / len(methods)
+    for place, method in enumerate(methods):
+        at = [number + width * place for number in range(len(names))]
+        speedups = [found[name][method]["speedup_over"][PLAIN] for name in names]
+        heights = [speedup["median"] for speedup in speedups]
+        errors = [
+            [speedup["median"] - speedup["low"] for speedup in speedups],
+            [speedup["high"] - speedup["median"] for speedup in speedups],
+        ]
+        axes.bar(at, heights, 0.92 * width, yerr=errors, label=method, error_kw={"lw": 0.8})
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks([number + 0.4 - width / 2 for number in range(len(names))], names, fontsize=9)
+    axes.tick_params(axis="x", rotation=30)
+    axes.set_ylabel("speed / plain decoding")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def sweeps(found: Figures) -> dict[str, dict[int, float]]:
+    """Return tokens a second by gamma for each draft model that several gammas were tried with."""
+    by_draft: dict[str, dict[int, float]] = {}
+    for name, figures in found[ALL].items():
+        if match := GAMMA.fullmatch(name):
+            speeds = by_draft.setdefault(match["draft"], {})
+            speeds[int(match["gamma"])] = figures["tokens_per_second"]
+    return {draft: speeds for draft, speeds in by_draft.items() if len(speeds) > 1}
+
+
+def draw_gamma(found: Figures) -> Figure:
+    """Return the speed of speculative decoding by the number of draft tokens (figure 7)."""
+    figure = new_figure(6, 3.6)
+    axes = figure.add_subplot()
+    for draft, speeds in sweeps(found).items():
+        gammas = sorted(speeds)
+        axes.plot(gammas, [speeds[each] for each in gammas], marker="o", label=f"draft {draft}")
+        axes.set_xticks(gammas)
+    for name, figures in levels(found).items():
+        style = ":" if name == PLAIN else "--"
+        colour = "0.5" if name == PLAIN else None
+        axes.axhline(figures["tokens_per_second"], linestyle=style, color=colour, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("draft tokens (gamma)")
+    axes.set_ylabel("tokens a second")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def levels(found: Figures) -> dict[str, Mapping[str, Any]]:
+    """Return the methods without a gamma, which are drawn as lines."""
+    shown: Sequence[str] = [name for name in found[ALL] if not name.startswith("draft=")]
+    return {name: found[ALL][name] for name in shown}

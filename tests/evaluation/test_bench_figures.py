@@ -1,0 +1,37 @@
+"""Figures of `medusa bench`."""
+
+import pytest
+
+from medusa.evaluation.bench_figures import draw_all, sweeps
+
+pytest.importorskip("matplotlib")
+
+
+def figures(speed, plain=10.0):
+    ratio = speed / plain
+    return {
+        "tokens_per_second": speed,
+        "speedup_over": {"plain": {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio}},
+    }
+
+
+def found(**methods):
+    own = {"plain": {"tokens_per_second": 10.0, "speedup_over": {}}}
+    own |= {name: figures(speed) for name, speed in methods.items()}
+    return {"all": own, "math": own, "code": own, "context up to 256": own}
+
+
+def test_each_report_gives_the_figures_that_it_allows():
+    assert list(draw_all(found())) == ["speeds"]
+    assert list(draw_all(found(medusa=20.0))) == ["speeds", "categories"]
+    sweep = {f"draft=tiny,gamma={gamma}": 10.0 + gamma for gamma in (2, 4)}
+    assert list(draw_all(found(medusa=20.0, **sweep))) == ["speeds", "categories", "gamma"]
+    assert sweeps(found(**sweep)) == {"tiny": {2: 12.0, 4: 14.0}}
+
+
+def test_bars_are_labelled_with_their_speedup():
+    axes = draw_all(found(medusa=25.0))["speeds"].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["", "2.50x"]
+    drawn = draw_all(found(medusa=25.0, generate=9.0))["categories"].axes[0]
+    assert [text.get_text() for text in drawn.get_xticklabels()] == ["math", "code"]
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["medusa", "generate"]
