@@ -10,37 +10,32 @@ tree of 64 nodes, and sampled with rejection and with typical acceptance, in tur
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
+import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from medusa.core.tree import CandidateTree
+from medusa.data.prompts import encode
 from medusa.demo import smollm2
-from medusa.evaluation.measure import Comparison, Prompt, Totals, compare
-from medusa.evaluation.methods import Method, medusa, transformers_run
-from medusa.evaluation.report import figures
+from medusa.evaluation.bench import Bench, BenchSettings, run_bench
+from medusa.evaluation.bench_report import Answered, figures, grouped
+from medusa.evaluation.methods import METHODS, Method, medusa, transformers_run
+from medusa.evaluation.suites import Question, read_suite
 from medusa.loading import MedusaModel, NamedModel, load
-from medusa.text import encode_text
 
 from .gguf_files import write_gguf
 from .harness import argument_parser, new_report, parse_arguments, publish_for_device
 from .llama_cpp import LlamaCpp
 
+PLAIN = "plain"
 MEDUSA = "Medusa"
 TEMPERATURE = 0.7
 """Temperature of sampled answers."""
@@ -54,20 +49,14 @@ TYPES = ("q8_0", "f16", "bf16")
 """Other types of weights that llama.cpp runs on."""
 
 
-def questions(tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None) -> list[Prompt]:
+def questions(file: str, limit: int | None) -> list[Question]:
     """Return the first turns of MT-Bench's questions, one of each category in turn.
 
     Args:
         limit: number of questions of each category; None is all.
     """
-    by_category: dict[str, list[Prompt]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        question = json.loads(line)
-        category, text = question["category"], question["turns"][0]
-        prompt = Prompt(category, text, encode_text(tokenizer, text))
-        by_category.setdefault(category, []).append(prompt)
-    turns = itertools.zip_longest(*(prompts[:limit] for prompts in by_category.values()))
-    return [prompt for turn in turns for prompt in turn if prompt is not None]
+    found = read_suite("mt-bench", file, limit)
+    return [dataclasses.replace(each, later=(), temperature=None) for each in found]
 
 
 def large_tree(model: MedusaModel) -> CandidateTree:
@@ -76,96 +65,58 @@ def large_tree(model: MedusaModel) -> CandidateTree:
 
 
 @torch.inference_mode()
-def divergences(model: MedusaModel, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def divergences(
+    bench: Bench, asked: Sequence[Question], answered: Sequence[Answered]
+) -> list[dict[str, Any]]:
     """Return where Medusa's greedy answers leave those of plain decoding, and by what margin.
 
     The margin is the difference between the model's logits of the two tokens there. Where it is
     within the rounding of the dtype, rounding explains the difference.
     """
-    found = []
-    for comparison in comparisons:
-        plain, drafted = (comparison.runs[name][0].ids for name in ("plain", MEDUSA))
+    found, model = [], bench.model
+    for question, each in zip(asked, answered, strict=True):
+        plain, drafted = (each.runs[name][0].ids for name in (PLAIN, MEDUSA))
         pairs = enumerate(zip(plain, drafted, strict=False))
         place = next((place for place, (one, other) in pairs if one != other), None)
         if place is None:
             continue
-        answer = torch.tensor([plain[:place]], dtype=torch.long)
-        text = torch.cat([comparison.prompt.ids, answer], 1)
+        text = torch.tensor([[*encode(bench.tokenizer, question.messages), *plain[:place]]])
         logits = model.base_logits(model.hidden_states(text)[0, -1]).float()
         margin = float((logits[plain[place]] - logits[drafted[place]]).abs())
-        found.append({"category": comparison.prompt.category, "token": place, "margin": margin})
+        found.append({"category": each.category, "token": place, "margin": margin})
     return found
 
 
-def rows_of(
-    method: str, temperature: float, answers: Sequence[Comparison], with_others: int
-) -> list[dict[str, Any]]:
-    """Return a row for all prompts and one for each category.
-
-    Args:
-        with_others: number of the first answers in which other libraries took part; speedups over
-            them are of these.
-    """
-    comparisons = [as_medusa(each, method) for each in answers]
-    found = by_category(comparisons, greedy=not temperature)
-    beside = by_category(comparisons[:with_others], greedy=not temperature)
-    return [
-        {
-            "method": method,
-            "temperature": temperature,
-            "category": category,
-            "tokens_per_step": summary["acceleration_rate"],
-            "tokens_per_second": summary["tokens_per_second_with_prefill"]["medusa"],
-            "speedup_over_plain": summary["speedup_over_plain_with_prefill"],
-            "speedup_over_plain_spread": summary["speedup_over_plain_with_prefill_spread"],
-            "speedup_over_generate": speedup_over(GENERATE, beside.get(category)),
-            "over_llama_cpp_q4_1": speedup_over(Q4_1, beside.get(category)),
-            "identical": summary["identical_prompts"],
-            "prompts": summary["prompts"],
-            "first_token_ms": summary["first_token_ms"],
-            "overhead": summary["overhead"],
-            "step_ms": summary["step_ms"],
-            "plain_step_ms": summary["plain_step_ms"],
-        }
-        for category, summary in found.items()
-    ]
+def rows_of(method: str, temperature: float, answered: Sequence[Answered]) -> list[dict[str, Any]]:
+    """Return a row for all turns that a method answered, and one for each category."""
+    own = [each for each in answered if method in each.runs]
+    groups = {"all": own, **grouped(own, lambda each: each.category)}
+    return [row(method, temperature, name, turns) for name, turns in groups.items()]
 
 
-def as_medusa(answers: Comparison, method: str) -> Comparison:
-    """Return the runs without other ways of Medusa decoding; those of `method` are "medusa"."""
-    runs = {name: runs for name, runs in answers.runs.items() if not name.startswith("Medusa")}
-    return Comparison(answers.prompt, {**runs, "medusa": answers.runs[method]})
-
-
-def by_category(comparisons: Sequence[Comparison], greedy: bool) -> dict[str, dict[str, Any]]:
-    """Return the figures of all prompts ("all") and of each category; nothing of no prompts."""
-    if not comparisons:
-        return {}
-    found = figures(comparisons, greedy=greedy)
-    return {"all": found["totals"], **found["categories"]}
-
-
-def speedup_over(method: str, summary: Mapping[str, Any] | None) -> float | None:
-    """Return Medusa's speedup over a method, prefill included; None if it did not take part."""
-    return None if summary is None else summary.get(f"speedup_over_{method}_with_prefill")
-
-
-def rows_of_others(names: Sequence[str], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return a row for each method that is not Medusa: its speed over plain decoding."""
-    totals = Totals(list(comparisons))
-    plain = totals.rate_with_prefill("plain")
-    return [
-        {
-            "method": name,
-            "temperature": 0.0,
-            "category": "all",
-            "tokens_per_second": totals.rate_with_prefill(name),
-            "speedup_over_plain": totals.rate_with_prefill(name) / plain,
-            "prompts": len(comparisons),
-            "first_token_ms": {name: 1000 * totals.first_token_seconds(name)},
-        }
-        for name in names
-    ]
+def row(
+    method: str, temperature: float, category: str, turns: Sequence[Answered]
+) -> dict[str, Any]:
+    """Return the figures of a method in a category, under the names of the published results."""
+    found = figures(turns, method)
+    speedups = {name: each["median"] for name, each in found["speedup_over"].items()}
+    spread = found["speedup_over"].get(PLAIN)
+    of_model = method.startswith(MEDUSA)
+    return {
+        "method": method,
+        "temperature": temperature,
+        "category": category,
+        "tokens_per_step": found["tokens_per_step"],
+        "tokens_per_second": found["tokens_per_second"],
+        "speedup_over_plain": speedups.get(PLAIN),
+        "speedup_over_plain_interval": spread and [spread["low"], spread["high"]],
+        "speedup_over_generate": speedups.get(GENERATE),
+        "over_llama_cpp_q4_1": speedups.get(Q4_1),
+        "identical": found["identical"] if of_model and not temperature else None,
+        "prompts": found["turns"],
+        "first_token_ms": found["first_token_ms"],
+        "step_ms": found["step_ms"],
+    }
 
 
 def llama_cpps(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, LlamaCpp]:
@@ -192,35 +143,16 @@ def way(**own: Any) -> Method:
     return lambda model, prompt, arguments: medusa(model, prompt, {**arguments, **own})
 
 
-def measure(
-    model: MedusaModel,
-    prompts: Sequence[Prompt],
-    arguments: dict[str, Any],
-    ways: Mapping[str, Method],
-    others: Mapping[str, Method],
-    with_others: int,
-    console: Console,
-    repeats: int,
-) -> list[Comparison]:
-    """Return the answers of plain decoding, of ways of Medusa decoding and of other methods.
-
-    All take turns on each prompt.
-
-    Args:
-        arguments: keyword arguments of `generate`, the same for all.
-        others: slow methods and those of other libraries.
-        with_others: number of the first prompts that `others` answer, too.
-    """
-    compared = partial(compare, model, arguments=arguments, methods=("plain",))
-    everything = {**ways, **others}
-    for _ in compared(prompts=prompts[:2], others=everything, repeats=1):
-        pass  # a warm-up, which does not count
-    first, rest = prompts[:with_others], prompts[with_others:]
-    answers = itertools.chain(
-        compared(prompts=first, others=everything, repeats=repeats),
-        compared(prompts=rest, others=ways, repeats=repeats),
-    )
-    return list(track(answers, ", ".join(ways), total=len(prompts), console=console))
+def answers(
+    benches: Sequence[tuple[Bench, Sequence[Question]]],
+    file: Path | None,
+    described: Mapping[str, Any],
+) -> list[Answered]:
+    """Return the answered questions of benches; those in the file are not answered again."""
+    records = []
+    for bench, asked in benches:
+        records += run_bench(bench, asked, file, described)
+    return Answered.of(records)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -243,7 +175,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 def parse_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--questions", type=Path, required=True, help="MT-Bench's question.jsonl")
+    parser.add_argument("--questions", required=True, help="MT-Bench's question.jsonl")
+    parser.add_argument("--records", type=Path, help="folder from which a stopped run resumes")
     parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
     parser.add_argument(
         "--others-limit",
@@ -269,46 +202,6 @@ def parse_options() -> argparse.Namespace:
     return parse_arguments(parser)
 
 
-def greedy_rows(
-    model: MedusaModel, prompts: Sequence[Prompt], options: argparse.Namespace, console: Console
-) -> list[dict[str, Any]]:
-    """Return the rows of greedy decoding: Medusa, plain decoding and the others."""
-    arguments = {"do_sample": False, "max_new_tokens": options.max_new_tokens}
-    categories = {each.category for each in prompts}
-    beside = len(categories) * options.others_limit if options.others_limit else len(prompts)
-    large = f"{MEDUSA}, {LARGE} nodes"
-    with tempfile.TemporaryDirectory() as folder:
-        libraries: dict[str, Any] = {GENERATE: transformers_method()}
-        if options.llama_cpp is not None:
-            libraries |= llama_cpps(options, Path(folder), console)
-        others = {large: way(tree=large_tree(model)), **libraries}
-        answers = measure(
-            *(model, prompts, arguments, {MEDUSA: way()}, others, beside, console),
-            repeats=options.repeats,
-        )
-        for method in libraries.values():
-            getattr(method, "close", lambda: None)()
-    rows = rows_of(MEDUSA, 0.0, answers, beside)
-    rows[0]["divergences"] = divergences(model, answers)
-    rows += rows_of_others(["plain"], answers)
-    rows += rows_of_others(list(libraries), answers[:beside])
-    return rows + rows_of(large, 0.0, answers[:beside], beside)
-
-
-def sampled_rows(
-    model: MedusaModel, prompts: Sequence[Prompt], options: argparse.Namespace, console: Console
-) -> list[dict[str, Any]]:
-    """Return the rows of sampling with typical acceptance and with rejection."""
-    arguments = {
-        "do_sample": True,
-        "temperature": TEMPERATURE,
-        "max_new_tokens": options.max_new_tokens,
-    }
-    ways = {f"{MEDUSA}, {name}": way(acceptance=name) for name in ("typical", "rejection")}
-    answers = measure(model, prompts, arguments, ways, {}, 0, console, repeats=options.repeats)
-    return [row for name in ways for row in rows_of(name, TEMPERATURE, answers, 0)]
-
-
 def main() -> None:
     """Run the benchmark."""
     options, console = parse_options(), Console(stderr=True)
@@ -316,14 +209,64 @@ def main() -> None:
     named = NamedModel.find(heads, smollm2.fetch(say=console.print), dtype=options.dtype)
     how = {"prepack": options.prepack, "compiled": options.compile}
     model, tokenizer = load(named, all_heads=True, **how)
-    prompts = questions(tokenizer, options.questions, options.limit)
-    rows = greedy_rows(model, prompts, options, console)
+    new_bench = partial(Bench, model, tokenizer)
+    rows = greedy_rows(new_bench, options, console)
     if not options.greedy_only:
-        rows += sampled_rows(model, prompts, options, console)
+        rows += sampled_rows(new_bench, options)
     dtype = str(model.dtype).removeprefix("torch.")
     report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
     kind = "-".join(filter(None, ("smollm2", dtype, options.prepack)))
     publish_for_device(options, report, kind, table(rows))
+
+
+def greedy_rows(
+    new_bench: Callable[..., Bench], options: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
+    """Return the rows of greedy decoding: Medusa, plain decoding and the others."""
+    asked = questions(options.questions, options.limit)
+    categories = {each.category for each in asked}
+    beside = len(categories) * options.others_limit if options.others_limit else len(asked)
+    settings = BenchSettings(options.max_new_tokens, rounds=options.repeats)
+    ours = {PLAIN: METHODS["plain"], MEDUSA: way()}
+    with tempfile.TemporaryDirectory() as folder:
+        libraries: dict[str, Any] = {GENERATE: transformers_method()}
+        if options.llama_cpp is not None:
+            libraries |= llama_cpps(options, Path(folder), console)
+        few = new_bench(ours, settings)
+        large = {f"{MEDUSA}, {LARGE} nodes": way(tree=large_tree(few.model))}
+        all_methods = new_bench({**ours, **large, **libraries}, settings)
+        answered = answers(
+            [(all_methods, asked[:beside]), (few, asked[beside:])],
+            *records_of(options, "greedy"),
+        )
+        for method in libraries.values():
+            getattr(method, "close", lambda: None)()
+    rows = [row for name in all_methods.methods for row in rows_of(name, 0.0, answered)]
+    medusa_row = next(row for row in rows if row["method"] == MEDUSA)
+    medusa_row["divergences"] = divergences(few, asked, answered)
+    return rows
+
+
+def sampled_rows(
+    new_bench: Callable[..., Bench], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of sampling: plainly, with typical acceptance and with rejection."""
+    asked = questions(options.questions, options.limit)
+    settings = BenchSettings(options.max_new_tokens, TEMPERATURE, options.repeats)
+    ways = {f"{MEDUSA}, {name}": way(acceptance=name) for name in ("typical", "rejection")}
+    bench = new_bench({PLAIN: METHODS["plain"], **ways}, settings)
+    answered = answers([(bench, asked)], *records_of(options, "sampled"))
+    return [row for name in bench.methods for row in rows_of(name, TEMPERATURE, answered)]
+
+
+def records_of(options: argparse.Namespace, kind: str) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file of records of a kind of answers, and what they have in common."""
+    described = {
+        name: str(getattr(options, name))
+        for name in ("questions", "max_new_tokens", "dtype", "prepack", "compile", "heads")
+    }
+    folder = options.records
+    return None if folder is None else folder / f"{kind}.jsonl", described
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,16 +11,14 @@ from rich.table import Table
 
 from .. import files
 from ..calibration.drawing import check_library, save
-from ..evaluation.bench import Bench, BenchSettings
+from ..evaluation.bench import Bench, BenchSettings, run_bench
 from ..evaluation.bench_figures import draw_all
 from ..evaluation.bench_report import ALL, is_noisy, report, turns_of
 from ..evaluation.diagnosis import diagnosis
 from ..evaluation.prompts import task_questions
-from ..evaluation.records import QuestionRecord, records_file
 from ..evaluation.specs import method_of
 from ..evaluation.suites import Question, read_suite
 from ..hardware.provenance import device_name, provenance
-from ..training.progress import progress
 from .bench import DEFAULT_METHODS, BenchOptions, BenchOutputs
 from .models import find, load
 from .options import ModelOptions
@@ -49,7 +45,7 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     )
     described = describe(options, chosen, names)
     bench = Bench(model, tokenizer, methods, settings)
-    records = answer(bench, questions, outputs.records, described)
+    records = run_bench(bench, questions, outputs.records, described, note)
     found = report(records)
     device = device_name(model.device)
     sentences = [
@@ -117,26 +113,6 @@ def describe(options: BenchOptions, chosen: ModelOptions, names: Sequence[str]) 
         "rounds": options.rounds,
         "seed": options.seed,
     }
-
-
-def answer(
-    bench: Bench, questions: Sequence[Question], file: Path | None, settings: Mapping[str, Any]
-) -> list[QuestionRecord]:
-    """Return a record of each question; those in the file are not answered again."""
-    with ExitStack() as stack:
-        kept = None if file is None else stack.enter_context(records_file(file, settings))
-        done = {} if kept is None else dict(kept.records)
-        left = [(number, each) for number, each in enumerate(questions) if each.id not in done]
-        if left:
-            bench.answer(left[0][1], left[0][0])  # a warm-up, which does not count
-        advance = stack.enter_context(progress("answering", len(left), "questions", note))
-        for number, question in left:
-            record = bench.answer(question, number)
-            done[record.question] = record
-            if kept is not None:
-                kept.append(record)
-            advance(1)
-    return [done[question.id] for question in questions]
 
 
 COLUMNS = (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from ..data.prompts import encode
 from ..data.turns import Messages
 from ..loading import MedusaModel
+from ..training.progress import progress
 from .checks import Check
 from .measure import Prompt, compare
 from .methods import Method, Run
-from .records import QuestionRecord, RunRecord, TurnRecord
+from .records import QuestionRecord, RunRecord, TurnRecord, records_file
 from .suites import Question
 
 STALL = 5.0
@@ -128,6 +131,41 @@ class Bench:
     def _run(self, method: Method, ids: Tensor, arguments: dict[str, Any], seed: int) -> Run:
         torch.manual_seed(seed)
         return method(self.model, ids, arguments)
+
+
+def run_bench(
+    bench: Bench,
+    questions: Sequence[Question],
+    file: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[QuestionRecord]:
+    """Return a record of each question; those in a file of records are not answered again.
+
+    The first question that is left is answered once before, as a warm-up that does not count.
+
+    Args:
+        file: file of records, which gets the new ones.
+        settings: what all its records have in common.
+        say: prints a line of progress; by default to standard error.
+
+    Raises:
+        ValueError: the file has other settings, or a line in it is broken.
+    """
+    with ExitStack() as stack:
+        kept = None if file is None else stack.enter_context(records_file(file, settings or {}))
+        done = {} if kept is None else dict(kept.records)
+        left = [(number, each) for number, each in enumerate(questions) if each.id not in done]
+        if left:
+            bench.answer(left[0][1], left[0][0])
+        advance = stack.enter_context(progress("answering", len(left), "questions", say))
+        for number, question in left:
+            record = bench.answer(question, number)
+            done[record.question] = record
+            if kept is not None:
+                kept.append(record)
+            advance(1)
+    return [done[question.id] for question in questions]
 
 
 def rotated(methods: Mapping[str, Method], number: int) -> dict[str, Method]:

@@ -114,7 +114,10 @@ def context_group(tokens: int) -> str:
 
 
 def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
-    """Return the figures of a method over some turns."""
+    """Return the figures of a method over some turns.
+
+    Speedups over methods that did not answer all of them are of the turns that they answered.
+    """
     runs = [run for each in answered for run in each.runs[method]]
     steps = [seconds for run in runs for seconds in run.step_seconds]
     counts = Counter(count for run in runs for count in run.accepted)
@@ -127,7 +130,9 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
         "tokens_per_step": sum(run.tokens for run in runs) / max(1, sum(run.steps for run in runs)),
         "tokens_per_second": statistics.median(each.rate(method) for each in answered),
         "speedup_over": {
-            other: ratio(answered, method, other) for other in answered[0].runs if other != method
+            other: ratio([each for each in answered if other in each.runs], method, other)
+            for other in dict.fromkeys(name for each in answered for name in each.runs)
+            if other != method
         },
         "first_token_ms": 1000 * statistics.median(run.prefill_seconds for run in runs),
         "total_seconds": statistics.median(run.total_seconds for run in runs),
