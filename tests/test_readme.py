@@ -13,6 +13,7 @@ from test_layout import LAYERS, PACKAGE
 
 from medusa import demo
 from medusa.cli import app
+from medusa.cli.streams import RunByDefault
 from medusa.demo import smollm2
 from medusa.demo.tasks import CATEGORIES, make_task
 
@@ -157,7 +158,9 @@ def check_medusa(arguments: list[str]) -> None:
     """Check that a subcommand and its options exist."""
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        command = command.commands[arguments.pop(0)]
+        runs_by_default = isinstance(command, RunByDefault)
+        named = not runs_by_default or arguments[0] in command.commands
+        command = command.commands[arguments.pop(0) if named else "run"]
     options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
     given = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
     assert given <= options, given - options
