@@ -86,6 +86,21 @@ def test_sampled_answers_can_be_repeated(demo):
     assert ids[0] == ids[1] != ids[2]
 
 
+def test_thresholds_and_greedy_acceptance_at_a_temperature(demo):
+    names = [
+        "medusa,acceptance=greedy",
+        "medusa,acceptance=typical,epsilon=1,delta=0.999",
+        "medusa,acceptance=typical,epsilon=0",
+    ]
+    bench = bench_of(demo, names, temperature=1.0)
+    (turn,) = bench.answer(task_questions(1)[0], 0).turns
+    greedy, strict, lax = (rounds[0] for rounds in turn.runs.values())
+    plain = bench_of(demo, ["plain"]).answer(task_questions(1)[0], 0).turns[0].runs["plain"][0]
+    assert greedy.ids == plain.ids
+    assert lax.ids != plain.ids, "with epsilon 0 every possible token passes"
+    assert len(strict.ids) == len(plain.ids)
+
+
 def test_the_order_of_methods_rotates():
     methods = dict.fromkeys("abc", METHODS["plain"])
     assert list(rotated(methods, 4)) == ["b", "c", "a"]
@@ -114,9 +129,11 @@ def test_a_run_with_a_stall_is_measured_again():
         ("fast", "there are plain, medusa, generate"),
         ("plain=3", "there are plain"),
         ("plain,nodes=3", "plain has no options, not nodes=3"),
-        ("medusa,node=3", "medusa has nodes, acceptance, not node=3"),
+        ("medusa,node=3", "medusa has nodes, acceptance, epsilon, delta, not node=3"),
         ("medusa,nodes=many", "many is not a positive whole number"),
-        ("medusa,acceptance=greedy", "acceptance is typical or rejection"),
+        ("medusa,acceptance=fast", "acceptance is one of typical, rejection, greedy"),
+        ("medusa,epsilon=0.1", "epsilon and delta are for acceptance=typical"),
+        ("medusa,acceptance=typical,epsilon=2", "2 is not a number from 0 to 1"),
         ("draft", "draft needs a model"),
     ],
 )

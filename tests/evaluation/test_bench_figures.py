@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa.evaluation.bench_figures import draw_all, sweeps
+from medusa.evaluation.bench_figures import draw_all, sweeps, thresholds
 
 pytest.importorskip("matplotlib")
 
@@ -11,12 +11,14 @@ def figures(speed, plain=10.0):
     ratio = speed / plain
     return {
         "tokens_per_second": speed,
+        "tokens_per_step": speed / 10,
+        "right": 0.5,
         "speedup_over": {"plain": {"median": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio}},
     }
 
 
 def found(**methods):
-    own = {"plain": {"tokens_per_second": 10.0, "speedup_over": {}}}
+    own = {"plain": {**figures(10.0), "speedup_over": {}}}
     own |= {name: figures(speed) for name, speed in methods.items()}
     return {"all": own, "math": own, "code": own, "context up to 256": own}
 
@@ -26,6 +28,9 @@ def test_each_report_gives_the_figures_that_it_allows():
     assert list(draw_all(found(medusa=20.0))) == ["speeds", "categories"]
     sweep = {f"draft=tiny,gamma={gamma}": 10.0 + gamma for gamma in (2, 4)}
     assert list(draw_all(found(medusa=20.0, **sweep))) == ["speeds", "categories", "gamma"]
+    typical = {f"medusa,acceptance=typical,epsilon={each}": 20.0 for each in (0.2, 0.05)}
+    assert list(thresholds(found(**typical))) == [0.05, 0.2]
+    assert "thresholds" in draw_all(found(medusa=12.0, **typical))
     assert sweeps(found(**sweep)) == {"tiny": {2: 12.0, 4: 14.0}}
 
 

@@ -38,7 +38,7 @@ class BenchOptions:
     method: list[str] | None = option(
         "A method to compare; may be repeated: plain, medusa, generate, prompt_lookup, "
         "generate_packed, prompt_lookup_packed or draft=MODEL. Options follow after commas: "
-        "medusa,nodes=64 medusa,acceptance=typical draft=MODEL,gamma=4",
+        "medusa,nodes=64 medusa,acceptance=typical,epsilon=0.1 draft=MODEL,gamma=4",
         default=None,
         show_default=", ".join(DEFAULT_METHODS),
     )

@@ -1,4 +1,4 @@
-"""Figures of `medusa bench` in the form of the paper's figures 3, 7 and 8.
+"""Figures of `medusa bench` in the form of the paper's figures 3, 5, 7 and 8.
 
 Drawing needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 """
@@ -19,6 +19,7 @@ Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Figures by group and method, as of `bench_report.report`."""
 PLAIN = "plain"
 GAMMA = re.compile(r"draft=(?P<draft>[^,]+),gamma=(?P<gamma>\d+)")
+EPSILON = re.compile(r"epsilon=(?P<epsilon>[\d.]+)")
 CONTEXT = "context "
 """How the names of groups by length begin."""
 
@@ -34,6 +35,8 @@ def draw_all(found: Figures) -> dict[str, Figure]:
         drawn["categories"] = draw_categories(found)
     if sweeps(found):
         drawn["gamma"] = draw_gamma(found)
+    if len(thresholds(found)) > 1:
+        drawn["thresholds"] = draw_thresholds(found)
     return drawn
 
 
@@ -112,6 +115,45 @@ def draw_gamma(found: Figures) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("draft tokens (gamma)")
     axes.set_ylabel("tokens a second")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def thresholds(found: Figures) -> dict[float, Mapping[str, Any]]:
+    """Return the figures of typical acceptance by its threshold epsilon, in ascending order."""
+    by_epsilon = {
+        float(match["epsilon"]): figures
+        for name, figures in found[ALL].items()
+        if (match := EPSILON.search(name))
+    }
+    return dict(sorted(by_epsilon.items()))
+
+
+def draw_thresholds(found: Figures) -> Figure:
+    """Return tokens a step and right answers by threshold, beside other acceptances (figure 5).
+
+    Without checked answers, tokens a second stand in place of the right ones.
+    """
+    figure = new_figure(6, 4)
+    axes = figure.add_subplot()
+    checked = all(figures["right"] is not None for figures in found[ALL].values())
+
+    def place(figures: Mapping[str, Any]) -> tuple[float, float]:
+        height = 100 * figures["right"] if checked else figures["tokens_per_second"]
+        return figures["tokens_per_step"], height
+
+    own = thresholds(found)
+    axes.plot(*zip(*map(place, own.values()), strict=True), marker="o", label="typical acceptance")
+    for epsilon, figures in own.items():
+        axes.annotate(
+            f"{epsilon:g}", place(figures), fontsize=7, xytext=(3, 4), textcoords="offset points"
+        )
+    for name, figures in found[ALL].items():
+        if not EPSILON.search(name):
+            axes.plot(*place(figures), "*", markersize=10, label=name)
+    axes.set_xlabel("tokens a step")
+    axes.set_ylabel("right answers, %" if checked else "tokens a second")
+    axes.set_title("numbers at the curve: epsilon", fontsize=9)
     axes.legend(fontsize=8)
     return figure
 

@@ -5,6 +5,7 @@ A name may have options after commas: `medusa,nodes=64`, `draft=FOLDER,gamma=4`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,13 @@ from .methods import LOOKUP, METHODS, Method, transformers_run
 
 GAMMA = 5
 """Default number of tokens that a draft model proposes."""
-NODES, ACCEPTANCE, GAMMA_OPTION = "nodes", "acceptance", "gamma"
-ACCEPTANCES = ("typical", "rejection")
-OPTIONS: dict[str, tuple[str, ...]] = {"medusa": (NODES, ACCEPTANCE), "draft": (GAMMA_OPTION,)}
+NODES, ACCEPTANCE, EPSILON, DELTA = "nodes", "acceptance", "epsilon", "delta"
+GAMMA_OPTION = "gamma"
+ACCEPTANCES = ("typical", "rejection", "greedy")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "medusa": (NODES, ACCEPTANCE, EPSILON, DELTA),
+    "draft": (GAMMA_OPTION,),
+}
 """Options of methods."""
 OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "generate": {},
@@ -33,8 +38,9 @@ def method_of(spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedMo
 
     Args:
         spec: `plain`, `medusa`, `generate`, `prompt_lookup`, `generate_packed`,
-            `prompt_lookup_packed`, or `draft=MODEL`; `medusa` may have `nodes=N` and
-            `acceptance=typical|rejection`, `draft` may have `gamma=N`.
+            `prompt_lookup_packed`, or `draft=MODEL`. `medusa` may have `nodes=N` and
+            `acceptance=typical|rejection|greedy`, typical acceptance `epsilon=X` and `delta=X`,
+            and `draft` may have `gamma=N`. Greedy acceptance decodes greedily at any temperature.
         model: the model that is measured.
         backbone: loads the backbone as transformers loads it, for transformers' own methods.
 
@@ -75,15 +81,32 @@ def _number(spec: str, text: str) -> int:
     return int(text)
 
 
+def _share(spec: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(f"--method {spec}: {text} is not a number from 0 to 1")
+    return share
+
+
 def _medusa_arguments(spec: str, options: dict[str, str], model: MedusaModel) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if NODES in options:
         nodes = _number(spec, options[NODES])
         arguments["tree"] = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
-    if ACCEPTANCE in options:
-        if options[ACCEPTANCE] not in ACCEPTANCES:
-            raise ValueError(f"--method {spec}: acceptance is {' or '.join(ACCEPTANCES)}")
-        arguments["acceptance"] = Typical() if options[ACCEPTANCE] == "typical" else "auto"
+    acceptance = options.get(ACCEPTANCE)
+    if acceptance not in (None, *ACCEPTANCES):
+        raise ValueError(f"--method {spec}: acceptance is one of {', '.join(ACCEPTANCES)}")
+    thresholds = {name: _share(spec, options[name]) for name in (EPSILON, DELTA) if name in options}
+    if thresholds and acceptance != "typical":
+        raise ValueError(f"--method {spec}: epsilon and delta are for acceptance=typical")
+    if acceptance == "typical":
+        epsilon = thresholds.get(EPSILON, Typical.epsilon)
+        arguments["acceptance"] = Typical(epsilon, thresholds.get(DELTA))
+    if acceptance == "greedy":
+        arguments |= {"do_sample": False, "temperature": None}
     return arguments
 
 
