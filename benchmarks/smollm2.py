@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from medusa.core.tree import CandidateTree
-from medusa.data.prompts import encode
 from medusa.demo import smollm2
 from medusa.evaluation.bench import Bench, BenchSettings, run_bench
 from medusa.evaluation.bench_report import Answered, figures, grouped
+from medusa.evaluation.certificate import certificate
 from medusa.evaluation.methods import METHODS, Method, medusa, transformers_run
 from medusa.evaluation.suites import Question, read_suite
 from medusa.loading import MedusaModel, NamedModel, load
@@ -62,29 +61,6 @@ def questions(file: str, limit: int | None) -> list[Question]:
 def large_tree(model: MedusaModel) -> CandidateTree:
     """Return the tree of `LARGE` nodes that the heads' accuracies predict to be the best."""
     return CandidateTree.from_accuracies(model.calibration.accuracies, LARGE)
-
-
-@torch.inference_mode()
-def divergences(
-    bench: Bench, asked: Sequence[Question], answered: Sequence[Answered]
-) -> list[dict[str, Any]]:
-    """Return where Medusa's greedy answers leave those of plain decoding, and by what margin.
-
-    The margin is the difference between the model's logits of the two tokens there. Where it is
-    within the rounding of the dtype, rounding explains the difference.
-    """
-    found, model = [], bench.model
-    for question, each in zip(asked, answered, strict=True):
-        plain, drafted = (each.runs[name][0].ids for name in (PLAIN, MEDUSA))
-        pairs = enumerate(zip(plain, drafted, strict=False))
-        place = next((place for place, (one, other) in pairs if one != other), None)
-        if place is None:
-            continue
-        text = torch.tensor([[*encode(bench.tokenizer, question.messages), *plain[:place]]])
-        logits = model.base_logits(model.hidden_states(text)[0, -1]).float()
-        margin = float((logits[plain[place]] - logits[drafted[place]]).abs())
-        found.append({"category": each.category, "token": place, "margin": margin})
-    return found
 
 
 def rows_of(method: str, temperature: float, answered: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -141,18 +117,6 @@ def transformers_method() -> Method:
 def way(**own: Any) -> Method:
     """Return Medusa decoding with arguments of its own."""
     return lambda model, prompt, arguments: medusa(model, prompt, {**arguments, **own})
-
-
-def answers(
-    benches: Sequence[tuple[Bench, Sequence[Question]]],
-    file: Path | None,
-    described: Mapping[str, Any],
-) -> list[Answered]:
-    """Return the answered questions of benches; those in the file are not answered again."""
-    records = []
-    for bench, asked in benches:
-        records += run_bench(bench, asked, file, described)
-    return Answered.of(records)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -235,15 +199,17 @@ def greedy_rows(
         few = new_bench(ours, settings)
         large = {f"{MEDUSA}, {LARGE} nodes": way(tree=large_tree(few.model))}
         all_methods = new_bench({**ours, **large, **libraries}, settings)
-        answered = answers(
-            [(all_methods, asked[:beside]), (few, asked[beside:])],
-            *records_of(options, "greedy"),
-        )
+        kept = records_of(options, "greedy")
+        records = [
+            *run_bench(all_methods, asked[:beside], *kept),
+            *run_bench(few, asked[beside:], *kept),
+        ]
         for method in libraries.values():
             getattr(method, "close", lambda: None)()
+    answered = Answered.of(records)
     rows = [row for name in all_methods.methods for row in rows_of(name, 0.0, answered)]
     medusa_row = next(row for row in rows if row["method"] == MEDUSA)
-    medusa_row["divergences"] = divergences(few, asked, answered)
+    medusa_row["certificate"] = certificate(few.model, records, MEDUSA, PLAIN)
     return rows
 
 
@@ -255,7 +221,7 @@ def sampled_rows(
     settings = BenchSettings(options.max_new_tokens, TEMPERATURE, options.repeats)
     ways = {f"{MEDUSA}, {name}": way(acceptance=name) for name in ("typical", "rejection")}
     bench = new_bench({PLAIN: METHODS["plain"], **ways}, settings)
-    answered = answers([(bench, asked)], *records_of(options, "sampled"))
+    answered = Answered.of(run_bench(bench, asked, *records_of(options, "sampled")))
     return [row for name in bench.methods for row in rows_of(name, TEMPERATURE, answered)]
 
 

@@ -51,7 +51,7 @@ def test_all_methods_answer_all_turns_and_continue_the_same_text(demo):
     record = bench.answer(question, 0)
     assert (record.question, record.category, len(record.turns)) == ("q", "c", 2)
     first, second = record.turns
-    assert second.prompt_tokens > first.prompt_tokens + len(first.runs["plain"][0].ids)
+    assert len(second.prompt) > len(first.prompt) + len(first.runs["plain"][0].ids)
     for turn in record.turns:
         assert list(turn.runs) == ["plain", "medusa", "medusa,nodes=3"]
         assert all(len(rounds) == 2 for rounds in turn.runs.values())
@@ -187,7 +187,7 @@ def record_of(question="a", category="c", temperature=0.0, **runs):
         for name, rounds in runs.items()
     }
     turn = TurnRecord(
-        prompt_tokens=10, temperature=temperature, runs=recorded, right={}, measured_again=[]
+        prompt=[1] * 10, temperature=temperature, runs=recorded, right={}, measured_again=[]
     )
     return QuestionRecord(question=question, category=category, turns=[turn])
 
@@ -243,7 +243,7 @@ def test_totals_are_medians_of_ratios_so_that_one_stall_makes_no_figure():
 def test_figures_are_grouped_by_category_and_context():
     one = record_of("a", "x", plain=[run_of()])
     other = record_of("b", "y", temperature=0.7, plain=[run_of()])
-    long = TurnRecord(**{**other.turns[0].model_dump(), "prompt_tokens": 3000})
+    long = TurnRecord(**{**other.turns[0].model_dump(), "prompt": [1] * 3000})
     found = report([one, QuestionRecord(question="b", category="y", turns=[long])])
     assert list(found) == [ALL, "x", "y", "context up to 256", "context up to 4,096"]
     assert found["y"]["plain"]["greedy_turns"] == 0

@@ -14,6 +14,7 @@ from ..calibration.drawing import check_library, save
 from ..evaluation.bench import Bench, BenchSettings, run_bench
 from ..evaluation.bench_figures import draw_all
 from ..evaluation.bench_report import ALL, is_noisy, report, turns_of
+from ..evaluation.certificate import certificate
 from ..evaluation.diagnosis import diagnosis
 from ..evaluation.prompts import task_questions
 from ..evaluation.specs import method_of
@@ -58,7 +59,23 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     show(found, list(dict.fromkeys(sentences)), title)
     content: dict[str, Any] = {"provenance": provenance(), "settings": described}
     content |= {"figures": found, "turns": turns_of(records), "diagnosis": sentences}
+    content["certificates"] = {
+        name: certificate(model, records, name, "plain")
+        for name in names
+        if name.startswith("medusa") and "plain" in names
+    }
+    sentences += certificate_sentences(content["certificates"])
     write(outputs, content, title)
+
+
+def certificate_sentences(certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what the certificates say of answers that differ from plain decoding's."""
+    return [
+        f"{name}: the answers that differ leave plain decoding where the model's logits of the two "
+        f"tokens are at most {max(each['margin'] for each in found['divergences']):.3g} apart."
+        for name, found in certificates.items()
+        if found["divergences"]
+    ]
 
 
 def check_outputs(outputs: BenchOutputs) -> None:

@@ -91,7 +91,7 @@ class Bench:
             for name, rounds in runs.items()
         }
         turn = TurnRecord(
-            prompt_tokens=ids.shape[1],
+            prompt=ids[0].tolist(),
             temperature=temperature,
             runs={name: [_record(run) for run in rounds] for name, rounds in runs.items()},
             right={} if check is None else {name: check(text) for name, text in texts.items()},

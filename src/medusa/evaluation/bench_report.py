@@ -70,7 +70,7 @@ def report(records: Sequence[QuestionRecord]) -> dict[str, dict[str, dict[str, A
     """
     answered = Answered.of(records)
     groups = {ALL: answered, **grouped(answered, lambda each: each.category)}
-    lengths = grouped(answered, lambda each: context_group(each.turn.prompt_tokens))
+    lengths = grouped(answered, lambda each: context_group(len(each.turn.prompt)))
     if len(lengths) > 1:
         groups |= lengths
     return {

@@ -44,13 +44,13 @@ class TurnRecord(Schema):
     """A turn of a question, answered by all methods.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, with the turns before.
+        prompt: token ids of the prompt, with the turns before.
         runs: by method, one for each round.
         right: by method, the verdict of the question's checker on the first round's answer.
         measured_again: methods of which a run was stalled and was measured again.
     """
 
-    prompt_tokens: int
+    prompt: list[int]
     temperature: float
     runs: dict[str, list[RunRecord]]
     right: dict[str, bool]
