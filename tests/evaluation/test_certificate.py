@@ -27,7 +27,7 @@ def test_a_divergence_has_its_place_and_the_margin_of_the_two_logits():
     prompt = varied_prompt("llama")[0].tolist()
     ids = model.base.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
     plain = ids[0, len(prompt) :].tolist()
-    logits = model.base(ids).logits[0, len(prompt) - 1 : -1]
+    logits = model.base(ids).logits[0, len(prompt) - 1 : -1].detach()
     second = int(logits[5].topk(2).indices[1])
     other = [*plain[:5], second, 1, 2]
 
