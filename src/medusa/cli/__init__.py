@@ -56,6 +56,7 @@ for command in (
 trees.command()(reporting(with_parameters(tree.show)))
 benches.command()(reporting(with_parameters(bench.run)))
 benches.command()(reporting(with_parameters(bench.compare)))
+benches.command()(reporting(with_parameters(bench.judge)))
 
 
 def main() -> None:

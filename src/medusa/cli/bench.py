@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .distill import ServerOptions
 from .options import ModelOptions, length_option, temperature_option
 from .parameters import argument, option
 
@@ -82,6 +83,38 @@ def run(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> No
     from .bench_run import run as answer
 
     answer(options, outputs, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Options of `medusa bench judge`."""
+
+    records: Path = argument(
+        "Records of a run on MT-Bench (--records of `medusa bench`)", "RECORDS"
+    )
+    data: str = option("MT-Bench's questions: FastChat's question.jsonl", metavar="FILE")
+    prompts: str = option("The judge's prompts: FastChat's judge_prompts.jsonl", metavar="FILE")
+    references: str | None = option(
+        "Reference answers of mathematics, reasoning and code: FastChat's reference_answer/gpt-4"
+        ".jsonl; by default none, which these categories do not allow",
+        default=None,
+        metavar="FILE",
+    )
+    judge: str = option("Name of the judge on the server", default="gpt-4")
+    method: list[str] | None = option(
+        "Method whose answers are graded; may be repeated; by default all", default=None
+    )
+    output: Path = option(
+        "File for the judge's answers, as JSON lines; the same command resumes", "--output", "-o"
+    )
+    json: Path | None = option("File for the ratings as JSON; by default none", default=None)
+
+
+def judge(options: JudgeOptions, server: ServerOptions) -> None:
+    """Let a language model behind a server grade answers of MT-Bench, from 1 to 10."""
+    from .bench_judge import judge as grade
+
+    grade(options, server)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,20 @@ def records_file(path: Path, settings: Mapping[str, Any]) -> Iterator[RecordsFil
             yield RecordsFile(path, file, records)
 
 
+def read_records_file(path: Path) -> tuple[dict[str, Any], list[QuestionRecord]]:
+    """Return the settings and the records of a file, without an unfinished last line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no record, or a line in it is broken.
+    """
+    first, *rest = path.read_bytes().rpartition(b"\n")[0].splitlines() or [b""]
+    known = parse_json(first, SettingsLine, f"{path}, line 1", "the line").settings
+    if not rest:
+        raise ValueError(f"{path} holds no answered question")
+    return known, _parsed(path, rest)
+
+
 def _read(path: Path, settings: Mapping[str, Any]) -> list[QuestionRecord]:
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
@@ -121,9 +135,13 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[QuestionRecord]:
         raise ValueError(
             f"{path} was begun with other settings ({', '.join(different)}): take another --output"
         )
+    return _parsed(path, rest)
+
+
+def _parsed(path: Path, lines: Sequence[bytes]) -> list[QuestionRecord]:
     return [
         parse_json(line, QuestionRecord, f"{path}, line {number}", "the line")
-        for number, line in enumerate(rest, start=2)
+        for number, line in enumerate(lines, start=2)
     ]
 
 
