@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .harness import ROOT
 FOLDER = ROOT / "docs" / "figures"
 SHOWN = ("Medusa", "Medusa, 64 nodes")
 """Methods whose tokens a step are drawn."""
+SIZE = re.compile(r"recipe|data [x/] \d+")
+"""Variants that differ only in the size of the data."""
 
 
 def draw_categories(report: dict[str, Any], file: Path) -> None:
@@ -39,7 +42,7 @@ def draw_categories(report: dict[str, Any], file: Path) -> None:
     for axes, title in ((steps, "tokens a step"), (speeds, "tokens a second / plain decoding")):
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10)
-    steps.legend(fontsize=8)
+    steps.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2)
     figure.savefig(file, dpi=120)
 
 
@@ -47,7 +50,7 @@ def draw_data_sizes(report: dict[str, Any], file: Path) -> None:
     """Draw the heads' accuracies over the number of tokens that they were trained on."""
     figure = new_figure(6, 3.6)
     axes = figure.subplots()
-    sizes = [row for row in report["rows"] if row["variant"].startswith(("recipe", "data"))]
+    sizes = [row for row in report["rows"] if SIZE.fullmatch(row["variant"])]
     sizes.sort(key=lambda row: row["tokens"])
     tokens = [row["tokens"] for row in sizes]
     for head in range(len(sizes[0]["accuracy"])):
