@@ -22,7 +22,7 @@ from ..hardware.operators import (
     ModelShape,
     intensity_table,
 )
-from ..hardware.provenance import provenance
+from ..hardware.provenance import provenance, this_device
 from ..hardware.roofline import FAMILIES, Point, fits, measure, settings
 from ..hardware.simulator import best_candidates, speedup
 from ..training.progress import progress
@@ -90,7 +90,7 @@ def show_measured(model: str, dtype: str, file: Path | None, png: Path | None) -
         files.check_writable(file)
     shape, kind = find_shape(model), getattr(torch, dtype)
     device = measured_device(kind)
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = this_device()
     grid = list(settings(BATCHES))
     chosen = [each for each in grid if fits(each, shape, device)]
     points, screen = [], console()

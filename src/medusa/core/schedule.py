@@ -120,7 +120,7 @@ class Rung:
 
 
 class History:
-    """What a model's last steps took and gave, by nodes; kept from one request to the next.
+    """Durations and tokens of a model's last steps, by nodes; kept from one request to the next.
 
     Attributes:
         tokens: average tokens that a step gave, or would have given, by nodes.

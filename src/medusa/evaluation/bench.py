@@ -34,7 +34,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What all answers of a benchmark have in common.
+    """Settings that all answers of a benchmark share.
 
     Attributes:
         max_new_tokens: maximum number of tokens of an answer.

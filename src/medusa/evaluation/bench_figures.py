@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.drawing import new_figure
-from .bench_report import ALL
+from .bench_report import ALL, categories
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,8 +20,6 @@ Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 PLAIN = "plain"
 GAMMA = re.compile(r"draft=(?P<draft>[^,]+),gamma=(?P<gamma>\d+)")
 EPSILON = re.compile(r"epsilon=(?P<epsilon>[\d.]+)")
-CONTEXT = "context "
-"""How the names of groups by length begin."""
 
 
 def draw_all(found: Figures) -> dict[str, Figure]:
@@ -38,11 +36,6 @@ def draw_all(found: Figures) -> dict[str, Figure]:
     if len(thresholds(found)) > 1:
         drawn["thresholds"] = draw_thresholds(found)
     return drawn
-
-
-def categories(found: Figures) -> list[str]:
-    """Return the names of the categories."""
-    return [name for name in found if name != ALL and not name.startswith(CONTEXT)]
 
 
 def draw_speeds(found: Figures) -> Figure:

@@ -23,6 +23,8 @@ WIDE = 0.15
 CONTEXTS = (256, 1024, 4096)
 """Upper ends of the groups of prompts by their length in tokens."""
 ALL = "all"
+CONTEXT = "context "
+"""Beginning of the names of groups by length."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,13 @@ def context_group(tokens: int) -> str:
     """Return the name of the group of prompts of a length."""
     for end in CONTEXTS:
         if tokens <= end:
-            return f"context up to {end:,}"
-    return f"context over {CONTEXTS[-1]:,}"
+            return f"{CONTEXT}up to {end:,}"
+    return f"{CONTEXT}over {CONTEXTS[-1]:,}"
+
+
+def categories(groups: Iterable[str]) -> list[str]:
+    """Return the categories among the names of groups."""
+    return [name for name in groups if name != ALL and not name.startswith(CONTEXT)]
 
 
 def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where greedy answers leave those of plain decoding, and whether rounding explains it.
+"""Certificates: greedy answers compared with plain decoding's, and the margins where they differ.
 
 Two ways of computing the same logits round differently. They choose different tokens only where the
 two best logits are closer than that; from there on the texts are different ones.

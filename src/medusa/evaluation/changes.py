@@ -1,4 +1,4 @@
-"""What changed between two reports of `medusa bench`."""
+"""Changes between two reports of `medusa bench`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from .sandbox import SECONDS, succeeds
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 MARK = "####"
-"""What stands before the result in GSM8K's answers."""
+"""Mark before the result in GSM8K's answers."""
 FENCED = re.compile(r"```(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in Markdown; the last one may lack its end."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.schedule import Calibration
-from .bench_report import ALL
+from .bench_report import ALL, categories
 
 GOOD = 1.5
 """Speedup over plain decoding that needs no diagnosis."""
@@ -86,14 +86,8 @@ def _why_few_tokens(found: Mapping[str, Mapping[str, Mapping[str, Any]]], method
             f"Acceptance: the first head's token is accepted in {shares[0]:.0%} of the steps"
             + (f", the second's in {shares[1]:.0%}." if len(shares) > 1 else ".")
         )
-    categories = {
-        name: figures[method]["tokens_per_step"]
-        for name, figures in found.items()
-        if name != ALL and not name.startswith("context ")
-    }
-    if len(categories) > 1:
-        worst = min(categories, key=lambda name: categories[name])
-        said.append(
-            f"The category with the fewest tokens a step is {worst} ({categories[worst]:.2f})."
-        )
+    rates = {name: found[name][method]["tokens_per_step"] for name in categories(found)}
+    if len(rates) > 1:
+        worst = min(rates, key=lambda name: rates[name])
+        said.append(f"The category with the fewest tokens a step is {worst} ({rates[worst]:.2f}).")
     return said

@@ -52,7 +52,7 @@ class Reference(Schema):
 
 @dataclass(frozen=True)
 class Grading:
-    """What a judge needs besides the answers.
+    """The prompts and the reference answers of a judge.
 
     Attributes:
         templates: the prompts for single answers, by name.

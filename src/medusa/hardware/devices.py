@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .operators import HALF, Work
-from .provenance import device_name
+from .provenance import device_name, this_device
 from .timing import timed
 
 STREAM_BYTES = 1 << 28
@@ -93,7 +93,7 @@ def find_device(name: str, dtype: torch.dtype = torch.bfloat16) -> Device:
 
 def measured_device(dtype: torch.dtype) -> Device:
     """Measure the memory bandwidth and the matrix rate of this machine's GPU or processor."""
-    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = this_device()
     return Device(
         device_name(kind), bandwidth(kind), matrix_rate(kind, dtype), memory(kind), dtype.itemsize
     )

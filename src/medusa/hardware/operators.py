@@ -17,7 +17,7 @@ HALF = 2
 
 @dataclass(frozen=True)
 class Work:
-    """What a product computes and moves.
+    """The operations of a product, and the numbers that it moves.
 
     Attributes:
         flops: floating-point operations; a multiplication and an addition are two.

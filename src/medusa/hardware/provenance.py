@@ -16,13 +16,18 @@ def provenance() -> dict[str, Any]:
     """Return date, device, threads, versions and commit, to be stored beside a figure."""
     return {
         "date": datetime.date.today().isoformat(),
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "device": device_name(this_device()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": _commit(),
     }
+
+
+def this_device() -> torch.device:
+    """Return the device that measurements of this machine run on: its GPU, else its processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:

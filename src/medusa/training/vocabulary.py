@@ -3,7 +3,6 @@
 All other tokens are left out of the softmax, and positions where one of them is the target are left
 out of the loss. With R tokens of V, the products with the heads' output layers cost R / V of what
 they cost over the whole vocabulary, in training as in decoding (`MedusaHeads.token_map`).
-
 """
 
 from __future__ import annotations
