@@ -32,6 +32,38 @@ def test_a_model_that_does_not_fit_is_said():
     assert "more than the device has" in result.stdout
 
 
+def trace(folder, **made):
+    """Write a tree file of a calibration on an H100, whose steps take 10 and 15 ms."""
+    content = {
+        "paths": [[0]],
+        "accuracies": [[0.5, 0.6]],
+        "latency": {"1": 10.0, "2": 15.0},
+        "made": {"device": "H100", "batch_size": 1, "contexts": [500, 1500], **made},
+    }
+    (folder / "medusa_tree.json").write_text(json.dumps(content))
+    return folder / "medusa_tree.json"
+
+
+def test_times_measured_on_the_device_stand_beside_the_predicted_ones(tmp_path):
+    written = tmp_path / "a.json"
+    result = run("7b", "--max-nodes", 2, "--trace", trace(tmp_path), "--json", written)
+    assert result.exit_code == 0, result.output
+    assert "measured 2 of these sizes on this device" in " ".join(result.stdout.split())
+    found = json.loads(written.read_text())
+    assert found["measured_ms"] == {"1": 10.0, "2": 15.0}
+    ratio = found["sizes"][1]["overhead"] / 1.5
+    assert f"are {ratio:.2f} to {ratio:.2f} times" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "made", [{"device": "A100"}, {"batch_size": 8}, {"contexts": [2000, 3000]}], ids=str
+)
+def test_times_measured_elsewhere_are_not_compared(tmp_path, made):
+    result = run("7b", "--max-nodes", 2, "--trace", trace(tmp_path, **made))
+    assert result.exit_code == 0, result.output
+    assert "measured" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

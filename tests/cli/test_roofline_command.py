@@ -5,8 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from medusa.calibration.plan import traced_acceleration
 from medusa.cli import app
-from medusa.hardware.operators import CANDIDATES, intensity_table
+from medusa.hardware.devices import DEVICES
+from medusa.hardware.operators import CANDIDATES, ModelShape, intensity_table
+from medusa.hardware.simulator import overhead
 
 runner = CliRunner()
 
@@ -49,6 +52,23 @@ def test_speedups_of_a_model_on_a_device(shape, tmp_path):
     assert {row["speedups"][0] for row in written["rows"]} == {1}
 
 
+def test_recorded_accuracies_replace_the_papers_logarithm_and_are_drawn(shape, tmp_path):
+    pytest.importorskip("matplotlib")
+    accuracies = [[0.5, 0.75], [0.5, 0.75]]
+    trace = tmp_path / "medusa_tree.json"
+    trace.write_text(json.dumps({"paths": [[0]], "accuracies": accuracies}))
+    files = {"--json": tmp_path / "a.json", "--png": tmp_path / "a.png", "--trace": trace}
+    result = run("--model", shape, *(part for pair in files.items() for part in pair))
+    assert result.exit_code == 0, result.output
+    assert files["--png"].read_bytes().startswith(b"\x89PNG")
+    plan = traced_acceleration(accuracies)
+    assert [plan(1), plan(2), plan(3)] == pytest.approx([1, 1.5, 1.75])
+    row = json.loads(files["--json"].read_text())["rows"][0]
+    place, config = DEVICES["A100-80GB-PCIe"], json.loads((shape / "config.json").read_text())
+    cost = overhead(ModelShape.of(config), place, 1, 16, 1024)
+    assert row["speedups"][1] == pytest.approx(plan(16) / cost)
+
+
 def test_products_are_measured_and_drawn(shape, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("medusa.hardware.devices.MATRIX_SIZE", {"cpu": 64, "cuda": 64})
@@ -69,8 +89,10 @@ def test_products_are_measured_and_drawn(shape, tmp_path, monkeypatch):
     [
         (["--model", "8b"], "8b is neither 7b, 13b, 33b nor a config.json"),
         (["--device", "Z80"], "unknown device Z80"),
-        (["--png", "a.png"], "add --measure"),
+        (["--table", "6", "--png", "a.png"], "leave out --measure and --png"),
         (["--table", "6", "--measure"], "leave out --measure"),
+        (["--measure", "--trace", "heads"], "leave out --measure"),
+        (["--trace", "nowhere"], "no such file or folder"),
         (["--table", "5"], "greater than or equal to 6"),
     ],
 )

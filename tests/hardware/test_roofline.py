@@ -9,7 +9,6 @@ from medusa.hardware.roofline import FAMILIES, Setting, fits, measure, product, 
 from medusa.hardware.simulator import (
     best_candidates,
     block_seconds,
-    interpolated_acceleration,
     paper_acceleration,
     speedup,
 )
@@ -93,9 +92,3 @@ def test_a_block_takes_the_time_of_its_products():
     assert block_seconds(LLAMA["7b"], A100, 2, 3, 100) == pytest.approx(
         sum(map(A100.seconds, works.values()))
     )
-
-
-def test_measured_acceleration_is_interpolated():
-    rate = interpolated_acceleration([1, 4, 16], [1.0, 2.0, 2.5])
-    assert [rate(count) for count in (1, 2, 4, 16, 99)] == pytest.approx([1, 1.5, 2, 2.5, 2.5])
-    assert rate(8) == pytest.approx(2.25)

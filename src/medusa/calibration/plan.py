@@ -6,7 +6,7 @@ and launches come on top. The speedup is therefore an upper limit, closest on la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.tree import CandidateTree
@@ -99,6 +99,19 @@ def plans(
         step = drafting + 1000 * device.seconds(shape.step(batch, nodes, context))
         found.append(Plan(tree, tree.expected(accuracies), plain, step, memory))
     return found
+
+
+def traced_acceleration(
+    accuracies: Sequence[Sequence[float]], max_nodes: int = MAX_NODES
+) -> Callable[[int], float]:
+    """Return a function from numbers of nodes to the tokens a step of the best tree of that size.
+
+    Args:
+        accuracies: [K][R] share of positions whose token is among head k's r + 1 best.
+        max_nodes: largest number of nodes that the function is called with.
+    """
+    largest = CandidateTree.from_accuracies(accuracies, max_nodes)
+    return lambda nodes: largest.most_likely(accuracies, nodes).expected(accuracies)
 
 
 def best(found: Sequence[Plan]) -> Plan:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import statistics
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.table import Table
 
 from ..calibration.plan import HeadsShape, Plan, best, plans
-from ..core.schedule import UNCALIBRATED
+from ..core.schedule import UNCALIBRATED, Calibration
 from ..hardware.devices import Device, find_device
 from .plan import PlanOptions
 from .roofline_view import find_shape, write
 from .streams import console
-from .tree_view import read_tree
+from .tree_view import read_trace
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Sizes of trees that are printed, besides the best one."""
@@ -29,7 +29,8 @@ def show(options: PlanOptions) -> None:
     """
     shape = find_shape(options.model)
     device = find_device(options.device, getattr(torch, options.dtype))
-    accuracies = read_accuracies(options.trace)
+    calibration = UNCALIBRATED if options.trace is None else read_trace(options.trace)
+    accuracies = [list(each) for each in calibration.accuracies]
     count = options.heads or len(accuracies)
     if count > len(accuracies):
         raise ValueError(
@@ -40,10 +41,10 @@ def show(options: PlanOptions) -> None:
         *(shape, device, accuracies[:count], heads),
         *(options.batch, options.context, options.max_nodes),
     )
-    chosen = best(found)
+    chosen, measured = best(found), measured_here(calibration, device, options)
     screen = console()
-    screen.print(table(found, chosen, device, options))
-    for sentence in sentences(chosen, device):
+    screen.print(table(found, chosen, measured, device, options))
+    for sentence in (*sentences(chosen, device), *errors(found, measured)):
         screen.print(sentence, highlight=False)
     write(
         options.json,
@@ -54,25 +55,24 @@ def show(options: PlanOptions) -> None:
             "context": options.context,
             "best": figures(chosen) | {"paths": [list(path) for path in chosen.tree.paths[1:]]},
             "sizes": [figures(each) for each in found],
+            "measured_ms": {str(nodes): measured[nodes] for nodes in sorted(measured)},
         },
     )
 
 
-def read_accuracies(trace: Path | None) -> list[list[float]]:
-    """Return accuracies [K][R] of heads or of a tree file; by default the published ones.
+def measured_here(
+    calibration: Calibration, device: Device, options: PlanOptions
+) -> dict[int, float]:
+    """Return measured milliseconds of a step by number of nodes, where they can be compared.
 
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: it holds no accuracies.
+    That is the case if the calibration was made on the device, with the batch and the context of
+    the plan.
     """
-    if trace is None:
-        return [list(each) for each in UNCALIBRATED.accuracies]
-    if not trace.exists():
-        raise FileNotFoundError(f"--trace {trace}: no such file or folder")
-    _, calibration = read_tree(str(trace))
-    if calibration is UNCALIBRATED:
-        raise ValueError(f"--trace {trace} holds no accuracies: medusa calibrate measures them")
-    return [list(each) for each in calibration.accuracies]
+    made = calibration.made
+    contexts = made.get("contexts") or [0]
+    same = made.get("device") == device.name and made.get("batch_size", 1) == options.batch
+    near = min(contexts) <= options.context <= 2 * max(contexts)
+    return dict(calibration.latency) if same and near else {}
 
 
 def figures(plan: Plan) -> dict[str, float]:
@@ -88,10 +88,17 @@ def figures(plan: Plan) -> dict[str, float]:
     }
 
 
-def table(found: Sequence[Plan], chosen: Plan, device: Device, options: PlanOptions) -> Table:
-    """Return a table of some sizes and the best one."""
+def table(
+    found: Sequence[Plan],
+    chosen: Plan,
+    measured: Mapping[int, float],
+    device: Device,
+    options: PlanOptions,
+) -> Table:
+    """Return a table of some sizes and the best one; measured times stand beside predicted ones."""
+    beside = ("measured ms", "measured overhead") if measured else ()
     shown = Table(
-        *("nodes", "depth", "tokens / step", "step ms", "overhead", "speedup"),
+        *("nodes", "depth", "tokens / step", "step ms", "overhead", "speedup", *beside),
         title=f"{options.model} on {device.name}, batch {options.batch}, "
         f"{options.context:,} tokens of context",
     )
@@ -104,8 +111,39 @@ def table(found: Sequence[Plan], chosen: Plan, device: Device, options: PlanOpti
                 f"{plan.step_ms:.2f}",
                 f"{plan.overhead:.2f}",
                 f"{plan.speedup:.2f}",
+                *measured_cells(len(plan.tree), measured),
             )
     return shown
+
+
+def measured_cells(nodes: int, measured: Mapping[int, float]) -> list[str]:
+    """Return the measured time and overhead of a size as texts; empty where it was not timed."""
+    if nodes not in measured:
+        return []
+    return [f"{measured[nodes]:.2f}", f"{measured[nodes] / measured[1]:.2f}"]
+
+
+def errors(found: Sequence[Plan], measured: Mapping[int, float]) -> list[str]:
+    """Return how far the predicted times are from measured ones, in words."""
+    timed = [plan for plan in found if len(plan.tree) in measured]
+    if not timed or not measured:
+        return []
+    times = [measured[len(plan.tree)] / plan.step_ms for plan in timed]
+    overheads = [
+        plan.overhead / (measured[len(plan.tree)] / measured[1])
+        for plan in timed
+        if len(plan.tree) > 1
+    ]
+    said = (
+        f"A calibration measured {len(timed)} of these sizes on this device: steps took "
+        f"{statistics.median(times):.2f} times as long as predicted (median)"
+    )
+    if not overheads:
+        return [f"{said}."]
+    return [
+        f"{said}, and predicted overheads are {min(overheads):.2f} to {max(overheads):.2f} times "
+        "the measured ones."
+    ]
 
 
 def sentences(plan: Plan, device: Device) -> list[str]:

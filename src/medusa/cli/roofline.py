@@ -35,18 +35,26 @@ class RooflineOptions:
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "Dtype of what is measured on this machine", default="bfloat16"
     )
+    trace: Path | None = option(
+        "Calibrated heads (folder) or their medusa_tree.json, whose accuracies give the tokens a "
+        "step of the predicted speedups; by default the paper's 1 + 0.477 ln(candidates)",
+        default=None,
+        metavar="FOLDER|FILE",
+    )
     json: Path | None = option("File for the figures as JSON; by default none", default=None)
     png: Path | None = option(
-        "File for the figure of --measure as PNG; by default none", default=None
+        "File for a figure of the predicted speedups, or of what --measure measured, as PNG; by "
+        "default none",
+        default=None,
     )
 
 
 def roofline(options: RooflineOptions) -> None:
     """Show what memory bandwidth and matrix rate allow: intensities, speedups and roofs."""
-    if options.png is not None and not options.measure:
-        raise typer.BadParameter("--png draws what --measure measures: add --measure")
-    if options.measure and options.table is not None:
-        raise typer.BadParameter("--table is computed, not measured: leave out --measure")
+    if options.table is not None and (options.measure or options.png is not None):
+        raise typer.BadParameter("--table prints a table: leave out --measure and --png")
+    if options.trace is not None and (options.measure or options.table is not None):
+        raise typer.BadParameter("--trace is for predicted speedups: leave out --measure, --table")
     from . import roofline_view as view
 
     if options.table is not None:
@@ -54,4 +62,7 @@ def roofline(options: RooflineOptions) -> None:
     elif options.measure:
         view.show_measured(options.model, options.dtype, options.json, options.png)
     else:
-        view.show_speedups(options.model, options.device, options.dtype, options.json)
+        view.show_speedups(
+            *(options.model, options.device, options.dtype),
+            *(options.trace, options.json, options.png),
+        )

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from .. import files
-from ..calibration.drawing import check_library, new_figure, save
+from ..calibration.drawing import check_library, save
+from ..calibration.plan import traced_acceleration
 from ..hardware.devices import Device, find_device, measured_device
 from ..hardware.operators import (
     BATCHES,
@@ -24,17 +25,17 @@ from ..hardware.operators import (
 )
 from ..hardware.provenance import provenance, this_device
 from ..hardware.roofline import FAMILIES, Point, fits, measure, settings
-from ..hardware.simulator import best_candidates, speedup
+from ..hardware.simulator import Acceleration, best_candidates, paper_acceleration, speedup
 from ..training.progress import progress
 from .progress import say
+from .roofline_figures import PHASES, draw_measured, draw_predicted, of_kind
 from .streams import console, note
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .tree_view import read_trace
 
 SETTINGS = [(1, 1024), *((batch, 1024) for batch in BATCHES[1:]), *((4, s) for s in LENGTHS)]
 """Batches and contexts of the paper's figures 21 to 23."""
-MARKERS = {"prefill": "s", "decoding": "o", "medusa": "^"}
+LARGEST_TREE = 256
+"""Maximum number of candidates that is looked at."""
 
 
 def show_table(number: int, file: Path | None) -> None:
@@ -56,8 +57,21 @@ def show_table(number: int, file: Path | None) -> None:
     write(file, {"columns": list(CANDIDATES), "rows": {str(row): found[row] for row in found}})
 
 
-def show_speedups(model: str, device: str, dtype: str, file: Path | None) -> None:
-    """Print the speedups that a device's roof allows, by batch and context."""
+def show_speedups(
+    model: str, device: str, dtype: str, trace: Path | None, file: Path | None, png: Path | None
+) -> None:
+    """Print and draw the speedups that a device's roof allows, by batch and context.
+
+    Args:
+        trace: heads whose accuracies give the acceleration rate; None takes the paper's logarithm.
+    """
+    check_outputs(file, png)
+    acceleration: Acceleration = (
+        paper_acceleration
+        if trace is None
+        else traced_acceleration(read_trace(trace).accuracies, LARGEST_TREE)
+    )
+    rate = "1 + 0.477 ln n" if trace is None else f"that of {trace}"
     shape, place = find_shape(model), find_device(device, getattr(torch, dtype))
     screen = console()
     screen.print(
@@ -67,27 +81,28 @@ def show_speedups(model: str, device: str, dtype: str, file: Path | None) -> Non
     )
     shown = Table(
         *("batch", "context", *(str(count) for count in CANDIDATES), "best"),
-        title=f"Predicted speedup by candidates, {model} (acceleration rate 1 + 0.477 ln n)",
+        title=f"Predicted speedup by candidates, {model} (acceleration rate: {rate})",
     )
     rows = []
     for batch, context in SETTINGS:
-        speedups = [speedup(shape, place, batch, count, context) for count in CANDIDATES]
-        best, most = best_candidates(shape, place, batch, context, range(1, 257))
+        at = (shape, place, batch)
+        speedups = [speedup(*at, count, context, acceleration) for count in CANDIDATES]
+        counts = range(1, LARGEST_TREE + 1)
+        best, most = best_candidates(*at, context, counts, acceleration)
         cells = (f"{each:.2f}" for each in speedups)
         shown.add_row(str(batch), f"{context:,}", *cells, f"{best} ({most:.2f})")
         rows.append({"batch": batch, "context": context, "speedups": speedups, "best": best})
     screen.print(shown)
     described = {"model": model, "device": place.name, "columns": list(CANDIDATES)}
-    write(file, {"provenance": provenance(), **described, "rows": rows})
+    write(file, {"provenance": provenance(), **described, "acceleration": rate, "rows": rows})
+    if png is not None:
+        save(draw_predicted(shape, place, acceleration, f"{model} on {place.name}"), png, "png")
+        note(f"drawn in {png}")
 
 
 def show_measured(model: str, dtype: str, file: Path | None, png: Path | None) -> None:
     """Measure a model's products here; print medians, and draw all of them."""
-    if png is not None:
-        check_library()
-        files.check_writable(png)
-    if file is not None:
-        files.check_writable(file)
+    check_outputs(file, png)
     shape, kind = find_shape(model), getattr(torch, dtype)
     device = measured_device(kind)
     place = this_device()
@@ -101,11 +116,20 @@ def show_measured(model: str, dtype: str, file: Path | None, png: Path | None) -
     screen.print(points_table(points, device, f"{model}, {dtype}"))
     note(f"{len(grid) - len(chosen)} of {len(grid)} products are too large for this machine")
     if png is not None:
-        save(draw(points, device, f"{model} on {device.name}, {dtype}"), png, "png")
+        save(draw_measured(points, device, f"{model} on {device.name}, {dtype}"), png, "png")
         note(f"drawn in {png}")
     described = {"model": model, "dtype": dtype, "bandwidth": device.bandwidth}
     figures = {**described, "peak": device.peak, "points": [each.to_json() for each in points]}
     write(file, {"provenance": provenance(), **figures})
+
+
+def check_outputs(file: Path | None, png: Path | None) -> None:
+    """Check that the results can be written and drawn, before anything is measured."""
+    for each in (file, png):
+        if each is not None:
+            files.check_writable(each)
+    if png is not None:
+        check_library()
 
 
 def points_table(points: Sequence[Point], device: Device, title: str) -> Table:
@@ -115,7 +139,7 @@ def points_table(points: Sequence[Point], device: Device, title: str) -> Table:
         title=f"{title}: {device.bandwidth / 1e9:.1f} GB/s, {device.peak / 1e9:,.0f} GFLOP/s",
     )
     for family in FAMILIES:
-        for phase in MARKERS:
+        for phase in PHASES:
             own = of_kind(points, family, phase)
             if not own:
                 continue
@@ -129,45 +153,8 @@ def points_table(points: Sequence[Point], device: Device, title: str) -> Table:
     return shown
 
 
-def of_kind(points: Sequence[Point], family: str, phase: str) -> list[Point]:
-    """Return the points of a family of products in a phase."""
-    return [
-        point for point in points if (point.setting.family, point.setting.phase) == (family, phase)
-    ]
-
-
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):,.1f} to {max(values):,.1f}"
-
-
-def draw(points: Sequence[Point], device: Device, title: str) -> Figure:
-    """Return the measured products below both roofs, as in figures 9 to 20."""
-    figure = new_figure(7, 4.6)
-    axes = figure.add_subplot()
-    for family in FAMILIES:
-        colour = None
-        for phase, marker in MARKERS.items():
-            own = of_kind(points, family, phase)
-            if own:
-                drawn = axes.scatter(
-                    [each.intensity for each in own],
-                    [each.rate / 1e9 for each in own],
-                    marker=marker,
-                    s=18,
-                    alpha=0.7,
-                    color=colour,
-                    label=f"{family}, {phase}",
-                )
-                colour = drawn.get_facecolor()[0]
-    ends = [0.3, device.ridge, max([4 * device.ridge, *(each.intensity for each in points)])]
-    axes.plot(ends, [device.attainable(each) / 1e9 for each in ends], "k--", linewidth=0.9)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("operations a byte")
-    axes.set_ylabel("GFLOP/s")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=7)
-    return figure
 
 
 def find_shape(name: str) -> ModelShape:

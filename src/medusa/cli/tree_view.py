@@ -71,6 +71,21 @@ def read_tree(name: str) -> tuple[CandidateTree, Calibration]:
     return stored
 
 
+def read_trace(trace: Path) -> Calibration:
+    """Return the calibration that a folder of heads or a tree file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds no accuracies.
+    """
+    if not trace.exists():
+        raise FileNotFoundError(f"--trace {trace}: no such file or folder")
+    _, calibration = read_tree(str(trace))
+    if calibration is UNCALIBRATED:
+        raise ValueError(f"--trace {trace} holds no accuracies: medusa calibrate measures them")
+    return calibration
+
+
 def _frequencies(tree: CandidateTree, calibration: Calibration) -> list[float]:
     """Return how often each node is accepted: as measured, else as the accuracies predict."""
     measured = calibration.made.get("frequencies") or []

@@ -7,7 +7,7 @@ left out, as in the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from .devices import Device
 from .operators import ModelShape
@@ -37,6 +37,12 @@ def block_seconds(
     return sum(device.seconds(work) for work in works)
 
 
+def overhead(shape: ModelShape, device: Device, batch: int, candidates: int, context: int) -> float:
+    """Return the time of a block with some candidates, divided by that of plain decoding."""
+    plain = block_seconds(shape, device, batch, 1, context)
+    return block_seconds(shape, device, batch, candidates, context) / plain
+
+
 def speedup(
     shape: ModelShape,
     device: Device,
@@ -46,9 +52,7 @@ def speedup(
     acceleration: Acceleration = paper_acceleration,
 ) -> float:
     """Return the predicted speedup over plain decoding: acceleration rate / overhead."""
-    plain = block_seconds(shape, device, batch, 1, context)
-    step = block_seconds(shape, device, batch, candidates, context)
-    return acceleration(candidates) * plain / step
+    return acceleration(candidates) / overhead(shape, device, batch, candidates, context)
 
 
 def best_candidates(
@@ -65,23 +69,3 @@ def best_candidates(
     }
     best = max(found, key=lambda count: found[count])
     return best, found[best]
-
-
-def interpolated_acceleration(sizes: Sequence[int], rates: Sequence[float]) -> Acceleration:
-    """Return the acceleration rate between measured ones, on straight lines over log(candidates).
-
-    Args:
-        sizes: numbers of candidates, in ascending order.
-        rates: tokens a step with each.
-    """
-
-    def rate(candidates: int) -> float:
-        at = min(max(candidates, sizes[0]), sizes[-1])
-        high = next(place for place, size in enumerate(sizes) if size >= at)
-        if sizes[high] == at:
-            return rates[high]
-        low = high - 1
-        share = math.log(at / sizes[low]) / math.log(sizes[high] / sizes[low])
-        return rates[low] + share * (rates[high] - rates[low])
-
-    return rate
