@@ -64,6 +64,14 @@ def test_all_methods_answer_all_turns_and_continue_the_same_text(demo):
         assert set(medusa.phases) == {"heads", "draft", "verify", "accept", "keep"}
 
 
+def test_the_size_and_the_shape_of_the_tree_can_be_chosen(demo):
+    methods = ["plain", "medusa,nodes=7", "medusa,dense=1x1", "medusa,dense=3x2"]
+    turn = bench_of(demo, methods).answer(task_questions(1)[0], 0).turns[0]
+    most = {name: max(rounds[0].accepted) for name, rounds in turn.runs.items()}
+    assert all(turn.runs[name][0].ids == turn.runs["plain"][0].ids for name in methods)
+    assert (most["plain"], most["medusa,dense=1x1"], most["medusa,dense=3x2"]) == (1, 3, 3)
+
+
 def test_a_checker_judges_the_last_turn_of_each_method(demo):
     question = Question("q", "c", user("x"), ("y",), check=lambda text: bool(text.strip()))
     record = bench_of(demo, ["plain", "medusa"]).answer(question, 0)
@@ -129,8 +137,11 @@ def test_a_run_with_a_stall_is_measured_again():
         ("fast", "there are plain, medusa, generate"),
         ("plain=3", "there are plain"),
         ("plain,nodes=3", "plain has no options, not nodes=3"),
-        ("medusa,node=3", "medusa has nodes, acceptance, epsilon, delta, not node=3"),
+        ("medusa,node=3", "medusa has nodes, dense, acceptance, epsilon, delta, not node=3"),
         ("medusa,nodes=many", "many is not a positive whole number"),
+        ("medusa,dense=2x", "is not a positive whole number"),
+        ("medusa,dense=2,nodes=3", "nodes and dense both choose a tree"),
+        ("medusa,dense=1x1x1x1x1x1x1", "the tree is 7 deep but there are"),
         ("medusa,acceptance=fast", "acceptance is one of typical, rejection, greedy"),
         ("medusa,epsilon=0.1", "epsilon and delta are for acceptance=typical"),
         ("medusa,acceptance=typical,epsilon=2", "2 is not a number from 0 to 1"),

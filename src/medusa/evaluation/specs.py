@@ -18,11 +18,12 @@ from .methods import LOOKUP, METHODS, Method, transformers_run
 
 GAMMA = 5
 """Default number of tokens that a draft model proposes."""
-NODES, ACCEPTANCE, EPSILON, DELTA = "nodes", "acceptance", "epsilon", "delta"
+NODES, DENSE, ACCEPTANCE = "nodes", "dense", "acceptance"
+EPSILON, DELTA = "epsilon", "delta"
 GAMMA_OPTION = "gamma"
 ACCEPTANCES = ("typical", "rejection", "greedy")
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "medusa": (NODES, ACCEPTANCE, EPSILON, DELTA),
+    "medusa": (NODES, DENSE, ACCEPTANCE, EPSILON, DELTA),
     "draft": (GAMMA_OPTION,),
 }
 """Options of methods."""
@@ -38,7 +39,8 @@ def method_of(spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedMo
 
     Args:
         spec: `plain`, `medusa`, `generate`, `prompt_lookup`, `generate_packed`,
-            `prompt_lookup_packed`, or `draft=MODEL`. `medusa` may have `nodes=N` and
+            `prompt_lookup_packed`, or `draft=MODEL`. `medusa` may have `nodes=N` or
+            `dense=5x3` (all combinations of 5 tokens of the first head and 3 of the second) and
             `acceptance=typical|rejection|greedy`, typical acceptance `epsilon=X` and `delta=X`,
             and `draft` may have `gamma=N`. Greedy acceptance decodes greedily at any temperature.
         model: the model that is measured.
@@ -93,9 +95,15 @@ def _share(spec: str, text: str) -> float:
 
 def _medusa_arguments(spec: str, options: dict[str, str], model: MedusaModel) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
+    if NODES in options and DENSE in options:
+        raise ValueError(f"--method {spec}: nodes and dense both choose a tree; give one of them")
     if NODES in options:
         nodes = _number(spec, options[NODES])
         arguments["tree"] = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
+    if DENSE in options:
+        widths = [_number(spec, width) for width in options[DENSE].split("x")]
+        arguments["tree"] = tree = CandidateTree.dense(widths)
+        tree.check_heads(model.heads.config.num_heads, model.heads.config.choices)
     acceptance = options.get(ACCEPTANCE)
     if acceptance not in (None, *ACCEPTANCES):
         raise ValueError(f"--method {spec}: acceptance is one of {', '.join(ACCEPTANCES)}")
