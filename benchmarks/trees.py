@@ -1,12 +1,15 @@
-"""`python -m benchmarks.trees`: figure 4 on the embedded model, dense against optimised trees.
+"""`python -m benchmarks.trees`: the paper's figure 4, dense trees against optimised ones.
 
 Every tree is replayed on recorded answers, and its speed predicted from measured step times. Some
-trees are decoded and timed. The results hold predictions and measurements side by side.
+trees are decoded and timed. The results hold predictions and measurements side by side. The
+embedded model answers its own tasks, and SmolLM2 the questions of MT-Bench (`--models smollm2
+--questions question.jsonl`).
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from medusa import demo
 from medusa.calibration.choice import choose, predictions
@@ -26,14 +30,27 @@ from medusa.calibration.settings import PromptIds
 from medusa.calibration.trial import measure_tree
 from medusa.core.model import TreeModel
 from medusa.core.tree import CandidateTree
+from medusa.data.prompts import encode
+from medusa.demo import smollm2
 from medusa.evaluation.prompts import calibration_prompts
+from medusa.evaluation.suites import read_suite
+from medusa.loading import MedusaModel, NamedModel, load
 
-from .harness import ROOT, argument_parser, new_report, parse_arguments, publish, results_folder
+from .harness import (
+    ROOT,
+    argument_parser,
+    new_report,
+    parse_arguments,
+    publish_for_device,
+    results_folder,
+)
 from .models import EMBEDDED_MODELS
 
+SMOLLM2 = "smollm2"
 BUDGETS = {
     "embedded": (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64),
     "inflated": (2, 4, 6, 8, 12, 16, 24, 32),
+    SMOLLM2: (4, 8, 16, 32, 64),
 }
 """Sizes of the joint trees that are decoded."""
 LARGEST_DECODED = 64
@@ -41,7 +58,6 @@ LARGEST_DECODED = 64
 LARGEST = 256
 """Maximum size of the trees that are replayed."""
 FIGURES = ROOT / "docs" / "figures"
-ARGUMENTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": False}
 RATES = ("predicted_rate", "rate", "predicted_speedup", "speedup")
 
 
@@ -54,16 +70,18 @@ class TreeStudy:
         recording: its heads, recorded along its own answers.
         latency: its step times.
         trial_prompts: token ids of other prompts, to decode with some of the trees.
+        arguments: arguments of `generate`.
     """
 
     model: TreeModel
     recording: Recording
     latency: Latency
     trial_prompts: PromptIds
+    arguments: dict[str, Any]
 
     def decode(self, kind: str, tree: CandidateTree) -> tuple[Point, dict[str, Any]]:
         """Decode with a tree; return its point and its predicted and measured figures."""
-        measured = measure_tree(self.model, self.trial_prompts, tree, ARGUMENTS)
+        measured = measure_tree(self.model, self.trial_prompts, tree, self.arguments)
         (predicted,) = replayed(self.recording, self.latency, [(kind, tree)])
         point = Point(kind, tree, measured.acceleration_rate, measured.speedup, decoded=True)
         return point, {
@@ -101,21 +119,41 @@ class TreeStudy:
         }
 
 
+def load_model(name: str) -> tuple[MedusaModel, PreTrainedTokenizerBase]:
+    """Load a model of `BUDGETS` with all its heads."""
+    if name == SMOLLM2:
+        heads = NamedModel.find(smollm2.heads_folder(), smollm2.fetch())
+        return load(heads, all_heads=True)
+    return demo.load(inflate=EMBEDDED_MODELS[name], all_heads=True)
+
+
+def prompts_of(
+    name: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
+) -> PromptIds:
+    """Return token ids of prompts, in an order in which kinds of prompts are mixed."""
+    if name != SMOLLM2:
+        return calibration_prompts(tokenizer, options.prompts + options.decoded)
+    questions = read_suite("mt-bench", options.questions)
+    ids = [encode(tokenizer, list(question.messages)) for question in questions]
+    return random.Random(0).sample(ids, len(ids))
+
+
 def prepare_study(name: str, options: argparse.Namespace) -> TreeStudy:
-    """Load a model of `EMBEDDED_MODELS`, record its heads and time its steps."""
-    model, tokenizer = demo.load(inflate=EMBEDDED_MODELS[name], all_heads=True)
-    ids = calibration_prompts(tokenizer, options.prompts + options.decoded)
-    recorded, others = ids[: options.prompts], ids[options.prompts :]
-    recording = record(model, recorded, ARGUMENTS, ranks=32)
+    """Load a model, record its heads and time its steps."""
+    model, tokenizer = load_model(name)
+    arguments = {"max_new_tokens": options.max_new_tokens, "do_sample": False}
+    ids = prompts_of(name, tokenizer, options)
+    others, recorded = ids[: options.decoded], ids[options.decoded :][: options.prompts]
+    recording = record(model, recorded, arguments, ranks=32)
     sizes = [*(size for size in SIZES if size <= 128), 192, LARGEST]
     latency = measure_latency(
         model,
         [token for prompt in recorded for token in prompt],
         [joint_tree(recording, size) for size in sizes],
-        ARGUMENTS,
+        arguments,
         contexts=usual_contexts(recorded, recording.lengths),
     )
-    return TreeStudy(model, recording, latency, others)
+    return TreeStudy(model, recording, latency, others, arguments)
 
 
 def study_trees(
@@ -155,7 +193,15 @@ def parse_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argument_parser(__doc__)
     parser.add_argument(
-        "--models", nargs="+", choices=BUDGETS, default=list(BUDGETS), help="models (default: both)"
+        "--models",
+        nargs="+",
+        choices=BUDGETS,
+        default=list(EMBEDDED_MODELS),
+        help="models (default: embedded and inflated)",
+    )
+    parser.add_argument("--questions", help=f"MT-Bench's question.jsonl, for {SMOLLM2}")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, help="maximum length of answers (default: 256)"
     )
     parser.add_argument("--prompts", type=int, default=120, help="prompts to record")
     parser.add_argument(
@@ -170,7 +216,10 @@ def parse_options() -> argparse.Namespace:
         default=str(FIGURES),
         help="folder for the figures (default: docs/figures)",
     )
-    return parse_arguments(parser)
+    options = parse_arguments(parser)
+    if SMOLLM2 in options.models and options.questions is None:
+        parser.error(f"--models {SMOLLM2} needs --questions, MT-Bench's question.jsonl")
+    return options
 
 
 def main() -> None:
@@ -186,7 +235,8 @@ def main() -> None:
         title = f"{name} model, {measured['device']}, {options.threads} threads, {measured['date']}"
         save(draw_trees(points, title), options.figures / f"trees-{name}.png")
         shown += [outcome_table(name, result["decoded"]), result["claims"]]
-    publish(options, report, "trees", *shown)
+    kind = "-".join(["trees", *options.models])
+    publish_for_device(options, report, kind, *shown)
 
 
 if __name__ == "__main__":

@@ -67,12 +67,22 @@ def test_a_public_suite_has_turns_and_temperatures(tmp_path):
     assert figures["writing"]["plain"]["greedy_turns"] == 0, "writing is sampled at 0.7"
 
 
+def test_questions_of_chosen_categories_are_asked(tmp_path):
+    chosen = ["--category", "math", "--category", "code", "--method", "plain"]
+    result = run("demo", *SHORT, *chosen, "--json", tmp_path / "a.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "a.json").read_text())
+    asked = [turn["question"].split("-")[0] for turn in report["turns"]]
+    assert sorted(asked) == ["code", "math"] == sorted(report["settings"]["categories"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--suite", "mt-bench"], "needs --data"),
         (["--data", "x.jsonl"], "leave it out"),
         (["--suite", "gsm8k", "--data", "x.jsonl"], "no file or folder x.jsonl"),
+        (["--category", "cooking"], "the suite has extraction, tables"),
         (["--method", "fast"], "there are plain, medusa"),
     ],
 )

@@ -36,6 +36,9 @@ class BenchOptions:
         default=None,
         metavar="FILE|DATASET",
     )
+    category: list[str] | None = option(
+        "A category of the suite to ask questions of; may be repeated; by default all", default=None
+    )
     method: list[str] | None = option(
         "A method to compare; may be repeated: plain, medusa, generate, prompt_lookup, "
         "generate_packed, prompt_lookup_packed or draft=MODEL. Options follow after commas: "

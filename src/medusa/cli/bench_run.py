@@ -105,14 +105,34 @@ def write(outputs: BenchOutputs, content: Mapping[str, Any], title: str) -> None
 
 
 def read_questions(options: BenchOptions) -> list[Question]:
-    """Return the questions that the options choose."""
+    """Return the questions that the options choose.
+
+    Raises:
+        ValueError: the file does not hold questions of the suite, or none of a category.
+    """
     if options.suite == "tasks":
         if options.data is not None:
             raise typer.BadParameter("--data is for other suites than tasks: leave it out")
-        return task_questions(options.limit or TASKS)
+        return of_categories(task_questions(options.limit or TASKS), options.category)
     if options.data is None:
         raise typer.BadParameter(f"--suite {options.suite} needs --data, the file of the suite")
-    return read_suite(options.suite, options.data, options.limit)
+    questions = read_suite(options.suite, options.data, options.limit)
+    return of_categories(questions, options.category)
+
+
+def of_categories(questions: list[Question], categories: Sequence[str] | None) -> list[Question]:
+    """Return the questions of some categories; None takes all.
+
+    Raises:
+        ValueError: no question is of a category; lists those that there are.
+    """
+    if categories is None:
+        return questions
+    known = dict.fromkeys(each.category for each in questions)
+    for name in categories:
+        if name not in known:
+            raise ValueError(f"--category {name}: the suite has {', '.join(known)}")
+    return [each for each in questions if each.category in categories]
 
 
 def describe(options: BenchOptions, chosen: ModelOptions, names: Sequence[str]) -> dict[str, Any]:
@@ -124,6 +144,7 @@ def describe(options: BenchOptions, chosen: ModelOptions, names: Sequence[str]) 
         "prepack": chosen.prepack,
         "compile": chosen.compile,
         "suite": options.suite,
+        "categories": options.category,
         "methods": list(names),
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
