@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-dev
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test coverage lint format bench reproduce-training clean
+.PHONY: help demo test coverage lint format bench reproduce reproduce-training clean
 
 help: ## Show this list
 	@echo "make <target>; the first one to need it creates $(VENV) and installs the package into it."
@@ -40,6 +40,9 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 
 bench: $(STAMP) ## Measure speed on this machine
 	@$(BIN)/python -m benchmarks.speed $(BENCH_ARGS)
+
+reproduce: $(STAMP) ## Measure the paper's tables and figures, and write docs/paper.md
+	@$(BIN)/python -m benchmarks.reproduce $(BENCH_ARGS)
 
 reproduce-training: $(STAMP) ## Train the embedded model in all ways and compare them: tables 2 and 3 of the paper
 	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)

@@ -26,6 +26,12 @@ def test_a_plan_is_printed_and_written(tmp_path):
     assert written["sizes"][0]["speedup"] == 1
 
 
+def test_the_embedded_model_has_a_name():
+    result = run("demo", "--trace", "demo", "--max-nodes", 4)
+    assert result.exit_code == 0, result.output
+    assert "demo on H100" in result.stdout
+
+
 def test_a_model_that_does_not_fit_is_said():
     result = run("33b", "--device", "RTX-4090", "--max-nodes", 2)
     assert result.exit_code == 0, result.output

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from medusa.calibration.plan import traced_acceleration
 from medusa.cli import app
-from medusa.hardware.devices import DEVICES
+from medusa.hardware.devices import DEVICES, Device
 from medusa.hardware.operators import CANDIDATES, ModelShape, intensity_table
 from medusa.hardware.simulator import overhead
 
@@ -71,8 +71,8 @@ def test_recorded_accuracies_replace_the_papers_logarithm_and_are_drawn(shape, t
 
 def test_products_are_measured_and_drawn(shape, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("medusa.hardware.devices.MATRIX_SIZE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr("medusa.hardware.devices.STREAM_BYTES", 1 << 16)
+    device = Device("here", bandwidth=1e10, peak=1e11, memory=1e10)
+    monkeypatch.setattr("medusa.cli.roofline_view.measured_device", lambda dtype: device)
     monkeypatch.setattr("medusa.cli.roofline_view.BATCHES", (1, 2))
     monkeypatch.setattr("medusa.hardware.roofline.LARGEST_SECONDS", 1e-4)
     files = {"--json": tmp_path / "a.json", "--png": tmp_path / "a.png"}
@@ -87,7 +87,7 @@ def test_products_are_measured_and_drawn(shape, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "8b"], "8b is neither 7b, 13b, 33b nor a config.json"),
+        (["--model", "8b"], "8b is neither 7b, 13b, 33b, demo, smollm2 nor a config.json"),
         (["--device", "Z80"], "unknown device Z80"),
         (["--table", "6", "--png", "a.png"], "leave out --measure and --png"),
         (["--table", "6", "--measure"], "leave out --measure"),

@@ -63,6 +63,13 @@ def folder_or_id(name: str) -> str:
     return str(HEADS[name]()) if name in HEADS else name
 
 
+def base_folder(name: str) -> str:
+    """Return the folder of the base model for a name in `HEADS`, and any other name as it is."""
+    if name == SMOLLM2:
+        return str(smollm2.fetch(say=note))
+    return str(demo.FOLDER / "base") if name == DEMO else name
+
+
 def hide_piped_bars() -> None:
     """Turn off transformers' progress bars where stderr is a log or a pipe."""
     if not sys.stderr.isatty():

@@ -14,7 +14,8 @@ class PlanOptions:
     """Options of `medusa plan`."""
 
     model: str = argument(
-        "Shape of the model: 7b, 13b or 33b (LLaMA), or a config.json or its folder", "MODEL"
+        "Shape of the model: 7b, 13b or 33b (LLaMA), demo, smollm2, or a config.json or its folder",
+        "MODEL",
     )
     device: str = option(
         "Device: A100-80GB-PCIe, A40, A6000, H100, H200, RTX-4090, or 'here', which is measured",
@@ -22,9 +23,9 @@ class PlanOptions:
     )
     batch: int = option("Number of rows that decode at once", default=1, min=1, max=4096)
     context: int = option("Tokens of context of each row", default=1024, min=1, max=1 << 24)
-    trace: Path | None = option(
-        "Calibrated heads (folder) or their medusa_tree.json, whose accuracies are used; by "
-        "default those that the paper's authors published for Vicuna-7B",
+    trace: str | None = option(
+        "Calibrated heads (folder, demo or smollm2) or their medusa_tree.json, whose accuracies "
+        "are used; by default those that the paper's authors published for Vicuna-7B",
         default=None,
         metavar="FOLDER|FILE",
     )

@@ -23,7 +23,8 @@ class RooflineOptions:
         max=8,
     )
     model: str = option(
-        "Shape of the model: 7b, 13b or 33b (LLaMA), or a config.json or its folder", default="7b"
+        "Shape of the model: 7b, 13b or 33b (LLaMA), demo, smollm2, or a config.json or its folder",
+        default="7b",
     )
     device: str = option(
         "Device: A100-80GB-PCIe, A40, A6000, H100, H200, RTX-4090, or 'here', which is measured",
@@ -35,9 +36,10 @@ class RooflineOptions:
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "Dtype of what is measured on this machine", default="bfloat16"
     )
-    trace: Path | None = option(
-        "Calibrated heads (folder) or their medusa_tree.json, whose accuracies give the tokens a "
-        "step of the predicted speedups; by default the paper's 1 + 0.477 ln(candidates)",
+    trace: str | None = option(
+        "Calibrated heads (folder, demo or smollm2) or their medusa_tree.json, whose accuracies "
+        "give the tokens a step of the predicted speedups; by default the paper's "
+        "1 + 0.477 ln(candidates)",
         default=None,
         metavar="FOLDER|FILE",
     )

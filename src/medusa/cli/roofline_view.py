@@ -27,6 +27,7 @@ from ..hardware.provenance import provenance, this_device
 from ..hardware.roofline import FAMILIES, Point, fits, measure, settings
 from ..hardware.simulator import Acceleration, best_candidates, paper_acceleration, speedup
 from ..training.progress import progress
+from .models import HEADS, base_folder
 from .progress import say
 from .roofline_figures import PHASES, draw_measured, draw_predicted, of_kind
 from .streams import console, note
@@ -58,7 +59,7 @@ def show_table(number: int, file: Path | None) -> None:
 
 
 def show_speedups(
-    model: str, device: str, dtype: str, trace: Path | None, file: Path | None, png: Path | None
+    model: str, device: str, dtype: str, trace: str | None, file: Path | None, png: Path | None
 ) -> None:
     """Print and draw the speedups that a device's roof allows, by batch and context.
 
@@ -158,7 +159,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def find_shape(name: str) -> ModelShape:
-    """Return the shape of a LLaMA by its size, or of a model by its config.json.
+    """Return the shape of a LLaMA by its size, of "demo" or "smollm2", or of a config.json.
 
     Raises:
         FileNotFoundError: there is no such file or size.
@@ -166,11 +167,12 @@ def find_shape(name: str) -> ModelShape:
     """
     if name.lower() in LLAMA:
         return LLAMA[name.lower()]
-    path = Path(name)
+    path = Path(base_folder(name))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{name} is neither {', '.join(LLAMA)} nor a config.json or a folder with one"
+            f"{name} is neither {', '.join([*LLAMA, *HEADS])} nor a config.json or a folder with "
+            "one"
         )
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))

@@ -71,16 +71,16 @@ def read_tree(name: str) -> tuple[CandidateTree, Calibration]:
     return stored
 
 
-def read_trace(trace: Path) -> Calibration:
-    """Return the calibration that a folder of heads or a tree file holds.
+def read_trace(trace: str) -> Calibration:
+    """Return the calibration that heads ("smollm2" and "demo", too) or a tree file hold.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: it holds no accuracies.
     """
-    if not trace.exists():
+    if not Path(folder_or_id(trace)).expanduser().exists():
         raise FileNotFoundError(f"--trace {trace}: no such file or folder")
-    _, calibration = read_tree(str(trace))
+    _, calibration = read_tree(trace)
     if calibration is UNCALIBRATED:
         raise ValueError(f"--trace {trace} holds no accuracies: medusa calibrate measures them")
     return calibration
