@@ -12,7 +12,6 @@ import argparse
 import gc
 import statistics
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,8 +23,9 @@ from medusa import demo
 from medusa.calibration.latency import measure_latency
 from medusa.core.engine import PLAIN
 from medusa.core.tree import CandidateTree
-from medusa.evaluation.measure import Prompt, Totals, compare
-from medusa.evaluation.prompts import held_out
+from medusa.evaluation import METHODS, Bench, BenchSettings, run_bench
+from medusa.evaluation.bench_report import report as report_of
+from medusa.evaluation.prompts import task_questions
 from medusa.hardware.timing import timed
 from medusa.loading import MedusaModel
 
@@ -152,20 +152,13 @@ def compare_inflated(device: torch.device, per_category: int, width: int) -> dic
     """
     model, tokenizer = demo.load(inflate=width, dtype=torch.bfloat16, all_heads=True)
     model.to(device)
-    prompts = [_moved(prompt, device) for prompt in held_out(tokenizer, per_category)]
     results = {}
     for nodes in (16, 32, 64):
         model.tree = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
-        methods = ("plain", "medusa", "generate") if nodes == 64 else ("plain", "medusa")
-        runs = compare(
-            model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=methods, repeats=1
-        )
-        results[str(nodes)] = Totals(list(runs)).summary(greedy=nodes == 64)
+        names = ("plain", "medusa", "generate") if nodes == 64 else ("plain", "medusa")
+        bench = Bench(model, tokenizer, {name: METHODS[name] for name in names}, BenchSettings())
+        results[str(nodes)] = report_of(run_bench(bench, task_questions(per_category)))
     return {"parameters": model.base.num_parameters(), "by_nodes": results}
-
-
-def _moved(prompt: Prompt, device: torch.device) -> Prompt:
-    return replace(prompt, ids=prompt.ids.to(device))
 
 
 def measure_shape(

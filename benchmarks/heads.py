@@ -20,7 +20,7 @@ from medusa import demo
 from medusa.calibration.trial import measure_tree
 from medusa.core.tree import CandidateTree
 from medusa.demo.tasks import CATEGORIES, make_task
-from medusa.evaluation.prompts import held_out
+from medusa.evaluation.prompts import question_ids, task_questions
 from medusa.loading import MedusaModel
 from medusa.training import Example, evaluate_heads, train_heads
 from tools.demo_model.backbone import greedy_answers
@@ -124,7 +124,8 @@ def main() -> None:
     options = parse_options()
     model, tokenizer = demo.load()
     texts = answered_examples(model.base, tokenizer, options.answers)
-    prompts = [prompt.ids[0].tolist() for prompt in held_out(tokenizer, options.per_category)]
+    questions = task_questions(options.per_category)
+    prompts = [question_ids(tokenizer, question) for question in questions]
     kinds = {
         name: train_and_measure(model.base, own_lm_head, num_layers, texts, prompts)
         for name, (own_lm_head, num_layers) in KINDS.items()

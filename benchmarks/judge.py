@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+from transformers import PreTrainedTokenizerBase
 
 from medusa.calibration.decoding import decode_batch
 from medusa.calibration.recording import record
@@ -18,7 +19,8 @@ from medusa.calibration.settings import PromptIds
 from medusa.calibration.trial import measure_tree
 from medusa.core.engine import PLAIN
 from medusa.core.tree import CandidateTree
-from medusa.evaluation.measure import Prompt
+from medusa.evaluation.prompts import question_ids
+from medusa.evaluation.suites import Question
 from medusa.loading import MedusaModel
 from medusa.training import Example, evaluate_heads
 
@@ -38,7 +40,8 @@ class Judge:
         recorded: token ids of other requests, on which trees are chosen.
     """
 
-    checked: Sequence[Prompt]
+    tokenizer: PreTrainedTokenizerBase
+    checked: Sequence[Question]
     timed: PromptIds
     truth: Sequence[Example]
     recorded: PromptIds
@@ -68,7 +71,7 @@ class Judge:
             title: title of the progress bar on `console`.
         """
         model.refresh()  # the weights may have been trained since they were packed
-        prompts = [prompt.ids[0].tolist() for prompt in self.checked]
+        prompts = [question_ids(self.tokenizer, question) for question in self.checked]
         # batches of similar lengths need little padding
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         answers: dict[int, list[int]] = {}
@@ -83,8 +86,10 @@ class Judge:
     def quality(self, model: MedusaModel, answers: Sequence[list[int]]) -> dict[str, Any]:
         """Return the percentage of right answers, and the backbone's perplexity of the truth."""
         right: dict[str, list[bool]] = {}
-        for prompt, answer in zip(self.checked, answers, strict=True):
-            right.setdefault(prompt.category, []).append(bool(prompt.judge(answer)))
+        for question, answer in zip(self.checked, answers, strict=True):
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            verdict = question.check is not None and question.check(text)
+            right.setdefault(question.category, []).append(verdict)
         return {
             "quality": 100 * statistics.mean(itertools.chain.from_iterable(right.values())),
             "categories": {name: 100 * statistics.mean(each) for name, each in right.items()},

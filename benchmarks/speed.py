@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from medusa import demo
+from medusa.cli.bench_run import CAPTION, COLUMNS, groups_table, methods_table, title_of
 from medusa.core.tree import CandidateTree
-from medusa.evaluation.measure import Comparison, compare
-from medusa.evaluation.prompts import held_out
-from medusa.evaluation.report import figures, speed_table
+from medusa.evaluation import METHODS, Bench, BenchSettings, run_bench
+from medusa.evaluation.bench_report import ALL
+from medusa.evaluation.bench_report import report as figures_of
+from medusa.evaluation.prompts import task_questions
+from medusa.evaluation.records import QuestionRecord
 
 from .harness import WIDE, argument_parser, new_report, parse_arguments, write_with_tables
 from .models import EMBEDDED_MODELS
@@ -30,28 +33,36 @@ REPEATS = {"embedded": 3, "inflated": 1}
 
 
 def compare_methods(
-    name: str, temperature: float, options: argparse.Namespace, console: Console
-) -> tuple[list[Comparison], int]:
+    name: str, temperature: float, options: argparse.Namespace
+) -> tuple[list[QuestionRecord], int]:
     """Compare all methods on one model at one temperature.
 
     Returns:
-        The comparisons, and the number of nodes of the tree.
+        The records of all answers, and the number of nodes of the tree.
     """
     model, tokenizer = demo.load(
         inflate=EMBEDDED_MODELS[name], compiled=options.compiled, all_heads=True
     )
     nodes = options.nodes or NODES[name]
     model.tree = CandidateTree.from_accuracies(model.calibration.accuracies, nodes)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    rounds = options.repeats or REPEATS[name]
+    bench = Bench(
+        *(model, tokenizer, METHODS), BenchSettings(options.max_new_tokens, temperature, rounds)
     )
-    arguments = {"max_new_tokens": options.max_new_tokens, **sampling}
-    prompts = held_out(tokenizer, options.per_category)
-    for _ in compare(model, prompts[:2], arguments, repeats=1):
-        pass  # a warm-up, which does not count
-    comparisons = compare(model, prompts, arguments, repeats=options.repeats or REPEATS[name])
-    label = f"{name}, temperature {temperature:g}"
-    return list(track(comparisons, label, total=len(prompts), console=console)), nodes
+    return run_bench(bench, task_questions(options.per_category)), nodes
+
+
+def tables_of(found: dict[str, Any], title: str) -> Iterator[Table]:
+    """Yield the tables of methods, and of the categories by method."""
+    shown = Table(*COLUMNS, title=title_of(found[ALL], title), caption=CAPTION)
+    for row in methods_table(found[ALL]):
+        shown.add_row(*row)
+    yield shown
+    headings, rows = groups_table(found)
+    categories = Table(*headings, title="Tokens a step, and speed over plain decoding")
+    for row in rows:
+        categories.add_row(*row)
+    yield categories
 
 
 def parse_options() -> argparse.Namespace:
@@ -93,12 +104,13 @@ def main() -> None:
     tables: list[Table] = []
     for name in options.models:
         for temperature in options.temperatures:
-            comparisons, nodes = compare_methods(name, temperature, options, errors)
-            result = {"nodes": nodes, **figures(comparisons, greedy=not temperature)}
-            report["results"][f"{name}, T={temperature:g}"] = result
+            records, nodes = compare_methods(name, temperature, options)
+            found = figures_of(records)
+            report["results"][f"{name}, T={temperature:g}"] = {"nodes": nodes, "figures": found}
             title = f"{name}, temperature {temperature:g}, tree of {nodes} nodes"
-            tables.append(speed_table(title, result))
-            console.print(tables[-1])
+            new = list(tables_of(found, title))
+            tables += new
+            console.print(*new)
     kind = "compiled" if options.compiled else ""
     errors.print(f"written to {write_with_tables(options.output, report, tables, kind)}")
     print(json.dumps(report))

@@ -29,7 +29,7 @@ from medusa import demo
 from medusa.core.engine import PLAIN
 from medusa.core.tree import CandidateTree
 from medusa.demo.tasks import CATEGORIES, Task, make_task
-from medusa.evaluation.prompts import calibration_prompts, held_out
+from medusa.evaluation.prompts import calibration_prompts, question_ids, task_questions
 from medusa.hardware.timing import timed
 from medusa.loading import MedusaModel
 from medusa.training import Recipe, Source, train
@@ -247,13 +247,14 @@ def _write_answers(file: Path, tasks: Sequence[Task], texts: Sequence[str]) -> N
 
 def new_judge(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Judge:
     """Return a judge with the numbers of held-out requests that the options name."""
-    prompts = held_out(tokenizer, options.prompts)
+    questions = task_questions(options.prompts)
     tasks = [
         make_task(name, FIRST_SEED + seed) for seed in range(options.prompts) for name in CATEGORIES
     ]
     return Judge(
-        [prompt for prompt in prompts if prompt.judge([]) is not None],
-        [prompt.ids[0].tolist() for prompt in prompts[: options.timed]],
+        tokenizer,
+        [question for question in questions if question.check is not None],
+        [question_ids(tokenizer, question) for question in questions[: options.timed]],
         [chat_example(tokenizer, task.prompt, task.answer) for task in tasks],
         calibration_prompts(tokenizer, options.recorded),
     )

@@ -36,7 +36,7 @@ def test_results_of_a_run_stand_beside_its_command(tmp_path):
     assert not results.has("ladder-smollm2")
     assert "$ medusa bench demo\n" in results.source("ladder-embedded")
     speed = json.loads(file.read_text())["figures"]["all"]["plain"]["tokens_per_second"]
-    assert f"| plain | 1.00 | {speed:.1f} |" in results.methods("ladder-embedded")
+    assert f"| plain | 1.00 | 1.00 | {speed:.1f} |" in results.methods("ladder-embedded")
 
 
 def test_studies_have_different_names_and_commands_of_their_own():

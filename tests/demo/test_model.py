@@ -7,9 +7,9 @@ import torch
 
 from medusa import demo
 from medusa.demo.inflation import inflated
-from medusa.demo.tasks import CHECKED
-from medusa.evaluation.measure import compare
-from medusa.evaluation.prompts import held_out
+from medusa.evaluation import METHODS, Bench, BenchSettings, run_bench
+from medusa.evaluation.bench_report import ALL, report
+from medusa.evaluation.prompts import question_ids, task_questions
 from medusa.training import Example, evaluate_heads
 
 
@@ -33,23 +33,11 @@ def test_every_digit_is_a_token_and_any_text_round_trips(loaded):
 
 
 def test_medusa_gives_the_base_models_answers_and_most_are_correct(loaded):
-    model, tokenizer = loaded
-    arguments = {"max_new_tokens": 256, "do_sample": False}
-    results = list(
-        compare(
-            model,
-            held_out(tokenizer, 3),
-            arguments,
-            methods=("plain", "medusa", "generate"),
-            repeats=1,
-        )
-    )
-    assert all(each.identical for each in results)
-    tokens = sum(each.runs["medusa"][0].tokens for each in results)
-    steps = sum(each.runs["medusa"][0].steps for each in results)
-    assert tokens / steps > 2
-    verdicts = [each.correct for each in results if each.prompt.category in CHECKED]
-    assert sum(verdicts) / len(verdicts) > 0.7
+    methods = {name: METHODS[name] for name in ("plain", "medusa", "generate")}
+    found = report(run_bench(Bench(*loaded, methods, BenchSettings()), task_questions(3)))[ALL]
+    assert all(figures["identical"] == figures["greedy_turns"] == 18 for figures in found.values())
+    assert found["medusa"]["tokens_per_step"] > 2
+    assert found["medusa"]["right"] > 0.7
 
 
 def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
@@ -57,13 +45,11 @@ def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
     stated = json.loads((demo.FOLDER / "heads" / "training.json").read_text())["accuracy"]
     card = (demo.FOLDER / "README.md").read_text()
     assert all(f"{row[0]:.1%}" in card for row in stated)
-    prompts = held_out(tokenizer, 3)
-    (*results,) = compare(
-        model, prompts, {"max_new_tokens": 256, "do_sample": False}, methods=("medusa",), repeats=1
-    )
+    arguments = {"max_new_tokens": 256, "do_sample": False}
+    prompts = [question_ids(tokenizer, question) for question in task_questions(3)]
     examples = [
-        Example.answered(each.prompt.ids[0].tolist(), each.runs["medusa"][0].ids)
-        for each in results
+        Example.answered(ids, METHODS["medusa"](model, torch.tensor([ids]), arguments).ids)
+        for ids in prompts
     ]
     measured = evaluate_heads(model, examples).accuracy
     assert all(abs(one[0] - other[0]) < 0.12 for one, other in zip(measured, stated, strict=True))
@@ -71,7 +57,7 @@ def test_the_model_card_states_the_measured_accuracy_of_the_heads(loaded):
 
 def test_inflation_keeps_the_function_and_adds_parameters(loaded):
     model, tokenizer = loaded
-    ids = held_out(tokenizer, 1)[0].ids
+    ids = torch.tensor([question_ids(tokenizer, task_questions(1)[0])])
     wide, _ = demo.load(inflate=1000)
     assert wide.base.config.intermediate_size == 1000
     assert wide.base.num_parameters() > model.base.num_parameters()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from medusa import MedusaModel
 from medusa.core.schedule import UNCALIBRATED, Calibration
 from medusa.demo import heads_folder
-from medusa.evaluation.bench import Bench, BenchSettings, calmest, rotated, stalled
+from medusa.evaluation.bench import Bench, BenchSettings, calmest, stalled
 from medusa.evaluation.bench_report import (
     ALL,
     context_group,
@@ -21,7 +21,7 @@ from medusa.evaluation.bench_report import (
     token_times,
 )
 from medusa.evaluation.diagnosis import diagnosis
-from medusa.evaluation.methods import METHODS, Run
+from medusa.evaluation.methods import Run
 from medusa.evaluation.prompts import task_questions
 from medusa.evaluation.records import QuestionRecord, RunRecord, TurnRecord, records_file
 from medusa.evaluation.specs import method_of
@@ -109,9 +109,20 @@ def test_thresholds_and_greedy_acceptance_at_a_temperature(demo):
     assert len(strict.ids) == len(plain.ids)
 
 
-def test_the_order_of_methods_rotates():
-    methods = dict.fromkeys("abc", METHODS["plain"])
-    assert list(rotated(methods, 4)) == ["b", "c", "a"]
+def test_the_order_of_methods_rotates(demo):
+    order = []
+
+    def noted(name):
+        def method(model, ids, arguments):
+            order.append(name)
+            return run_of()
+
+        return method
+
+    bench = Bench(*demo, {name: noted(name) for name in "abc"}, BenchSettings(rounds=2))
+    record = bench.answer(Question("q", "c", user("x")), 4)
+    assert "".join(order) == "bcacab"
+    assert list(record.turns[0].runs) == ["a", "b", "c"]
 
 
 def run_of(ids=(1, 2, 3), seconds=1.0, steps=(0.5, 0.5), **more):
@@ -249,6 +260,16 @@ def test_totals_are_medians_of_ratios_so_that_one_stall_makes_no_figure():
     assert found["medusa"]["tokens_per_step"] == 2
     assert found["medusa"]["identical"] == found["medusa"]["greedy_turns"] == 9
     assert found["plain"]["step_ms"] == pytest.approx(100)
+
+
+def test_the_speedup_of_equal_steps_is_the_acceleration_rate_by_the_overhead():
+    def run(steps, step):
+        return Run(list(range(21)), steps, 0.0, steps * step, (step,) * steps)
+
+    found = report([record_of(plain=[run(20, 0.1)], medusa=[run(8, 0.125)])])[ALL]["medusa"]
+    assert (found["tokens_per_step"], found["overhead"]) == (2.5, pytest.approx(1.25))
+    speedup = found["speedup_over"]["plain"]["median"]
+    assert speedup == pytest.approx(found["tokens_per_step"] / found["overhead"])
 
 
 def test_figures_are_grouped_by_category_and_context():

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 import typer
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from .. import files
 from ..calibration.drawing import check_library, save
@@ -39,7 +41,7 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     check_outputs(outputs)
     names = tuple(dict.fromkeys(options.method or DEFAULT_METHODS))
     model, tokenizer = load(chosen, all_heads=True)
-    backbone = cache(lambda: find(chosen).load_backbone().eval())
+    backbone = cache(lambda: load_backbone(chosen, model.device))
     methods = {name: method_of(name, model, backbone) for name in names}
     settings = BenchSettings(
         options.max_new_tokens, options.temperature, options.rounds, options.seed
@@ -66,6 +68,13 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     }
     sentences += certificate_sentences(content["certificates"])
     write(outputs, content, title)
+
+
+def load_backbone(chosen: ModelOptions, device: torch.device) -> PreTrainedModel:
+    """Load the backbone as transformers loads it, onto the device of the model."""
+    backbone = find(chosen).load_backbone().eval()
+    # a device map has placed it already
+    return backbone if chosen.device_map is not None else backbone.to(device)
 
 
 def certificate_sentences(certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -156,6 +165,7 @@ def describe(options: BenchOptions, chosen: ModelOptions, names: Sequence[str]) 
 COLUMNS = (
     "method",
     "tokens / step",
+    "overhead",
     "tokens / s",
     "/ plain",
     "first token ms",
@@ -167,8 +177,8 @@ COLUMNS = (
 )
 """Headings of the table of methods."""
 CAPTION = (
-    "medians over turns, prefill included; / plain: with a 95 % interval; same: greedy answers "
-    "that are the first method's"
+    "medians over turns, prefill included; overhead: time of a step in plain steps; / plain: with "
+    "a 95 % interval; same: greedy answers that are the first method's"
 )
 
 
@@ -182,6 +192,7 @@ def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
     times = figures["ms_per_token"]
     return (
         f"{figures['tokens_per_step']:.2f}",
+        "" if figures["overhead"] is None else f"{figures['overhead']:.2f}",
         f"{figures['tokens_per_second']:.1f}",
         ratio_text(figures["speedup_over"].get("plain")),
         f"{figures['first_token_ms']:.0f}",

@@ -1,6 +1,6 @@
-"""Evaluation: decoding methods run interleaved on the same prompts and compared as ratios."""
+"""Evaluation: decoding methods answer the same questions in turns, and are compared as ratios."""
 
-from .measure import Comparison, Prompt, Totals, compare
+from .bench import Bench, BenchSettings, run_bench
 from .methods import METHODS, Method, Run
 
-__all__ = ["METHODS", "Comparison", "Method", "Prompt", "Run", "Totals", "compare"]
+__all__ = ["METHODS", "Bench", "BenchSettings", "Method", "Run", "run_bench"]

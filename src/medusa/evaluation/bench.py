@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import encode
 from ..data.turns import Messages
+from ..hardware.timing import interleaved
 from ..loading import MedusaModel
 from ..training.progress import progress
 from .checks import Check
-from .measure import Prompt, compare
 from .methods import Method, Run
 from .records import QuestionRecord, RunRecord, TurnRecord, records_file
 from .suites import Question
@@ -84,7 +84,7 @@ class Bench:
         """Return the record of a turn, and the first method's answer."""
         own = question.temperature
         temperature = self.settings.temperature if own is None else own
-        ids = torch.tensor([encode(self.tokenizer, messages)])
+        ids = torch.tensor([encode(self.tokenizer, messages)], device=self.model.device)
         runs, again = self._measured(ids, temperature, number)
         texts = {
             name: self.tokenizer.decode(rounds[0].ids, skip_special_tokens=True)
@@ -114,18 +114,14 @@ class Bench:
         if temperature > 0:
             arguments["temperature"] = temperature
         seed = self.settings.seed + number
-        (found,) = compare(
-            *(self.model, [Prompt("", "", ids)], arguments),
-            methods=(),
-            others=rotated(self.methods, number),
-            repeats=self.settings.rounds,
-            seed=seed,
-        )
-        runs = {name: found.runs[name] for name in self.methods}
+        calls = {
+            name: partial(self._run, method, ids, arguments, seed)
+            for name, method in self.methods.items()
+        }
+        runs = interleaved(calls, self.settings.rounds, first=number)
         again = [name for name, rounds in runs.items() if any(map(stalled, rounds))]
         for name in again:
-            once_more = partial(self._run, self.methods[name], ids, arguments, seed)
-            runs[name] = [calmest(run, once_more) for run in runs[name]]
+            runs[name] = [calmest(run, calls[name]) for run in runs[name]]
         return runs, again
 
     def _run(self, method: Method, ids: Tensor, arguments: dict[str, Any], seed: int) -> Run:
@@ -166,13 +162,6 @@ def run_bench(
                 kept.append(record)
             advance(1)
     return [done[question.id] for question in questions]
-
-
-def rotated(methods: Mapping[str, Method], number: int) -> dict[str, Method]:
-    """Return the methods in an order that begins one method later for each question."""
-    names = list(methods)
-    shift = number % len(names)
-    return {name: methods[name] for name in (*names[shift:], *names[:shift])}
 
 
 def stalled(run: Run) -> bool:

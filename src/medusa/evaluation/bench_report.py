@@ -23,6 +23,8 @@ WIDE = 0.15
 CONTEXTS = (256, 1024, 4096)
 """Upper ends of the groups of prompts by their length in tokens."""
 ALL = "all"
+PLAIN = "plain"
+"""Name of the method whose steps the overhead is relative to."""
 CONTEXT = "context "
 """Beginning of the names of groups by length."""
 
@@ -126,11 +128,12 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
     Speedups over methods that did not answer all of them are of the turns that they answered.
     """
     runs = [run for each in answered for run in each.runs[method]]
-    steps = [seconds for run in runs for seconds in run.step_seconds]
     counts = Counter(count for run in runs for count in run.accepted)
     greedy = [each for each in answered if not each.turn.temperature]
     verdicts = [each.turn.right[method] for each in answered if method in each.turn.right]
     first = next(iter(answered[0].runs))
+    step = step_ms(answered, method)
+    plain = step_ms(answered, PLAIN) if PLAIN in answered[0].runs else None
     return {
         "turns": len(answered),
         "tokens": sum(len(each.runs[method][0].ids) for each in answered),
@@ -143,7 +146,8 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
         },
         "first_token_ms": 1000 * statistics.median(run.prefill_seconds for run in runs),
         "total_seconds": statistics.median(run.total_seconds for run in runs),
-        "step_ms": 1000 * statistics.median(steps) if steps else None,
+        "step_ms": step,
+        "overhead": step / plain if step and plain else None,
         "ms_per_token": token_times(runs),
         "accepted": {str(count): counts[count] for count in sorted(counts)},
         "reached": reached(counts),
@@ -153,6 +157,13 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
         "right": statistics.fmean(verdicts) if verdicts else None,
         "measured_again": sum(method in each.turn.measured_again for each in answered),
     }
+
+
+def step_ms(answered: Sequence[Answered], method: str) -> float | None:
+    """Return a method's median step time in milliseconds; None if it does not report steps."""
+    runs = [run for each in answered for run in each.runs.get(method, ())]
+    steps = [seconds for run in runs for seconds in run.step_seconds]
+    return 1000 * statistics.median(steps) if steps else None
 
 
 def ratio(answered: Sequence[Answered], method: str, other: str) -> dict[str, float]:

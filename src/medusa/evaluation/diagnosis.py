@@ -35,8 +35,7 @@ def diagnosis(
     own, plain = found[ALL][method], found[ALL][baseline]
     speedup = own["speedup_over"][baseline]["median"]
     said = [f"{method} is {speedup:.2f} times as fast as {baseline}."]
-    if own["step_ms"] and plain["step_ms"]:
-        overhead = own["step_ms"] / plain["step_ms"]
+    if overhead := own["overhead"]:
         said[0] += (
             f" It writes {own['tokens_per_step']:.2f} tokens a step, and a step takes "
             f"{overhead:.2f} plain steps."

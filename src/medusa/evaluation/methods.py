@@ -144,6 +144,7 @@ class _StepClock(StoppingCriteria):
 def transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
     """Decode with transformers' `generate`; the first token's time is that of its first step."""
     clock = _StepClock()
+    prompt = prompt.to(model.device)
     started = time.perf_counter()
     output = model.generate(
         prompt,
