@@ -68,7 +68,7 @@ def field(name, value):
         ),
         (
             rewritten(lambda named: named.update({"0.1.weight": torch.ones(61, 32).int()})),
-            r"0\.1\.weight holds I32",
+            r"0\.1\.weight holds int32",
         ),
         (
             rewritten(lambda named: named.update({"0.1.weight": torch.ones(61)})),
@@ -88,7 +88,7 @@ def field(name, value):
         ),
         (
             rewritten(lambda named: named.update({"token_map": torch.tensor([3.0, 4.0])})),
-            "token_map holds F32, and ids are I64",
+            "token_map holds float32, and ids are int64",
         ),
         (content(CONFIG, "[]"), rf"{CONFIG}: the whole file: input should be an object"),
         (content(CONFIG, "null"), rf"{CONFIG}: the whole file"),

@@ -1,102 +1,111 @@
-"""Names of heads and base models, and formats of heads that are not supported yet."""
+"""Names of heads and base models, in folders, in the hub's cache and on the hub."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from foreign import FORMS, pickled_heads, raw_heads, store, whole_model, write_config
+from huggingface_hub.errors import EntryNotFoundError
 from models import publish, tiny
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from medusa import MedusaModel
 from medusa.formats.names import find_heads
+from medusa.loading import NamedModel
 from medusa.training import Source
 
 
-@pytest.fixture
-def whole(tmp_path):
-    """A folder of a whole model with Medusa heads inside, in one file."""
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_inside_a_model_are_found_with_their_base(tmp_path, form):
+    whole_model(tmp_path / "whole", raw_heads(), tiny(dtype=torch.float32), form)
+    assert find_heads(tmp_path / "whole") == tmp_path / "whole"
+    named = NamedModel.find(tmp_path / "whole")
+    assert named.base.name == str(tmp_path / "whole")
+    assert Source(str(tmp_path / "whole"), "data.jsonl").base == str(tmp_path / "whole")
+    with pytest.raises(ValueError, match="holds Medusa heads: load them with"):
+        MedusaModel.from_base(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_inside_a_model_on_the_hub_keep_the_models_name(tmp_path, form):
+    base = tiny(dtype=torch.float32)
+    whole_model(tmp_path / "whole", raw_heads(), base, form)
+    publish(tmp_path / "whole", tmp_path / "hub", "owner/whole")
+    hub = {"cache_dir": tmp_path / "hub", "local_files_only": True}
+    assert find_heads("owner/whole", **hub).parent.name == "snapshots"
+    model = MedusaModel.from_pretrained("owner/whole", all_heads=True, **hub)
+    assert model.heads.config.num_heads == 3
+    model.save_pretrained(tmp_path / "heads")
+    written = json.loads((tmp_path / "heads" / "config.json").read_text())
+    assert written["base_model_name_or_path"] == "owner/whole"
+
+
+def test_pickled_heads_are_found(tmp_path):
+    pickled_heads(tmp_path / "heads", raw_heads(), base="owner/base")
+    publish(tmp_path / "heads", tmp_path / "hub", "owner/heads")
+    hub = {"cache_dir": tmp_path / "hub", "local_files_only": True}
+    assert find_heads(tmp_path / "heads") == tmp_path / "heads"
+    assert find_heads("owner/heads", **hub).parent.name == "snapshots"
+    assert NamedModel.find("owner/heads", **hub).base.name == "owner/base"
+    with pytest.raises(ValueError, match="holds Medusa heads: load them with"):
+        MedusaModel.from_base(tmp_path / "heads")
+
+
+class Hub:
+    """A hub whose files are those of a folder; it counts what is downloaded."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.downloaded = folder, []
+        for name in ("hf_hub_download", "snapshot_download", "HfApi"):
+            monkeypatch.setattr(f"medusa.formats.names.{name}", getattr(self, name))
+
+    def hf_hub_download(self, name, file, **options):
+        if not (self.folder / file).is_file():
+            raise EntryNotFoundError(f"no {file}")
+        self.downloaded.append(file)
+        return str(self.folder / file)
+
+    def snapshot_download(self, name, allow_patterns, **options):
+        self.downloaded += [each for each in allow_patterns if (self.folder / each).is_file()]
+        return str(self.folder)
+
+    def HfApi(self, token=None):  # noqa: N802
+        return self
+
+    def parse_safetensors_file_metadata(self, name, file, revision=None):
+        if not (self.folder / file).is_file():
+            raise EntryNotFoundError(f"no {file}")
+        return SimpleNamespace(tensors=load_file(self.folder / file))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_files_with_heads_are_downloaded(tmp_path, form, monkeypatch):
     folder = tmp_path / "whole"
-    tiny(dtype=torch.float32).save_pretrained(folder)
-    named = load_file(folder / "model.safetensors")
-    named["medusa_head.0.0.linear.weight"] = torch.zeros(32, 32)
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def in_one_file(folder):
-    pass
-
-
-def in_shards(folder):
-    named = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    files = dict.fromkeys(named, "model-00001-of-00001.safetensors")
-    save_file(named, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": files})
-    )
-
-
-def pickled(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def pickled_in_shards(folder):
-    named = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(named, folder / "pytorch_model-00001-of-00001.bin")
-    files = dict.fromkeys(named, "pytorch_model-00001-of-00001.bin")
-    (folder / "pytorch_model.bin.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": files})
-    )
-
-
-FORMS = [in_one_file, in_shards, pickled, pickled_in_shards]
+    whole_model(folder, raw_heads(), tiny(dtype=torch.float32), form)
+    index = next(folder.glob("*.index.json"), None)
+    last = sorted(
+        file.name for file in folder.iterdir() if file.suffix in (".bin", ".safetensors")
+    )[-1]
+    if index is not None:  # in real files all heads are in the last shard
+        places = json.loads(index.read_text())["weight_map"]
+        places |= {name: last for name in places if name.startswith("medusa_head.")}
+        index.write_text(json.dumps({"weight_map": places}))
+    hub = Hub(folder, monkeypatch)
+    assert find_heads("owner/whole") == folder
+    weights = {file for file in hub.downloaded if file.endswith((".bin", ".safetensors"))}
+    assert weights == {last}
+    assert "config.json" in hub.downloaded
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_heads_inside_a_whole_model_are_refused(whole, form, tmp_path):
-    form(whole)
-    for use in (
-        lambda: find_heads(whole),
-        lambda: MedusaModel.from_base(whole),
-        lambda: MedusaModel.from_pretrained(whole),
-        lambda: Source(str(whole), "data.jsonl").base,
-    ):
-        with pytest.raises(
-            ValueError, match=r"whole model with Medusa heads inside \(medusa_head\.0"
-        ):
-            use()
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_heads_inside_a_whole_model_on_the_hub_are_refused(whole, form, tmp_path):
-    form(whole)
-    publish(whole, tmp_path / "hub", "owner/whole")
-    with pytest.raises(ValueError, match="whole model with Medusa heads inside"):
-        find_heads("owner/whole", cache_dir=tmp_path / "hub", local_files_only=True)
-
-
-def test_pickled_heads_are_refused(tmp_path):
-    folder = tmp_path / "heads"
-    folder.mkdir()
-    torch.save({"0.0.linear.weight": torch.zeros(32, 32)}, folder / "medusa_lm_head.pt")
-    (folder / "config.json").write_text(
-        '{"model_type": "llama", "base_model_name_or_path": "lmsys/vicuna"}'
-    )
-    publish(folder, tmp_path / "hub", "owner/heads")
-    for use in (
-        lambda: find_heads(folder),
-        lambda: MedusaModel.from_base(folder),
-        lambda: MedusaModel.from_pretrained(folder),
-        lambda: Source(str(folder), "data.jsonl").base,
-        lambda: find_heads("owner/heads", cache_dir=tmp_path / "hub", local_files_only=True),
-    ):
-        with pytest.raises(
-            ValueError, match=r"authors' format \(medusa_lm_head\.pt\), which is not read yet"
-        ):
-            use()
+def test_no_weights_of_a_base_model_are_downloaded_to_look_for_heads(tmp_path, form, monkeypatch):
+    base = tiny(dtype=torch.float32)
+    write_config(tmp_path, model_type="llama")
+    store(tmp_path, {name: tensor.clone() for name, tensor in base.state_dict().items()}, form)
+    hub = Hub(tmp_path, monkeypatch)
+    assert find_heads("owner/base") is None
+    assert not [file for file in hub.downloaded if file.endswith((".bin", ".safetensors"))]
 
 
 def test_heads_and_base_models_are_distinguished(tmp_path):

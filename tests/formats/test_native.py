@@ -13,8 +13,9 @@ from transformers import (
 
 from medusa import CandidateTree, MedusaModel
 from medusa.core.schedule import UNCALIBRATED, Calibration
-from medusa.formats.names import CONFIG, TREE, WEIGHTS, find_heads, is_native
+from medusa.formats.names import CONFIG, TREE, WEIGHTS, find_heads
 from medusa.formats.native import named_base, read_tree
+from medusa.formats.stored import StoredHeads
 from medusa.hardware.provenance import device_name
 
 
@@ -264,7 +265,7 @@ def test_the_error_names_the_tensor_that_does_not_fit(base, tmp_path, change, wo
 
 
 def test_the_error_names_a_folder_without_heads(base, tmp_path):
-    assert not is_native(tmp_path)
+    assert StoredHeads.find(tmp_path) is None
     with pytest.raises(
         ValueError, match=r"neither Medusa heads nor a model: it has no config\.json"
     ):
@@ -274,7 +275,6 @@ def test_the_error_names_a_folder_without_heads(base, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_heads("./nowhere")
     changed_heads(base).save_pretrained(tmp_path)
-    assert is_native(tmp_path)
     assert find_heads(tmp_path) == tmp_path
 
 
@@ -377,4 +377,4 @@ def test_heads_may_be_saved_again_if_only_their_weights_are_missing(base, tmp_pa
     changed_heads(base).save_pretrained(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     changed_heads(base).save_pretrained(tmp_path)
-    assert is_native(tmp_path)
+    assert StoredHeads.of(tmp_path).num_heads == 3

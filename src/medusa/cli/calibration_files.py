@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..calibration.figures import draw_accuracies, draw_trees, replayed, trees
 from ..calibration.report import Report
 from ..calibration.search import likelihoods
 from ..formats import names, native
+from ..formats.stored import StoredHeads
 from ..loading import MedusaModel
 from .calibrate import CalibrationOutputs
 from .models import folder_or_id
@@ -127,9 +127,8 @@ def _tree_folder(name: str, output: Path | None, revision: str | None) -> Path:
         )
     if output is None:
         return heads
-    if names.is_native(output) and not filecmp.cmp(
-        heads / names.WEIGHTS, output / names.WEIGHTS, shallow=False
-    ):
+    there = StoredHeads.find(output)
+    if there is not None and not there.equals(StoredHeads.of(heads)):
         raise ValueError(
             f"{output} holds other heads than {name}, which its tree would not fit: name another "
             "--output"
@@ -139,7 +138,7 @@ def _tree_folder(name: str, output: Path | None, revision: str | None) -> Path:
 
 def _write_tree(model: MedusaModel, report: Report, folder: Path) -> None:
     """Write the tree file; in a folder without heads, write the heads as well."""
-    if names.is_native(folder):
+    if StoredHeads.find(folder) is not None:
         native.write_tree(folder, report.tree, report.calibration)
     else:
         model.tree, model.calibration = report.tree, report.calibration

@@ -77,20 +77,29 @@ class MedusaConfig:
         if self.draft_vocab_size is not None:
             yield TOKEN_MAP, (self.draft_vocab_size,)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check(
+        self, shapes: Mapping[str, tuple[int, ...]], own_name: Callable[[str], str] = str
+    ) -> None:
         """Check names and shapes of tensors.
 
         The time it takes does not grow with `num_heads`, which a broken file may set to any number.
 
+        Args:
+            shapes: shapes by the tensors' names in the original format.
+            own_name: returns the name of a tensor in the file, for the message.
+
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape; lists the first ones.
         """
-        problems = [f"missing tensor {name}" for name in islice(self._missing(shapes), SHOWN + 1)]
+        problems = [
+            f"missing tensor {own_name(name)}" for name in islice(self._missing(shapes), SHOWN + 1)
+        ]
         if len(problems) <= SHOWN:
             mine = dict(self.shapes())
-            problems += [f"unknown tensor {name}" for name in shapes if name not in mine]
+            problems += [f"unknown tensor {own_name(name)}" for name in shapes if name not in mine]
             problems += [
-                f"{name} has shape {list(shapes[name])}, the base model needs {list(shape)}"
+                f"{own_name(name)} has shape {list(shapes[name])}, the base model needs "
+                f"{list(shape)}"
                 for name, shape in mine.items()
                 if name in shapes and tuple(shapes[name]) != shape
             ]

@@ -29,6 +29,7 @@ from . import adapters
 from .checkpoint import Checkpoint, cache_arguments, check_files, located
 from .gguf import files_of, is_gguf
 from .names import CONFIG, HUB_ARGUMENTS, check_config, chosen, is_path, resolved
+from .reports import heads_expected
 
 COMPARABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes whose values are compared. Tensors of other dtypes belong to quantised weights."""
@@ -133,7 +134,8 @@ def load(name: str | Path, **options: Any) -> PreTrainedModel:
     hub = chosen(options, "cache_dir", "local_files_only")
     options["adapter_kwargs"] = {**hub, **options.get("adapter_kwargs", {})}
     try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **options)
+        with heads_expected():
+            base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **options)
     except SafetensorError as error:
         for config in (CONFIG, adapters.ADAPTER_CONFIG):
             file = located(place, config, **cache_arguments(options))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import Schema, read_json
+from .pickles import SUFFIXES, read_pickle
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
 """Suffix of the index of a sharded checkpoint."""
+MODEL_FILES = (SAFE, SAFE + INDEX, PICKLED, PICKLED + INDEX)
+"""Weights files of a model. The order is transformers': it prefers safetensors to pickles."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of a Git LFS pointer, which a clone without LFS holds in place of the weights."""
 
@@ -36,15 +38,20 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as content:
             yield content
     except SafetensorError as error:
-        raise ValueError(f"{file} {_fault(file)}: {error}") from None
+        _refuse_pointer(file)
+        raise ValueError(
+            f"{file} is not a whole safetensors file (copy or download it again): {error}"
+        ) from None
 
 
-def _fault(file: Path) -> str:
-    """Describe why a file cannot be read, for an error message."""
+def _refuse_pointer(file: Path) -> None:
+    """Raise ValueError if a file is a Git LFS pointer."""
     with file.open("rb") as content:
         if content.read(len(LFS_POINTER)) == LFS_POINTER:
-            return f"is a Git LFS pointer, not the weights (run `git lfs pull` in {file.parent})"
-    return "is not a whole safetensors file (copy or download it again)"
+            raise ValueError(
+                f"{file} is a Git LFS pointer, not the weights (run `git lfs pull` in "
+                f"{file.parent})"
+            )
 
 
 def check_files(folder: Path) -> None:
@@ -61,8 +68,16 @@ class _Index(Schema):
 
 
 @dataclass(frozen=True)
+class Entry:
+    """The shape and the dtype of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights on this machine; tensors are read one at a time.
+    """Weights on this machine; tensors are read one at a time.
 
     Attributes:
         file: the weights file, or the index of a sharded checkpoint.
@@ -71,15 +86,17 @@ class Checkpoint:
     file: Path
 
     @classmethod
-    def find(cls, name: str, **hub: Any) -> Checkpoint | None:
+    def find(
+        cls, name: str | Path, files: Iterable[str] = MODEL_FILES, **hub: Any
+    ) -> Checkpoint | None:
         """Return the checkpoint of a folder or hub id; None if it is not on this machine.
 
         Args:
             name: folder or hub id.
+            files: names of weights files and indices; the first that exists counts.
             hub: `revision` and `cache_dir` of the hub id.
         """
-        # The order is transformers': it prefers safetensors to pickles.
-        for file_name in (SAFE, SAFE + INDEX, PICKLED, PICKLED + INDEX):
+        for file_name in files:
             file = located(name, file_name, **hub)
             if file is not None:
                 return cls(file)
@@ -94,35 +111,55 @@ class Checkpoint:
         """
         if self.file.name.endswith(INDEX):
             return tensor_files(self.file)
-        if self.file.name == PICKLED:
+        if self.file.suffix in SUFFIXES:
             return dict.fromkeys(self._pickled(self.file), self.file)
         with opened(self.file) as content:
             return dict.fromkeys(content.keys(), self.file)
 
     def read(self, name: str) -> Tensor | None:
-        """Return a tensor; None if the checkpoint's files on this machine do not contain it."""
+        """Return a tensor; None if the checkpoint's files on this machine do not contain it.
+
+        Raises:
+            ValueError: a file is broken, or is a pickle that would run code.
+        """
         file = self.places.get(name)
         if file is None or not file.is_file():
             return None
-        if file.suffix == ".bin":
+        if file.suffix in SUFFIXES:
             return self._pickled(file).get(name)
         with opened(file) as content:
             tensor: Tensor = content.get_tensor(name)
         return tensor
+
+    def entry(self, name: str) -> Entry:
+        """Return the shape and the dtype of a tensor, without reading its values.
+
+        Raises:
+            FileNotFoundError: the file that an index names does not exist.
+            ValueError: a file is broken, or lacks a tensor that its index lists.
+        """
+        file = self.places[name]
+        if file.suffix in SUFFIXES:
+            tensor = self._pickled(file).get(name)
+            if tensor is None:
+                raise ValueError(f"{file} lacks {name}, which {self.file.name} lists")
+            return Entry(tuple(tensor.shape), tensor.dtype)
+        with opened(file) as content:
+            part = content.get_slice(name)
+            shape = tuple(part.get_shape())
+            # the first zero rows tell the dtype; a single number has no rows
+            dtype = part[:0].dtype if shape else content.get_tensor(name).dtype
+        return Entry(shape, dtype)
 
     @cached_property
     def _opened_pickles(self) -> dict[Path, dict[str, Tensor]]:
         return {}
 
     def _pickled(self, file: Path) -> dict[str, Tensor]:
-        """Return the memory-mapped tensors of a pickle; {} if its format cannot be mapped."""
+        """Return the tensors of a pickle, which is opened once."""
         if file not in self._opened_pickles:
-            try:
-                self._opened_pickles[file] = torch.load(
-                    file, map_location="cpu", weights_only=True, mmap=True
-                )
-            except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-                self._opened_pickles[file] = {}
+            _refuse_pointer(file)
+            self._opened_pickles[file] = read_pickle(file)
         return self._opened_pickles[file]
 
 
@@ -135,12 +172,13 @@ def tensor_files(index: Path) -> dict[str, Path]:
     return {name: index.parent / file for name, file in read_json(index, _Index).weight_map.items()}
 
 
-def located(name: str, file: str, **hub: Any) -> Path | None:
+def located(name: str | Path, file: str, **hub: Any) -> Path | None:
     """Return the local path of a file of a folder or hub id; None if it does not exist locally.
 
-    Nothing is downloaded: of a hub id only the cache is searched.
+    Nothing is downloaded: of a hub id only the cache is searched. A `Path` is a folder, which need
+    not exist.
     """
-    if Path(name).is_dir():
+    if isinstance(name, Path) or Path(name).is_dir():
         return Path(name, file) if Path(name, file).is_file() else None
     cached = try_to_load_from_cache(name, file, **hub)
     return Path(cached) if isinstance(cached, str) else None

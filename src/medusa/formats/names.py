@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,27 @@ from huggingface_hub.errors import (
 )
 
 from ..files import Schema, read_json
-from . import adapters
-from .checkpoint import INDEX, PICKLED, SAFE, Checkpoint, cache_arguments, located, tensor_files
+from . import adapters, stored
+from .checkpoint import (
+    INDEX,
+    MODEL_FILES,
+    PICKLED,
+    SAFE,
+    Checkpoint,
+    cache_arguments,
+    located,
+    tensor_files,
+)
 from .gguf import SUFFIX, is_gguf
+from .layouts import layout_of
+from .stored import HEADS_FILES, StoredHeads
 
-CONFIG, WEIGHTS, TREE = "config.json", "medusa_lm_head.safetensors", "medusa_tree.json"
+CONFIG, WEIGHTS, TREE = "config.json", stored.WEIGHTS, "medusa_tree.json"
 """File names of the native format."""
 ADAPTER = "adapter"
 """Subfolder of a heads folder that holds the backbone's adapter."""
 MERGED = "model"
 """Subfolder of a heads folder that holds a complete backbone, if it was trained with the heads."""
-ORIGINAL = "medusa_lm_head.pt"
-"""File name of the pickled heads that the original authors' code writes."""
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 """Options of `from_pretrained` that are passed on to the hub."""
 
@@ -40,11 +47,6 @@ def chosen(options: dict[str, Any], *names: str) -> dict[str, Any]:
 def is_path(name: str) -> bool:
     """Return True if a name can only be a path, never a hub id (`owner/name`)."""
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-
-
-def is_native(folder: Path) -> bool:
-    """Return True if a folder holds heads in the native format."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def check_config(folder: Path) -> None:
@@ -74,7 +76,7 @@ def resolved(name: str | Path) -> str:
 def find_heads(name: str | Path, **hub: Any) -> Path | None:
     """Return the local folder of the heads in `name`; None if `name` holds a model without heads.
 
-    Heads on the hub are downloaded.
+    Heads on the hub are downloaded; of a model with heads inside, the files that hold heads.
 
     Args:
         name: folder or hub id, or a GGUF file, which holds no heads.
@@ -83,7 +85,7 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
     Raises:
         FileNotFoundError: `name` can only be a folder, and the folder does not exist.
         OSError: `name` is not a folder, and the hub has no such id or cannot be reached.
-        ValueError: `name` holds neither heads nor a model, or heads in an unsupported format.
+        ValueError: `name` holds neither heads nor a model, or its weights cannot be read.
     """
     place = resolved(name)
     if is_gguf(place):
@@ -91,12 +93,9 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
     if not Path(place).is_dir():
         return _hub_heads(place, **hub)
     folder = Path(name).expanduser()
-    if is_native(folder):
-        return folder
-    if (folder / ORIGINAL).is_file():
-        raise ValueError(_original_format_message(str(name)))
-    _refuse_heads_inside(str(name), Checkpoint.find(place))
     check_config(folder)
+    if StoredHeads.find(folder) is not None:
+        return folder
     if (folder / CONFIG).is_file() or (folder / adapters.ADAPTER_CONFIG).is_file():
         return None
     raise ValueError(f"{name} holds neither Medusa heads nor a model: it has no {CONFIG}")
@@ -104,69 +103,70 @@ def find_heads(name: str | Path, **hub: Any) -> Path | None:
 
 def _hub_heads(name: str, **hub: Any) -> Path | None:
     """Find heads as `find_heads` does, for a hub id; use the cache if the hub is unreachable."""
-    cached = cache_arguments(hub)
+    beside = [CONFIG, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
     try:
-        hf_hub_download(name, WEIGHTS, **hub)
+        for file in HEADS_FILES:
+            if _downloaded(name, file, **hub):
+                return Path(snapshot_download(name, allow_patterns=[file, *beside], **hub))
+        places = _hub_tensors(name, **hub)
+        layout = layout_of(places)
+        if layout is None:
+            return None
+        holding = {places[stored] for stored in layout.stored_names(places).values()}
+        indices = [file for file in MODEL_FILES if file.endswith(INDEX)]
+        patterns = [*sorted(holding), *indices, CONFIG, TREE]
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except LocalEntryNotFoundError as error:
-        if located(name, ORIGINAL, **cached):
-            raise ValueError(_original_format_message(name)) from None
-        if not located(name, CONFIG, **cached) and not located(
-            name, adapters.ADAPTER_CONFIG, **cached
-        ):
-            raise OSError(
-                f"no folder {name}, and the hub cannot be reached: give a folder that exists, or "
-                "check the connection"
-            ) from error
-        _refuse_heads_inside(name, Checkpoint.find(name, **cached))
-        return None
+        return _cached_heads(name, error, **cache_arguments(hub))
+
+
+def _downloaded(name: str, file: str, **hub: Any) -> bool:
+    """Return True if a hub id has a file, which is then in the cache."""
+    try:
+        hf_hub_download(name, file, **hub)
+    except LocalEntryNotFoundError:  # the hub cannot be reached
+        raise
     except EntryNotFoundError:
-        if HfApi(token=hub.get("token")).file_exists(name, ORIGINAL, revision=hub.get("revision")):
-            raise ValueError(_original_format_message(name)) from None
-        _refuse_heads_inside(name, Checkpoint.find(name, **cached), _hub_tensors(name, **hub))
-        return None
-    patterns = [CONFIG, WEIGHTS, TREE, f"{ADAPTER}/*", f"{MERGED}/*"]
-    return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+        return False
+    return True
 
 
-def _original_format_message(name: str) -> str:
-    return (
-        f"{name} holds Medusa heads in the authors' format ({ORIGINAL}), which is not read yet: "
-        "convert them with safetensors.torch.save_file("
-        f"torch.load('{ORIGINAL}', weights_only=True), '{WEIGHTS}')"
-    )
+def _cached_heads(name: str, error: Exception, **cached: Any) -> Path | None:
+    """Find heads as `find_heads` does, for a hub id whose files are in the cache.
 
-
-def _refuse_heads_inside(
-    name: str, checkpoint: Checkpoint | None, tensors: Iterable[str] = ()
-) -> None:
-    """Raise ValueError if a model's weights contain Medusa heads.
-
-    Args:
-        name: folder or hub id, for the message.
-        checkpoint: the model's weights on this machine, if any.
-        tensors: names of the model's tensors, used if there is no local checkpoint.
+    Raises:
+        OSError: nothing of it is in the cache; caused by `error`.
     """
-    names = tensors if checkpoint is None else checkpoint.places
-    head = next((tensor for tensor in names if re.search(r"(^|\.)medusa_head\.", tensor)), None)
-    if head is not None:
-        raise ValueError(
-            f"{name} is a whole model with Medusa heads inside ({head}, ...), a format that is "
-            "not read yet. For new heads on its backbone load it with AutoModelForCausalLM and "
-            "pass the model to MedusaModel.from_base"
-        )
+    stored = StoredHeads.find(name, **cached)
+    if stored is not None:
+        return stored.checkpoint.file.parent
+    if not any(located(name, file, **cached) for file in (CONFIG, adapters.ADAPTER_CONFIG)):
+        raise OSError(
+            f"no folder {name}, and the hub cannot be reached: give a folder that exists, or "
+            "check the connection"
+        ) from error
+    return None
 
 
-def _hub_tensors(name: str, **hub: Any) -> list[str]:
-    """Return a hub model's tensor names without downloading weights; [] if that is impossible."""
+def _hub_tensors(name: str, **hub: Any) -> dict[str, str]:
+    """Return the file of each of a hub model's tensors, without downloading weights.
+
+    It is empty where the hub does not tell. A single pickle tells nothing; it is downloaded if the
+    model's configuration speaks of Medusa.
+    """
     for index in (SAFE + INDEX, PICKLED + INDEX):
-        try:
-            return list(tensor_files(Path(hf_hub_download(name, index, **hub))))
-        except EntryNotFoundError:
-            continue
+        if _downloaded(name, index, **hub):
+            places = tensor_files(Path(hf_hub_download(name, index, **hub)))
+            return {tensor: file.name for tensor, file in places.items()}
     try:
         api = HfApi(token=hub.get("token"))
-        return list(
-            api.parse_safetensors_file_metadata(name, SAFE, revision=hub.get("revision")).tensors
-        )
+        found = api.parse_safetensors_file_metadata(name, SAFE, revision=hub.get("revision"))
+        return dict.fromkeys(found.tensors, SAFE)
     except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled):
-        return []
+        pass
+    speaks = _downloaded(name, CONFIG, **hub) and b"medusa" in (
+        Path(hf_hub_download(name, CONFIG, **hub)).read_bytes().lower()
+    )
+    if not speaks or not _downloaded(name, PICKLED, **hub):
+        return {}
+    return dict.fromkeys(Checkpoint(Path(hf_hub_download(name, PICKLED, **hub))).places, PICKLED)

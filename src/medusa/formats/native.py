@@ -7,35 +7,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import field_validator
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..core.checks import check_base, check_heads
-from ..core.heads import TOKEN_MAP, LogitRule, MedusaConfig, MedusaHeads
+from ..core.heads import MedusaConfig, MedusaHeads
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..core.tree import CandidateTree
 from ..files import Schema, read_json, replacing_all, write_json
 from . import adapters, tree_file
 from .bases import Origin
-from .checkpoint import opened
+from .checkpoint import Checkpoint
 from .gguf import is_gguf
 from .names import ADAPTER, CONFIG, MERGED, TREE, WEIGHTS, is_path
+from .stored import StoredHeads
 
-VERSIONS = ("1", "2")
-"""Versions of the heads-only format: 1 has an lm_head for each head, 2 uses the base model's."""
-TENSOR_NAME = re.compile(
-    r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(linear\.weight|linear\.bias|weight)"
-)
+VERSIONS = ("1", "2", "1.0", "2.0")
+"""Versions of the heads-only format: 1 has an lm_head for each head, 2 uses the base model's.
+
+Some files have no version or a wrong one, so the tensors decide.
+"""
 
 
 class HeadsFile(Schema):
@@ -56,7 +52,7 @@ class HeadsFile(Schema):
     @classmethod
     def _check_version(cls, version: Any) -> Any:
         if version is not None and (isinstance(version, bool) or str(version) not in VERSIONS):
-            raise ValueError(f"{version!r} is unknown; this release reads {' and '.join(VERSIONS)}")
+            raise ValueError(f"{version!r} is unknown; this release reads 1 and 2")
         return version
 
     @field_validator("adapter")
@@ -69,19 +65,24 @@ class HeadsFile(Schema):
         return adapter
 
 
+def read_config(folder: Path) -> HeadsFile | None:
+    """Return the heads' `config.json`; None if the folder has none.
+
+    Raises:
+        ValueError: the file is broken. The message names the field.
+    """
+    return read_json(folder / CONFIG, HeadsFile) if (folder / CONFIG).is_file() else None
+
+
 def named_base(folder: Path) -> Origin:
     """Return the base model that the heads name; a relative path starts at their folder.
 
     Raises:
         FileNotFoundError: the base model is a local folder that does not exist.
-        ValueError: the folder is not in the native format, or does not name a base model.
+        ValueError: the folder holds no heads, or does not name a base model.
     """
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} is not a folder of Medusa heads: it has no {' and no '.join(missing)}"
-        )
-    config = read_json(folder / CONFIG, HeadsFile)
+    StoredHeads.of(folder)
+    config = read_config(folder) or HeadsFile()
     name = config.base_model_name_or_path
     if not name or name == "N/A":
         raise ValueError(
@@ -105,8 +106,8 @@ def adapter(folder: Path) -> Path | None:
     Raises:
         ValueError: the adapter is missing or broken, or its digest is not the stored one.
     """
-    config = read_json(folder / CONFIG, HeadsFile)
-    if config.adapter is None:
+    config = read_config(folder)
+    if config is None or config.adapter is None:
         return None
     place = folder / config.adapter
     adapters.check(place)
@@ -117,148 +118,45 @@ def adapter(folder: Path) -> Path | None:
     return place
 
 
-def read_heads(folder: Path, base: PreTrainedModel, first: int | None = None) -> MedusaHeads:
-    """Load the heads of a native folder, on the device and in the dtype of the base's lm_head.
-
-    The numbers of heads and layers are derived from the tensors, because `config.json` is wrong
-    in some released checkpoints.
-
-    Args:
-        folder: a native folder.
-        base: the base model.
-        first: load only the first `first` heads; None loads all.
-
-    Raises:
-        ValueError: the file is broken, or its tensors do not fit the base model. The message names
-            the tensor or the size.
-    """
-    check_base(base)
-    lm_head = base.get_output_embeddings()
-    is_quantised = not lm_head.weight.is_floating_point()
-    dtype = base.dtype if is_quantised else lm_head.weight.dtype
-    with opened(folder / WEIGHTS) as file:
-        try:
-            config = _config(file, base)
-            num_heads = min(first or config.num_heads, config.num_heads)
-            tensors = {
-                name: _tensor(file, name, dtype)
-                for name in file.keys()  # noqa: SIM118
-                if name == TOKEN_MAP or int(name.split(".")[0]) < num_heads
-            }
-        except ValueError as error:
-            raise ValueError(f"{folder / WEIGHTS}: {error}") from None
-    bias = getattr(lm_head, "bias", None)
-    rule = LogitRule.of(base.config.get_text_config())
-    config = replace(config, num_heads=num_heads)
-    heads = MedusaHeads(config, rule, None if bias is None else bias.detach().clone())
-    heads.load_tensors(tensors)
-    device = lm_head.weight.device
-    if device.type == "meta":  # an offloaded lm_head; accelerate's hook knows where it runs
-        device = torch.device(lm_head._hf_hook.execution_device)
-    return heads.to(dtype=dtype, device=device)
-
-
-def _tensor(file: Any, name: str, dtype: torch.dtype) -> Tensor:
-    """Return one tensor of an open file; raise ValueError if it is not finite in `dtype`."""
-    tensor: Tensor = file.get_tensor(name)
-    if name == TOKEN_MAP:
-        return tensor
-    if not tensor.to(dtype).isfinite().all():
-        kind = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{name} holds NaN or infinite values in {kind}: save or train the heads again"
-        )
-    return tensor
-
-
-def _config(file: Any, base: PreTrainedModel) -> MedusaConfig:
-    """Return the configuration of the heads in an open file.
-
-    Only names, shapes and dtypes are read, so that a wrong file is refused before its tensors take
-    memory.
-    """
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    shapes = {name: tuple(entry.get_shape()) for name, entry in slices.items()}
-    config = _config_of_shapes(shapes, base)
-    for name, entry in slices.items():
-        kind = entry.get_dtype()
-        if name == TOKEN_MAP and kind != "I64":
-            raise ValueError(f"{name} holds {kind}, and ids are I64")
-        if name != TOKEN_MAP and not re.match(r"B?F\d", kind):
-            raise ValueError(f"{name} holds {kind}, and weights are floating-point numbers")
-    check_heads(base, config)
-    config.check(shapes)
-    return config
-
-
-def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], base: PreTrainedModel) -> MedusaConfig:
-    """Return the configuration of heads with tensors of these names and shapes.
-
-    `MedusaConfig.check` has to find out afterwards whether the set of tensors is complete.
-    """
-    matches = {name: TENSOR_NAME.fullmatch(name) for name in shapes if name != TOKEN_MAP}
-    unknown = [name for name, match in matches.items() if match is None]
-    if unknown or not matches:
-        raise ValueError(
-            "it holds tensors that are not Medusa heads': "
-            f"{', '.join(unknown[:5]) or '(no tensors)'}"
-        )
-    parts = [(name, match[1], match[2], match[3]) for name, match in matches.items() if match]
-    vocab_size, hidden_size = base.get_output_embeddings().weight.shape
-    projections = [shapes[name] for name, _, _, kind in parts if kind == "weight"]
-    blocks = [shapes[name] for name, _, _, kind in parts if kind == "linear.weight"]
-    no_matrix = [
-        name for name, _, _, kind in parts if kind != "linear.bias" and len(shapes[name]) != 2
-    ]
-    if no_matrix:
-        name = no_matrix[0]
-        raise ValueError(f"{name} has shape {list(shapes[name])}, and a matrix is needed")
-    return MedusaConfig(
-        num_heads=len({head for _, head, _, _ in parts}),
-        num_layers=len({layer for _, _, layer, kind in parts if kind == "linear.weight"}),
-        hidden_size=(blocks or projections)[0][1] if blocks or projections else hidden_size,
-        vocab_size=projections[0][0] if projections else vocab_size,
-        own_lm_head=bool(projections),
-        bias=any(kind == "linear.bias" for _, _, _, kind in parts),
-        draft_vocab_size=shapes[TOKEN_MAP][0] if shapes.get(TOKEN_MAP) else None,
-    )
-
-
-def _check_overwrite(folder: Path, heads: MedusaHeads) -> None:
-    """Raise ValueError if saving would replace a model's configuration or remove stored heads."""
-    if not (folder / WEIGHTS).is_file():
-        if (folder / CONFIG).is_file() and read_json(
-            folder / CONFIG, HeadsFile
-        ).medusa_num_heads is None:
+def _check_overwrite(folder: Path, num_heads: int) -> None:
+    """Raise ValueError if saving would replace a model, or remove stored heads."""
+    stored = StoredHeads.find(folder)
+    if stored is not None and stored.checkpoint.file.name == WEIGHTS:
+        if stored.num_heads > num_heads:
             raise ValueError(
-                f"{folder} holds a model, whose {CONFIG} heads would replace: save in another "
-                "folder"
+                f"{folder} holds {stored.num_heads} heads and would be left with {num_heads}: load "
+                "them all with from_pretrained(..., all_heads=True), or save in another folder"
             )
         return
-    with opened(folder / WEIGHTS) as file:
-        stored = len({name.split(".")[0] for name in file.keys()} - {TOKEN_MAP})  # noqa: SIM118
-    if stored > heads.config.num_heads:
+    config = read_config(folder)
+    is_models = stored is None and config is not None and config.medusa_num_heads is None
+    if is_models or Checkpoint.find(folder) is not None:
         raise ValueError(
-            f"{folder} holds {stored} heads and would be left with {heads.config.num_heads}: load "
-            "them all with from_pretrained(..., all_heads=True), or save in another folder"
+            f"{folder} holds a model, whose {CONFIG} heads would replace: save in another folder"
+        )
+    if stored is not None:
+        raise ValueError(
+            f"{folder} holds heads in another format ({stored.checkpoint.file.name}): save in "
+            "another folder"
         )
 
 
 @contextmanager
-def saving(folder: Path, heads: MedusaHeads, last: Sequence[str] = ()) -> Iterator[Path]:
+def saving(folder: Path, num_heads: int, last: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder for `write_heads`; its content moves into `folder` at the end.
 
     If the block raises an error, `folder` is unchanged.
 
     Args:
         folder: the destination.
-        heads: the heads that will be written.
+        num_heads: number of heads that will be written.
         last: names of files that move after the heads, such as a marker of a complete save.
 
     Raises:
-        ValueError: `folder` holds a model, or more heads than `heads` has.
+        ValueError: `folder` holds a model, heads in another format, or more heads than
+            `num_heads`.
     """
-    _check_overwrite(folder, heads)
+    _check_overwrite(folder, num_heads)
     with replacing_all(folder, (CONFIG, *last)) as new:
         yield new
 
@@ -286,22 +184,39 @@ def write_heads(
     Raises:
         ValueError: the heads contain NaN or infinite values.
     """
-    tensors = heads.tensors()
+    write_tensors(folder, heads.config, heads.tensors(), base, revision)
+    write_tree(folder, tree, calibration)
+
+
+def write_tensors(
+    folder: Path,
+    config: MedusaConfig,
+    tensors: Mapping[str, Tensor],
+    base: str,
+    revision: str | None = None,
+) -> None:
+    """Write heads without a tree in the native format; see `write_heads`.
+
+    Args:
+        config: configuration of the heads.
+        tensors: the heads' tensors by native name.
+
+    Raises:
+        ValueError: the heads contain NaN or infinite values.
+    """
     broken = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise ValueError(
             f"the heads are broken ({broken} holds NaN or infinite values), and are not saved"
         )
-    write_json(folder / CONFIG, _config_json(folder, heads, base, revision), indent=2)
+    write_json(folder / CONFIG, _config_json(folder, config, base, revision), indent=2)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    write_tree(folder, tree, calibration)
 
 
 def _config_json(
-    folder: Path, heads: MedusaHeads, base: str, revision: str | None
+    folder: Path, config: MedusaConfig, base: str, revision: str | None
 ) -> dict[str, Any]:
     """Return the content of the heads' `config.json`."""
-    config = heads.config
     content: dict[str, Any] = {"model_type": "medusa", "base_model_name_or_path": base}
     if revision is not None:
         content["base_model_revision"] = revision

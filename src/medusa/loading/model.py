@@ -19,7 +19,7 @@ from ..core.heads import MedusaHeads
 from ..core.model import TreeModel
 from ..core.schedule import UNCALIBRATED
 from ..core.tree import CandidateTree
-from ..formats import adapters, bases, names, native
+from ..formats import adapters, bases, names, native, stored
 from ..formats.bases import Origin
 from .checks import (
     found_faster_compiled,
@@ -188,17 +188,17 @@ class MedusaModel(TreeModel):
             backbone: has the heads' adapter already, if there is one.
             name: the name of the heads in warnings.
         """
-        stored, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
+        kept, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
         calibration = usable_calibration(calibration, backbone, name, prepack)
-        if tree is None and stored is not None and not stored.max_depth:
+        if tree is None and kept is not None and not kept.max_depth:
             warnings.warn(
                 f"calibration of {name} found no tree that pays: decoding plainly. Another "
                 "tree: tree=...",
                 stacklevel=3,
             )
-        tree = tree if tree is not None else stored
+        tree = tree if tree is not None else kept
         used = None if tree is None or all_heads else max(1, tree.max_depth)
-        heads = native.read_heads(folder, backbone, used)
+        heads = stored.read_heads(folder, backbone, used)
         if compiled is None:
             compiled = found_faster_compiled(calibration)
         model = cls(
@@ -231,7 +231,7 @@ class MedusaModel(TreeModel):
         adapter = adapters.attached(self.base)
         if base is None:
             self._check_base(adapter is None)
-        with native.saving(folder, self.heads) as new:
+        with native.saving(folder, self.heads.config.num_heads) as new:
             name = str(base) if base is not None else self.origin.seen_from(folder)
             revision = self.origin.revision if base is None else None
             if adapter is not None:

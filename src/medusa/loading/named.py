@@ -17,6 +17,7 @@ from transformers import (
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
 from ..formats.gguf import files_of
+from ..formats.stored import StoredHeads
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class NamedModel:
     Attributes:
         name: folder, hub id or GGUF file, as the user gave it.
         heads: local folder of the heads; None where `name` is a base model.
-        base: the base model: `name` itself, or the one that the heads name.
+        base: the base model: `name` itself, which may hold heads too, or the one that the heads
+            name.
         options: keyword arguments for transformers to load the base model: dtype, device_map,
             token, ..., and the base model's revision.
     """
@@ -56,20 +58,20 @@ class NamedModel:
         Raises:
             FileNotFoundError: a name is a path, and there is no such folder.
             OSError: a name is neither a folder nor a hub id, or the hub cannot be reached.
-            ValueError: the folder holds neither heads nor a model, or heads in a format that is
-                not read; the heads name no base model; `base` is given and there are no heads.
+            ValueError: the folder holds neither heads nor a model, or weights that cannot be read;
+                the heads name no base model; `base` is given and there are no heads.
         """
         heads = names.find_heads(name, **names.chosen(options, *names.HUB_ARGUMENTS))
-        if heads is None:
-            if base is not None:
-                raise ValueError(
-                    f"a base model (--base) is for Medusa heads, and {name} has none: leave it out"
-                )
-            origin = Origin(names.resolved(name), options.get("revision"))
-        elif base is None:
-            origin = native.named_base(heads)
-        else:
+        if heads is None and base is not None:
+            raise ValueError(
+                f"a base model (--base) is for Medusa heads, and {name} has none: leave it out"
+            )
+        if base is not None:
             origin = Origin(names.resolved(base))
+        elif heads is None or StoredHeads.of(heads).has_base:
+            origin = Origin(names.resolved(name), options.get("revision"))
+        else:
+            origin = native.named_base(heads)
         revision = base_revision or origin.revision
         own = {key: value for key, value in options.items() if key != "revision"}
         if revision is not None:

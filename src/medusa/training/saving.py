@@ -57,7 +57,7 @@ def save(
     heads = _trained_heads(staged, weights).to(dtype if dtype.is_floating_point else torch.float32)
     tree, calibration = _tree_of(metrics, heads.config.num_heads)
     backbone = _with_prefix("base.", weights)
-    with storage.saving(folder, heads, last=(REPORT,)) as new:
+    with storage.saving(folder, heads.config.num_heads, last=(REPORT,)) as new:
         base, revision, written = source.origin.seen_from(folder), source.origin.revision, "heads"
         if backbone and staged.peft_model is not None:
             save_adapter(staged.peft_model, backbone, new / names.ADAPTER)
