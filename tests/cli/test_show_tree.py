@@ -38,6 +38,15 @@ def test_a_tree_file_is_drawn(tmp_path):
     assert "1.90 tokens a step" in result.output
 
 
+def test_a_published_tree_is_printed_by_its_name():
+    result = runner.invoke(app, ["tree", "show", "mc_sim_7b_63"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(
+        "64 nodes, 4 heads, 2.34 tokens a step expected; not calibrated"
+    )
+    assert result.output.count("rank") == 63
+
+
 @pytest.mark.parametrize(("option", "begins"), [("--png", b"\x89PNG"), ("--svg", b"<?xml")])
 @pytest.mark.parametrize("name", ["tree", "tree.pdf"])
 def test_the_option_says_which_format_a_drawing_has(folders, tmp_path, option, begins, name):

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -124,3 +127,41 @@ def test_a_large_tree_knows_its_children():
     assert tree.children[1:] == tuple((node + 1,) if node % 2 else () for node in range(1, 4001))
     with pytest.raises(ValueError, match=r"repeated: \[\(7,\)\]"):
         CandidateTree([*tree.paths, (7,)])
+
+
+PUBLISHED = {
+    "mc_sim_7b_63": ([10, 28, 23, 2], "da6baaf9f76901e4"),
+    "vicuna_7b_stage1": ([10, 32, 20, 1], "1cad748cf043a470"),
+    "vicuna_7b_stage1_ablation": ([10, 21, 25, 7], "109c78bb52221b03"),
+    "vicuna_7b_stage2": ([10, 23, 23, 7], "3428df23bcf74a8d"),
+    "vicuna_13b_stage1": ([10, 29, 23, 1], "eb4c1cea8fea67c2"),
+    "vicuna_13b_stage2": ([10, 19, 25, 9], "7a2c448ba1d3e2d1"),
+    "vicuna_33b_stage1": ([10, 34, 19], "19b3a0a37286c27c"),
+    "vicuna_33b_stage2": ([10, 24, 24, 5], "d8b8a8ffad2a9d58"),
+    "zephyr_stage2": ([10, 27, 23, 3], "89f0f59ac3e0eaa0"),
+}
+"""Nodes of the published trees at each depth, and the first digits of a hash of their paths.
+
+The hash is the SHA-256 of the paths in the authors' `medusa_choices.py`, sorted, as JSON.
+"""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_tree_has_the_nodes_that_the_authors_published(name):
+    tree, (nodes, digits) = CandidateTree.named(name), PUBLISHED[name]
+    assert len(tree) == 64
+    assert torch.bincount(tree.depth)[1:].tolist() == nodes
+    paths = json.dumps([list(path) for path in sorted(tree.paths)[1:]])
+    assert hashlib.sha256(paths.encode()).hexdigest()[:16] == digits
+
+
+def test_some_paths_of_published_trees():
+    default = CandidateTree.named("mc_sim_7b_63")
+    assert {(9, 0), (1, 0, 1), (0, 0, 0, 1), (0, 7, 0)} < set(default.paths)
+    assert (1, 7) not in default.paths
+    assert (1, 0, 0, 0) in CandidateTree.named("vicuna_13b_stage2").paths
+
+
+def test_an_unknown_tree_is_refused_with_the_names_that_exist():
+    with pytest.raises(ValueError, match=r"no published tree is named 'vicuna': .*mc_sim_7b_63, "):
+        CandidateTree.named("vicuna")

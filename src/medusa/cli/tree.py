@@ -12,7 +12,11 @@ from .parameters import argument, option
 class TreeOptions:
     """Options that name a tree and its drawings."""
 
-    model: str = argument("Heads (folder, hub id or 'demo'), or a tree file", "MODEL|FILE")
+    model: str = argument(
+        "Heads (folder, hub id or 'demo'), a tree file, or a tree that the paper's authors "
+        "published, such as mc_sim_7b_63",
+        "MODEL|FILE|TREE",
+    )
     png: Path | None = option(
         "File for a drawing as PNG; by default none", default=None, metavar="FILE"
     )

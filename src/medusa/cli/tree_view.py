@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from .. import files
 from ..calibration.drawing import check_library, draw_tree, save
+from ..core.published_trees import CHILDREN
 from ..core.schedule import UNCALIBRATED, Calibration
 from ..core.tree import CandidateTree
 from ..formats import names, native, tree_file
@@ -24,7 +25,7 @@ def print_tree(name: str, drawings: Mapping[str, Path]) -> None:
     """Print a tree, and draw it to files.
 
     Args:
-        name: folder or hub id of heads, a tree file, or "demo".
+        name: names a tree; see `read_tree`.
         drawings: files by format, "png" or "svg".
 
     Raises:
@@ -55,13 +56,18 @@ def print_tree(name: str, drawings: Mapping[str, Path]) -> None:
 
 
 def read_tree(name: str) -> tuple[CandidateTree, Calibration]:
-    """Return the tree of heads or of a tree file, and its calibration.
+    """Return the tree of heads, of a tree file or of the paper's authors, and its calibration.
+
+    Args:
+        name: folder or hub id of heads, "demo", a tree file, or the name of a published tree.
 
     Raises:
         ValueError: `name` has no tree, or its file is broken.
     """
     name = folder_or_id(name)
     file = Path(name).expanduser()
+    if name in CHILDREN and not file.exists():
+        return CandidateTree.named(name), UNCALIBRATED
     if file.is_file():
         return tree_file.read_tree(file)
     folder = names.find_heads(name)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import published_trees
+
 Path = tuple[int, ...]
 
 PUBLISHED_ACCURACIES = (
@@ -139,6 +141,15 @@ class CandidateTree:
             path = heapq.heappop(open_)[-1]
             chosen.append(path)
         return cls(chosen)
+
+    @classmethod
+    def named(cls, name: str) -> CandidateTree:
+        """Return a tree that the authors of the paper published, such as "mc_sim_7b_63".
+
+        Raises:
+            ValueError: no tree has this name; lists those that exist.
+        """
+        return cls(published_trees.paths(name))
 
     @classmethod
     def default(cls, num_heads: int, nodes: int = 16) -> CandidateTree:
