@@ -121,7 +121,9 @@ def vllm_heads(
         hidden_size=HIDDEN,
         vocab_size=VOCAB,
         num_heads=len({name.split(".")[0] for name in raw}),
-        num_hidden_layers=1,
+        num_hidden_layers=len(
+            {name for name in raw if name.startswith("0.") and name.endswith("linear.weight")}
+        ),
         medusa_fc_bias=any(name.endswith("bias") for name in raw),
         original_lm_head=shared is not None,
     )

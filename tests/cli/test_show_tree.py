@@ -47,6 +47,17 @@ def test_a_published_tree_is_printed_by_its_name():
     assert result.output.count("rank") == 63
 
 
+def test_an_unknown_name_lists_the_published_trees(monkeypatch):
+    def unreachable(name):
+        raise OSError(f"no folder {name}, and the hub cannot be reached")
+
+    monkeypatch.setattr("medusa.formats.names.find_heads", unreachable)
+    result = runner.invoke(app, ["tree", "show", "mc_sim"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: no folder mc_sim, ")
+    assert "published trees are mc_sim_7b_63, vicuna_7b_stage1, " in result.stderr
+
+
 @pytest.mark.parametrize(("option", "begins"), [("--png", b"\x89PNG"), ("--svg", b"<?xml")])
 @pytest.mark.parametrize("name", ["tree", "tree.pdf"])
 def test_the_option_says_which_format_a_drawing_has(folders, tmp_path, option, begins, name):

@@ -1,5 +1,5 @@
 """The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `bench`, `train`, `distill`,
-`roofline`, `plan`, `tree`.
+`convert`, `inspect`, `roofline`, `plan`, `tree`.
 
 Each command has a module of its own: its options are dataclasses, and its function makes the
 options into calls of the library. Modules that load torch are imported inside these functions, so
@@ -13,7 +13,20 @@ from typing import Annotated
 
 import typer
 
-from . import bench, calibrate, chat, demo, distill, generate, plan, roofline, train, tree
+from . import (
+    bench,
+    calibrate,
+    chat,
+    convert,
+    demo,
+    distill,
+    generate,
+    inspect,
+    plan,
+    roofline,
+    train,
+    tree,
+)
 from .errors import reporting
 from .parameters import with_parameters
 from .streams import Commands, RunByDefault
@@ -49,6 +62,8 @@ for command in (
     calibrate.calibrate,
     train.train,
     distill.distill,
+    convert.convert,
+    inspect.inspect,
     roofline.roofline,
     plan.plan,
 ):

@@ -39,9 +39,7 @@ def load(
         ValueError: the folder holds neither heads nor a model, `--base` is given for a model that
             has no heads, or a device is not there.
     """
-    logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()
-    hide_piped_bars()
+    quiet_libraries()
     _check_device("--device", options.device)
     if options.device_map not in DEVICE_MAPS:
         _check_device("--device-map", options.device_map)
@@ -68,6 +66,13 @@ def base_folder(name: str) -> str:
     if name == SMOLLM2:
         return str(smollm2.fetch(say=note))
     return str(demo.FOLDER / "base") if name == DEMO else name
+
+
+def quiet_libraries() -> None:
+    """Let transformers and huggingface_hub log nothing but errors, and hide piped progress bars."""
+    logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    hide_piped_bars()
 
 
 def hide_piped_bars() -> None:

@@ -62,6 +62,7 @@ def read_tree(name: str) -> tuple[CandidateTree, Calibration]:
         name: folder or hub id of heads, "demo", a tree file, or the name of a published tree.
 
     Raises:
+        OSError: there is no such folder or hub id; lists the published trees.
         ValueError: `name` has no tree, or its file is broken.
     """
     name = folder_or_id(name)
@@ -70,7 +71,12 @@ def read_tree(name: str) -> tuple[CandidateTree, Calibration]:
         return CandidateTree.named(name), UNCALIBRATED
     if file.is_file():
         return tree_file.read_tree(file)
-    folder = names.find_heads(name)
+    try:
+        folder = names.find_heads(name)
+    except OSError as error:
+        if names.is_path(name):
+            raise
+        raise OSError(f"{error}; published trees are {', '.join(CHILDREN)}") from None
     stored = None if folder is None else native.read_tree(folder)
     if stored is None:
         raise ValueError(f"{name} has no {names.TREE}: calibrate it, or give a tree file")

@@ -34,7 +34,7 @@ class Layout:
     """A format: the names of its tensors, with `{head}` and `{layer}` in place of numbers.
 
     Attributes:
-        title: what the format is called.
+        title: whose format it is.
         weight, bias: names of a residual layer's tensors.
         lm_head: name of a head's own lm_head.
         prefix: begins all names, so that the heads may lie among the tensors of their base model.
@@ -112,17 +112,17 @@ class Layout:
 
 
 NATIVE = Layout(
-    "heads in the authors' format",
+    "the authors'",
     weight="{head}.{layer}.linear.weight",
     bias="{head}.{layer}.linear.bias",
     lm_head="{head}.{layer}.weight",
 )
 LAYOUTS = (
     NATIVE,
-    replace(NATIVE, title="the authors' model with heads inside", prefix="medusa_head."),
-    replace(NATIVE, title="ModelOpt's model with heads inside", prefix="medusa_heads."),
+    replace(NATIVE, prefix="medusa_head."),
+    replace(NATIVE, title="ModelOpt's", prefix="medusa_heads."),
     Layout(
-        "heads in vLLM's format",
+        "vLLM's",
         weight="blocks.{head}.layers.{layer}.weight",
         bias="blocks.{head}.layers.{layer}.bias",
         lm_head="lm_heads.{head}.weight",

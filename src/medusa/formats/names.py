@@ -112,7 +112,7 @@ def _hub_heads(name: str, **hub: Any) -> Path | None:
         layout = layout_of(places)
         if layout is None:
             return None
-        holding = {places[stored] for stored in layout.stored_names(places).values()}
+        holding = {places[tensor] for tensor in layout.stored_names(places).values()}
         indices = [file for file in MODEL_FILES if file.endswith(INDEX)]
         patterns = [*sorted(holding), *indices, CONFIG, TREE]
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
@@ -137,9 +137,9 @@ def _cached_heads(name: str, error: Exception, **cached: Any) -> Path | None:
     Raises:
         OSError: nothing of it is in the cache; caused by `error`.
     """
-    stored = StoredHeads.find(name, **cached)
-    if stored is not None:
-        return stored.checkpoint.file.parent
+    heads = StoredHeads.find(name, **cached)
+    if heads is not None:
+        return heads.checkpoint.file.parent
     if not any(located(name, file, **cached) for file in (CONFIG, adapters.ADAPTER_CONFIG)):
         raise OSError(
             f"no folder {name}, and the hub cannot be reached: give a folder that exists, or "

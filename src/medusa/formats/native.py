@@ -91,7 +91,7 @@ def named_base(folder: Path) -> Origin:
         )
     place = folder / Path(name).expanduser()
     if place.is_dir() or is_gguf(place):
-        return Origin(str(place))
+        return Origin(str(place.absolute()))
     if is_path(name) or name == MERGED:
         raise FileNotFoundError(
             f"the heads in {folder} are for the base model in {place.resolve()}, which is not "

@@ -97,6 +97,12 @@ class StoredHeads:
         return {name: self.checkpoint.entry(stored) for name, stored in self.names.items()}
 
     @property
+    def kind(self) -> str:
+        """The format in words."""
+        content = "a whole model with heads inside" if self.has_base else "heads alone"
+        return f"{self.layout.title} format, {content}"
+
+    @property
     def num_heads(self) -> int:
         """The number of heads. It is counted, as some released `config.json` files are wrong."""
         return len({part.head for part in self.parts.values()})
@@ -133,7 +139,7 @@ class StoredHeads:
             for kind in ("lm_head", "weight")
         )
         matrix = block or projection
-        config = MedusaConfig(
+        return MedusaConfig(
             num_heads=self.num_heads,
             num_layers=self.num_layers,
             hidden_size=matrix[1] if matrix else hidden_size,
@@ -142,9 +148,6 @@ class StoredHeads:
             bias="bias" in kinds,
             draft_vocab_size=shapes[TOKEN_MAP][0] if shapes.get(TOKEN_MAP) else None,
         )
-        if config.num_heads == 0:
-            raise ValueError("it holds no heads")
-        return config
 
     def _check_kinds(self) -> None:
         """Raise ValueError if a tensor is no matrix, or has no fitting dtype."""
