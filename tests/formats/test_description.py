@@ -67,6 +67,7 @@ def test_the_format_is_named(tmp_path, write, kind, file):
 )
 def test_a_whole_model_holds_its_base(tmp_path, base, prefix, owner):
     whole_model(tmp_path, raw_heads(), base, "pickles in shards", prefix)
+    write_config(tmp_path, num_heads=4)  # of attention, in some architectures
     described = rows(tmp_path)
     assert described["format"] == f"{owner} format, a whole model with heads inside"
     assert described["file"] == "pytorch_model.bin.index.json (pickled)"
@@ -98,11 +99,8 @@ def named(**fields):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (named(base_model_name_or_path="N/A"), "the base model is not named: name it with --base"),
-        (
-            named(base_model_name_or_path="../away"),
-            "the base model is not there: put it back, or name it with --base",
-        ),
+        (named(base_model_name_or_path="N/A"), "no base model is found: name it with --base"),
+        (named(base_model_name_or_path="../away"), "no base model is found: name it with --base"),
         (named(model_type="llama"), "model_type is llama, but the folder holds heads alone"),
         (named(vocab_size=62), "config.json says vocab_size = 62, the tensors say 61"),
         (named(medusa_num_layers=0), "config.json says medusa_num_layers = 0, the tensors say 1"),
@@ -110,10 +108,6 @@ def named(**fields):
         (
             named(medusa_fc_bias=False),
             "medusa_fc_bias is false, so vLLM would leave out the biases",
-        ),
-        (
-            lambda folder: (folder / "config.json").unlink(),
-            "there is no config.json: name the base model with --base",
         ),
         (
             lambda folder: write_tree(folder, CandidateTree.chain(3)),
@@ -144,6 +138,23 @@ def test_what_is_odd(tmp_path, base, change, said):
     assert odd(tmp_path / "heads") == []
     change(tmp_path / "heads")
     assert odd(tmp_path / "heads") == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("N/A", "not named"), ("../away", "../away, which is not there")]
+)
+def test_a_base_that_is_missing_is_said_to_be(tmp_path, name, shown):
+    pickled_heads(tmp_path, raw_heads(), base=name)
+    assert rows(tmp_path)["base model"] == shown
+
+
+def test_a_configuration_that_is_missing_is_odd(tmp_path):
+    pickled_heads(tmp_path, raw_heads())
+    (tmp_path / "config.json").unlink()
+    assert odd(tmp_path) == [
+        "there is no config.json",
+        "no base model is found: name it with --base",
+    ]
 
 
 def test_layers_that_are_stored_once_are_odd(tmp_path):

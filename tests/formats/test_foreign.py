@@ -21,6 +21,7 @@ from foreign import (
 )
 from models import prompt, tiny
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from medusa import CandidateTree, MedusaModel
 from medusa.formats.names import find_heads
@@ -90,7 +91,16 @@ def test_a_whole_model_is_read_from_files_of_all_kinds(tmp_path, own, form):
     check(tmp_path / "heads", raw, own)
 
 
-def test_transformers_reports_no_heads_but_other_tensors(tmp_path, own, caplog):
+@pytest.fixture
+def warnings_logged():
+    """transformers logs warnings, which the command line turns off."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    yield
+    logging.set_verbosity(before)
+
+
+def test_transformers_reports_no_heads_but_other_tensors(tmp_path, own, warnings_logged, caplog):
     whole_model(tmp_path / "whole", raw_heads(), own)
     MedusaModel.from_pretrained(tmp_path / "whole")
     assert "medusa_head" not in caplog.text

@@ -73,6 +73,17 @@ def test_the_native_folder_holds_the_same_tensors_and_gives_the_same_text(
     assert model.generate(prompt(), **NEW).equal(own.generate(prompt(), **NEW))
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_tied_layers_are_written_one_by_one(place, once):
+    raw = raw_heads(2, 2, tied=True)
+    held = {name: x for name, x in raw.items() if not (once and ".1.linear." in name)}
+    pickled_heads(place / "heads", held)
+    converted(place)
+    stored = load_file(place / "native" / "heads" / "medusa_lm_head.safetensors")
+    assert stored.keys() == raw.keys()
+    assert stored["1.0.linear.weight"].equal(stored["1.1.linear.weight"])
+
+
 def test_the_tree_and_its_calibration_go_along(place):
     pickled_heads(place / "heads", raw_heads())
     made = {"device": "a machine", "dtype": "float32", "note": [1, 2]}

@@ -29,6 +29,7 @@ def show_description(name: str, hub: Mapping[str, Any]) -> None:
         ValueError: `name` holds no heads, or they cannot be read.
         OSError: there is no such folder or hub id.
     """
+    quiet_libraries()
     folder = names.find_heads(folder_or_id(name), **names.chosen(dict(hub), *names.HUB_ARGUMENTS))
     if folder is None:
         raise ValueError(f"{name} holds no Medusa heads: it is a model without them")
@@ -58,7 +59,7 @@ def show_converted(
     say = partial(console().print, highlight=False, markup=False, soft_wrap=True)
     say(f"read {source}: {converted.kind}")
     say(f"written to {destination}: {', '.join(converted.files)} ({size:,.1f} MB)")
-    say(f"number of heads: {converted.config.num_heads}, base model: {converted.base}")
+    say(f"heads: {converted.config.num_heads}; base model, seen from there: {converted.base}")
     if not converted.compared:
         note(
             f"{named.base.name} cannot be read here, so its sizes were not compared with the heads'"

@@ -15,6 +15,7 @@ from ..core.heads import TOKEN_MAP
 from ..core.schedule import UNCALIBRATED
 from ..files import Schema, read_json
 from . import native
+from .bases import Origin
 from .checkpoint import located
 from .names import CONFIG
 from .pickles import SUFFIXES
@@ -109,8 +110,7 @@ class Description:
             yield "draft vocabulary", f"{stored.entries[TOKEN_MAP].shape[0]:,} tokens"
         yield "fits", f"hidden size {sizes.get('hidden size', 'unknown')}, {self._vocabulary()}"
         yield "base model", self.base()
-        adapter = None if self.config is None else self.config.adapter
-        yield "adapter", adapter or "none"
+        yield "adapter", self.config.adapter or "none"
         yield from self._tree_rows()
 
     def _vocabulary(self) -> str:
@@ -121,23 +121,31 @@ class Description:
         return f"vocabulary {stated:,} by {CONFIG}" if isinstance(stated, int) else "any vocabulary"
 
     @cached_property
-    def config(self) -> native.HeadsFile | None:
-        """The fields of `config.json` that loading reads; None where there is none to read."""
-        return None if self.stored.has_base else native.read_config(self.folder)
+    def config(self) -> native.HeadsFile:
+        """The fields of `config.json` that loading reads."""
+        return native.read_config(self.folder) or native.HeadsFile()
+
+    @cached_property
+    def _origin(self) -> Origin | None:
+        """The base model that the heads name; None if they name none, or it is not there."""
+        try:
+            return native.named_base(self.folder)
+        except (ValueError, FileNotFoundError):
+            return None
 
     def base(self) -> str:
         """Return the base model's name, and where it is."""
         if self.stored.has_base:
             return "in the same files"
-        try:
-            base = native.named_base(self.folder)
-        except (ValueError, FileNotFoundError):
-            name = None if self.config is None else self.config.base_model_name_or_path
+        if self._origin is None:
+            name = self.config.base_model_name_or_path
             return "not named" if name in (None, "", "N/A") else f"{name}, which is not there"
-        if not base.is_hub_id:
-            return str(Path(base.name).resolve())
-        here = located(base.name, CONFIG) is not None
-        return f"{base.name} ({'in the cache' if here else 'on the hub, not on this machine'})"
+        if not self._origin.is_hub_id:
+            return str(Path(self._origin.name).resolve())
+        here = located(self._origin.name, CONFIG) is not None
+        return (
+            f"{self._origin.name} ({'in the cache' if here else 'on the hub, not on this machine'})"
+        )
 
     def _tree_rows(self) -> Iterator[tuple[str, str]]:
         found = native.read_tree(self.folder)
@@ -168,17 +176,17 @@ class Description:
     def _wrong_counts(self) -> Iterator[str]:
         for size, fields in COUNTS.items():
             for field in fields:
+                if self.stored.has_base and "medusa" not in field:
+                    continue  # the field is the base model's
                 stated, held = self._stated.get(field), self.sizes.get(size)
                 if isinstance(stated, int) and held is not None and stated != held:
                     yield f"{CONFIG} says {field} = {stated}, the tensors say {held}"
 
     def _wrong_fields(self) -> Iterator[str]:
         if not self._stated:
-            yield f"there is no {CONFIG}: name the base model with --base"
-        elif self.base() == "not named":
-            yield "the base model is not named: name it with --base"
-        elif self.base().endswith("not there"):
-            yield "the base model is not there: put it back, or name it with --base"
+            yield f"there is no {CONFIG}"
+        if not self.stored.has_base and self._origin is None:
+            yield "no base model is found: name it with --base"
         kind = self._stated.get("model_type")
         if not self.stored.has_base and kind not in (None, "medusa"):
             yield f"model_type is {kind}, but the folder holds heads alone"

@@ -57,10 +57,12 @@ def convert(named: NamedModel, destination: Path) -> Converted:
     config, compared = _config(stored, named)
     with native.saving(destination, config.num_heads) as new:
         base = named.base.seen_from(destination)
-        adapter = native.adapter(named.heads) if not stored.has_base else None
+        adapter = native.adapter(named.heads)
         if adapter is not None:
             shutil.copytree(adapter, new / names.ADAPTER)
-        native.write_tensors(new, config, dict(stored.tensors()), base, named.base.revision)
+        # copies, since tied layers of a pickle share memory, which safetensors refuses
+        tensors = {native_name: tensor.clone() for native_name, tensor in stored.tensors()}
+        native.write_tensors(new, config, tensors, base, named.base.revision)
         found = native.read_tree(named.heads)
         if found is not None and not (destination / names.TREE).exists():
             found[0].check_heads(config.num_heads, config.vocab_size)

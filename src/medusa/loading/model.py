@@ -19,8 +19,9 @@ from ..core.heads import MedusaHeads
 from ..core.model import TreeModel
 from ..core.schedule import UNCALIBRATED
 from ..core.tree import CandidateTree
-from ..formats import adapters, bases, names, native, stored
+from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
+from ..formats.stored import read_heads
 from .checks import (
     found_faster_compiled,
     heads_folder,
@@ -188,17 +189,17 @@ class MedusaModel(TreeModel):
             backbone: has the heads' adapter already, if there is one.
             name: the name of the heads in warnings.
         """
-        kept, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
+        stored, calibration = native.read_tree(folder) or (None, UNCALIBRATED)
         calibration = usable_calibration(calibration, backbone, name, prepack)
-        if tree is None and kept is not None and not kept.max_depth:
+        if tree is None and stored is not None and not stored.max_depth:
             warnings.warn(
                 f"calibration of {name} found no tree that pays: decoding plainly. Another "
                 "tree: tree=...",
                 stacklevel=3,
             )
-        tree = tree if tree is not None else kept
+        tree = tree if tree is not None else stored
         used = None if tree is None or all_heads else max(1, tree.max_depth)
-        heads = stored.read_heads(folder, backbone, used)
+        heads = read_heads(folder, backbone, used)
         if compiled is None:
             compiled = found_faster_compiled(calibration)
         model = cls(

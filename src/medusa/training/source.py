@@ -13,9 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..core.checks import new_heads
 from ..core.heads import MedusaHeads
-from ..formats import adapters, names, native, stored
+from ..formats import adapters, names, native
 from ..formats.bases import Origin
 from ..formats.gguf import files_of
+from ..formats.stored import read_heads
 from ..loading import NamedModel
 from .recipe import Recipe
 
@@ -156,7 +157,7 @@ def load_heads(source: Source, recipe: Recipe, base: PreTrainedModel) -> MedusaH
             f"{source.model} has an adapter; training goes on from merged models: medusa train ... "
             "--merge"
         )
-    heads = stored.read_heads(source.heads, base)
+    heads = read_heads(source.heads, base)
     defaults = Recipe()
     for name in ("num_heads", "num_layers", "own_lm_head"):
         wanted, actual = getattr(recipe, name), getattr(heads.config, name)
