@@ -98,8 +98,8 @@ def safe_heads(folder: Path, raw: dict[str, Tensor], base: str = "../base") -> N
 def vllm_heads(
     folder: Path,
     raw: dict[str, Tensor],
-    base: str = "../base",
     shared: Tensor | None = None,
+    shared_name: str = "lm_head.weight",
 ) -> None:
     """Write heads in vLLM's own names; heads without lm_heads carry a copy of the base's."""
     stored = {}
@@ -112,12 +112,12 @@ def vllm_heads(
         )
         stored[renamed] = tensor.clone()
     if shared is not None:
-        stored["lm_head.weight"] = shared.detach().clone().float()
+        stored[shared_name] = shared.detach().clone().float()
     write_config(
         folder,
         model_type="medusa",
         architectures=["MedusaModel"],
-        base_model_name_or_path=base,
+        base_model_name_or_path="../base",
         hidden_size=HIDDEN,
         vocab_size=VOCAB,
         num_heads=len({name.split(".")[0] for name in raw}),

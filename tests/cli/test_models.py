@@ -101,9 +101,11 @@ def test_a_device_that_is_not_there_is_named_before_loading(folders, option, dev
     assert re.search(said, result.stderr)
 
 
-def test_heads_in_a_format_that_is_not_read_are_named(tmp_path):
-    torch.save({}, tmp_path / "medusa_lm_head.pt")
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("held", "said"), [({}, "no tensors"), ({"x": torch.zeros(1)}, "are not Medusa heads': x")]
+)
+def test_a_file_without_heads_is_named(tmp_path, held, said):
+    torch.save(held, tmp_path / "medusa_lm_head.pt")
     result = generate(tmp_path)
     assert result.exit_code == 1
-    assert "authors' format" in result.stderr
+    assert f"medusa_lm_head.pt: it holds {said}" in result.stderr.replace("tensors that ", "")

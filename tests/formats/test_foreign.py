@@ -19,7 +19,7 @@ from foreign import (
     whole_model,
     write_config,
 )
-from models import prompt, tiny
+from models import VOCAB, prompt, tiny
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
@@ -150,13 +150,45 @@ def test_heads_in_half_precision_run_in_the_dtype_of_the_base(folder, own):
     assert next(model.heads.parameters()).dtype == torch.float64
 
 
-def test_a_shared_lm_head_must_be_that_of_the_base(folder, own):
+@pytest.mark.parametrize("name", ["lm_head.weight", "lm_heads.0.weight"])
+def test_a_shared_lm_head_must_be_that_of_the_base(folder, own, name):
     raw = raw_heads(own=False)
-    vllm_heads(folder, raw, shared=own.lm_head.weight)
-    check(folder, raw, tiny(dtype=torch.float32).double())
-    vllm_heads(folder, raw, shared=own.lm_head.weight + 1)
+    vllm_heads(folder, raw, own.lm_head.weight, shared_name=name)
+    check(folder, raw, own)
+    vllm_heads(folder, raw, own.lm_head.weight + 1, shared_name=name)
+    with pytest.raises(ValueError, match=rf"{name} is not the base model's lm_head"):
+        MedusaModel.from_pretrained(folder)
+
+
+def test_a_shared_lm_head_may_hold_the_draft_vocabulary_alone(folder, own):
+    raw, tokens = raw_heads(own=False), torch.tensor([1, 5, 20, 42, 60])
+    for wrong in (0, 1):
+        vllm_heads(folder, raw, own.lm_head.weight[tokens] + wrong)
+        file = folder / "model.safetensors"
+        save_file({**load_file(file), "token_map": tokens}, file)
+        if not wrong:
+            model = MedusaModel.from_pretrained(folder, dtype=torch.float64)
+            assert model.heads.token_map.equal(tokens)
+            assert model.generate(prompt(), **NEW).equal(own.generate(prompt(), **NEW))
     with pytest.raises(ValueError, match=r"lm_head\.weight is not the base model's lm_head"):
         MedusaModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("write", [pickled_heads, safe_heads, vllm_heads, mlc_heads, whole_model])
+def test_heads_that_are_right_are_accepted(folder, own, write):
+    """Heads whose lm_heads are fitted to the base's own text by least squares."""
+    text = own.generate(prompt(), max_new_tokens=20, do_sample=False)
+    states = MedusaModel.from_base(own).hidden_states(text[:, :20])[0]
+    raw = raw_heads()
+    for name, tensor in raw.items():
+        head, last = int(name[0]), name.endswith(".1.weight")
+        following = torch.nn.functional.one_hot(text[0, head + 2 : head + 22], VOCAB).to(states)
+        tensor.copy_(torch.linalg.lstsq(states, following).solution.mT if last else tensor * 0)
+    write(folder, raw, *([own] if write is whole_model else []))
+    model = MedusaModel.from_pretrained(folder, dtype=torch.float64)
+    output = model.generate(prompt(), return_dict_in_generate=True, **NEW)
+    assert output.sequences.equal(own.generate(prompt(), **NEW))
+    assert output.stats.acceleration_rate > 2.5
 
 
 @pytest.mark.parametrize("name", ["N/A", None])

@@ -183,7 +183,7 @@ class Description:
                     yield f"{CONFIG} says {field} = {stated}, the tensors say {held}"
 
     def _wrong_fields(self) -> Iterator[str]:
-        if not self._stated:
+        if not (self.folder / CONFIG).is_file():
             yield f"there is no {CONFIG}"
         if not self.stored.has_base and self._origin is None:
             yield "no base model is found: name it with --base"

@@ -38,7 +38,8 @@ class Layout:
         weight, bias: names of a residual layer's tensors.
         lm_head: name of a head's own lm_head.
         prefix: begins all names, so that the heads may lie among the tensors of their base model.
-        shared: name of a copy of the base model's lm_head, which all heads then use.
+        shared: name of a copy of the base model's lm_head, which all heads then use. The lm_head of
+            head 0 is such a copy as well, if the other heads have none.
     """
 
     title: str
@@ -81,22 +82,33 @@ class Layout:
         Args:
             names: the names of all tensors in the file.
         """
-        parts = {name: part for name in names if (part := self.part(name)) is not None}
+        parts = self._parts(names)
         layers = {part.layer for part in parts.values() if part.kind != "lm_head"}
         places = {part.layer for part in parts.values() if part.kind == "lm_head"}
+        tied = _tied_layers(layers, places)
         found = {}
         for name, part in parts.items():
             place = len(layers) if part.layer is None else part.layer
-            found[NATIVE.name(replace(part, layer=place))] = name
-        depth = next(iter(places)) if len(places) == 1 else None
-        if layers == {0} and depth is not None and 1 < depth <= MOST_TIED:
-            for name, part in parts.items():
-                if part.kind != "lm_head":
-                    repeated = (replace(part, layer=layer) for layer in range(1, depth))
-                    found |= {NATIVE.name(each): name for each in repeated}
+            for layer in (place,) if part.kind == "lm_head" else (place, *tied):
+                found[NATIVE.name(replace(part, layer=layer))] = name
         if TOKEN_MAP in names:
             found[TOKEN_MAP] = TOKEN_MAP
         return found
+
+    def _parts(self, names: Collection[str]) -> dict[str, Part]:
+        """Return the roles of the heads' tensors by name, without copies of the base's lm_head."""
+        parts = {name: part for name in names if (part := self.part(name)) is not None}
+        owners = {part.head for part in parts.values() if part.kind == "lm_head"}
+        if self.shared is None or owners != {0} or all(part.head == 0 for part in parts.values()):
+            return parts
+        return {name: part for name, part in parts.items() if part.kind != "lm_head"}
+
+    def copy_of_lm_head(self, names: Collection[str]) -> str | None:
+        """Return the name of a copy of the base model's lm_head; None if there is none."""
+        own = self.stored_names(names).values()
+        first = self.name(Part("lm_head", 0, None))
+        copies = [] if self.shared is None else [self.shared, first]
+        return next((name for name in copies if name in names and name not in own), None)
 
     def others(self, names: Collection[str]) -> tuple[list[str], list[str]]:
         """Return the names that are none of the heads': surplus ones, and the base model's.
@@ -109,6 +121,17 @@ class Layout:
             return others, []
         surplus = [name for name in others if name.startswith(self.prefix)]
         return surplus, [name for name in others if name not in surplus]
+
+
+def _tied_layers(layers: set[int | None], places: set[int | None]) -> range:
+    """Return the layers that repeat layer 0, which is stored for all; mostly none.
+
+    Args:
+        layers: the layers that are stored.
+        places: the places of the lm_heads after the layers; a format may not tell them.
+    """
+    depth = next(iter(places)) if layers == {0} and len(places) == 1 else None
+    return range(1, depth if depth is not None and depth <= MOST_TIED else 1)
 
 
 NATIVE = Layout(

@@ -65,10 +65,8 @@ class StoredHeads:
             return None
         surplus, others = (list(stored), []) if layout is None else layout.others(stored)
         if layout is None or surplus:
-            raise ValueError(
-                f"{checkpoint.file}: it holds tensors that are not Medusa heads': "
-                f"{', '.join(surplus[:SHOWN]) or '(no tensors)'}"
-            )
+            named = f"tensors that are not Medusa heads': {', '.join(surplus[:SHOWN])}"
+            raise ValueError(f"{checkpoint.file}: it holds {named if surplus else 'no tensors'}")
         return cls(checkpoint, layout, layout.stored_names(stored), bool(others))
 
     @classmethod
@@ -120,16 +118,15 @@ class StoredHeads:
     def config(self, vocab_size: int, hidden_size: int) -> MedusaConfig:
         """Return the configuration of the heads, by the shapes of their tensors.
 
-        Names, shapes and dtypes are read, so that wrong files are refused before their tensors take
-        memory.
+        No values are read, so that wrong files are refused before their tensors take memory.
+        `check` finds out whether the tensors are complete.
 
         Args:
             vocab_size: V of the base model, for heads that share its lm_head.
             hidden_size: H of the base model, for heads without a matrix.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of a wrong shape or dtype. Names it as the
-                file does.
+            ValueError: a tensor is no matrix, or has a wrong dtype. Names it as the file does.
         """
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self._check_kinds()
@@ -276,15 +273,17 @@ def _finite(stored: StoredHeads, heads: int, dtype: torch.dtype) -> Iterator[tup
 def _check_shared(stored: StoredHeads, lm_head: Tensor) -> None:
     """Raise ValueError if the heads come with an lm_head that is not the base model's.
 
-    Either of the two may be a cast of the other. An lm_head that is quantised or offloaded cannot
-    be compared.
+    It may be a cast of it, or its rows for the draft vocabulary. An lm_head that is quantised or
+    offloaded cannot be compared.
     """
-    name = stored.layout.shared
-    if name is None or name not in stored.checkpoint.places:
+    name = stored.layout.copy_of_lm_head(stored.checkpoint.places)
+    if name is None or lm_head.is_meta or not lm_head.is_floating_point():
         return
     copy = stored.checkpoint.read(name)
-    if copy is None or lm_head.is_meta or not lm_head.is_floating_point():
+    if copy is None:
         return
+    if TOKEN_MAP in stored.names and len(copy) == stored.entries[TOKEN_MAP].shape[0]:
+        lm_head = lm_head[stored.tensor(TOKEN_MAP)]
     same = copy.shape == lm_head.shape and (
         torch.equal(copy.to(lm_head), lm_head) or torch.equal(copy, lm_head.to(copy))
     )

@@ -53,7 +53,7 @@ class Source:
         Raises:
             FileNotFoundError: the name is a path, and there is no such folder.
             OSError: a name is neither a folder nor a hub id, or the hub cannot be reached.
-            ValueError: `model` is a PEFT adapter, or holds heads in a format that is not read.
+            ValueError: `model` is a PEFT adapter, or holds weights that cannot be read.
         """
         named = NamedModel.find(self.model, **self.loading)
         if named.heads is None:
