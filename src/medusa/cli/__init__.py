@@ -1,5 +1,5 @@
 """The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `bench`, `train`, `distill`,
-`convert`, `inspect`, `roofline`, `plan`, `tree`.
+`convert`, `inspect`, `export`, `roofline`, `plan`, `tree`.
 
 Each command has a module of its own: its options are dataclasses, and its function makes the
 options into calls of the library. Modules that load torch are imported inside these functions, so
@@ -20,6 +20,7 @@ from . import (
     convert,
     demo,
     distill,
+    export,
     generate,
     inspect,
     plan,
@@ -64,6 +65,7 @@ for command in (
     distill.distill,
     convert.convert,
     inspect.inspect,
+    export.export,
     roofline.roofline,
     plan.plan,
 ):
