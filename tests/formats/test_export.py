@@ -90,9 +90,8 @@ def test_an_engine_computes_the_logits_of_the_model(tmp_path, architecture, own,
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_vllm_reads_a_draft_vocabulary(tmp_path, own):
-    model = model_with(own_lm_head=own, num_layers=2)
+def test_vllm_reads_a_draft_vocabulary_of_heads_that_share_the_lm_head(tmp_path):
+    model = model_with(own_lm_head=False, num_layers=2)
     tokens = torch.tensor([1, 4, 5, 30, 60])
     model.heads.restrict(tokens)
     config, tensors = exported(model, "vllm", tmp_path / "a")
@@ -103,6 +102,16 @@ def test_vllm_reads_a_draft_vocabulary(tmp_path, own):
     with torch.inference_mode():
         expected = model.heads.proposed(model.heads(hidden, lm_head))
         torch.testing.assert_close(vllm_logits(config, tensors, hidden, 61), expected)
+
+
+def test_other_heads_propose_all_tokens(tmp_path):
+    # vLLM cannot load own lm_heads together with a draft vocabulary, and others know none
+    for name, own in (("vllm", True), ("tgi", False)):
+        model = model_with(own_lm_head=own)
+        model.heads.restrict(torch.tensor([1, 4]))
+        config, tensors = exported(model, name, tmp_path / name)
+        assert "truncated_vocab_size" not in config
+        assert "token_map" not in tensors
 
 
 def test_heads_stay_small_where_the_engine_shares_the_lm_head(tmp_path):

@@ -44,7 +44,7 @@ class Engine:
         shared_layers: number of layers that heads without lm_heads must have; None is any number.
         most_layers: largest number of layers; None is any number.
         bias: layers need biases; heads without get zeros.
-        token_map: heads may propose some tokens only; otherwise they propose all.
+        token_map: heads that share an lm_head may propose some tokens only; others propose all.
     """
 
     title: str
@@ -70,11 +70,13 @@ class Engine:
                 f"{config.num_layers}: train heads with num_layers={self.most_layers}"
             )
         may_share = self.shared_layers in (None, config.num_layers) and not self.own_lm_head
+        own_lm_head = config.own_lm_head or not may_share
+        keeps_map = self.token_map and not own_lm_head
         return replace(
             config,
-            own_lm_head=config.own_lm_head or not may_share,
+            own_lm_head=own_lm_head,
             bias=config.num_layers > 0 and (config.bias or self.bias),
-            draft_vocab_size=config.draft_vocab_size if self.token_map else None,
+            draft_vocab_size=config.draft_vocab_size if keeps_map else None,
         )
 
 
