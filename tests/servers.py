@@ -22,20 +22,41 @@ def reply(content="fine", finish="stop", **message):
     }
 
 
+def stream(*events):
+    """Return a reply that sends events (JSON, or text such as "[DONE]"), as pieces to send."""
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    for event in events:
+        text = event if isinstance(event, str) else json.dumps(event)
+        yield f"data: {text}\n\n".encode()
+
+
+def said(content, **delta):
+    """Return an event of a stream with a piece of an answer."""
+    return {"choices": [{"index": 0, "delta": {"content": content, **delta}}]}
+
+
+def used(tokens):
+    """Return the event that counts the tokens of an answer."""
+    return {"choices": [], "usage": {"completion_tokens": tokens}}
+
+
 def status(code, text="no", header=""):
     return f"HTTP/1.1 {code} Status\r\n{header}Content-Length: {len(text)}\r\n\r\n{text}".encode()
 
 
 @contextmanager
 def serving(answer):
-    """Run a server that sends the bytes which `answer(request, number)` returns or yields."""
+    """Run a server that sends the bytes which `answer(request, number)` returns or yields.
+
+    The request is the JSON that was sent, or None where nothing was sent with it.
+    """
     asked, lock = [], threading.Lock()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
             head = b"".join(iter(self.rfile.readline, b"\r\n"))
-            length = int(head.lower().split(b"content-length:")[1].split()[0])
-            request = json.loads(self.rfile.read(length))
+            _, _, length = head.lower().partition(b"content-length:")
+            request = json.loads(self.rfile.read(int(length.split()[0]))) if length else None
             with lock:
                 asked.append((request, head.decode()))
                 number = len(asked)

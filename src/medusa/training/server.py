@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import math
-import os
 import queue
 import random
 import socket
@@ -26,6 +25,7 @@ import httpx2
 from pydantic import BaseModel, Field
 
 from ..files import parse_json
+from .chat_server import ChatServer, Message, beginning, chat_request, message_of
 from .conversations import Ask, Conversation, GenerationSettings, Outcome, Turn
 
 TRIES = 6
@@ -34,8 +34,6 @@ PAUSE = 1.0
 """Pause before the second try, in seconds; it doubles with each try, and a random part is added."""
 LONGEST_PAUSE = 60.0
 """Longest pause between two tries, in seconds, whatever the server's Retry-After says."""
-CONNECT_TIMEOUT = 30.0
-"""Time limit for a connection, in seconds."""
 LARGEST_REPLY = 16 << 20
 """Largest reply that is read, in bytes."""
 BUSY_STATUSES = (408, 409, 425, 429)
@@ -44,20 +42,6 @@ CUT_REASONS = ("length", "content_filter")
 """Finish reasons of an answer that the model itself did not end."""
 THREAD = "medusa requests"
 """Name of the threads in which requests run."""
-
-
-class Part(BaseModel):
-    """A part of a message's content; only text is supported."""
-
-    text: str
-
-
-class Message(BaseModel):
-    """The message of a reply; servers name the reasoning `reasoning_content` or `reasoning`."""
-
-    content: str | list[Part] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
 
 
 class Choice(BaseModel):
@@ -75,14 +59,11 @@ class Reply(BaseModel):
 
     def turn(self) -> Turn:
         """Return the first answer."""
-        message, content = self.choices[0].message, self.choices[0].message.content
-        text = (
-            "".join(part.text for part in content) if isinstance(content, list) else content or ""
-        )
+        message = self.choices[0].message
         count = self.usage.get("completion_tokens") if isinstance(self.usage, dict) else None
         tokens = count if isinstance(count, int) else 0
-        reasoning = message.reasoning_content or message.reasoning
-        return Turn(text.strip(), tokens, self.choices[0].finish_reason in CUT_REASONS, reasoning)
+        cut = self.choices[0].finish_reason in CUT_REASONS
+        return Turn(message.text.strip(), tokens, cut, message.thought)
 
 
 class _TryAgainError(Exception):
@@ -122,17 +103,10 @@ class ServerAnswerer:
         in_flight: int = 8,
         timeout: float = 600,
     ):
-        self.address, self.settings = _check_address(address), settings
+        self.server, self.settings = ChatServer(address, key, timeout), settings
         if settings.self_talk:
             self.check_own_questions()
-        self.key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        if not (self.key.isascii() and self.key.isprintable()):
-            raise ValueError(
-                "the server's key (OPENAI_API_KEY) has characters that a header cannot hold"
-            )
-        if not timeout > 0:
-            raise ValueError(f"a server's timeout must be positive, got {timeout}")
-        self.in_flight, self.timeout = in_flight, timeout
+        self.in_flight = in_flight
 
     def check_own_questions(self) -> None:
         """Raise ValueError: a chat server writes only the assistant's turns."""
@@ -173,7 +147,8 @@ class ServerAnswerer:
                 report(await self._run(client, name, talk))
 
         try:
-            async with self._client() as client:
+            # `answer` limits the time of a whole reply
+            async with httpx2.AsyncClient(**self.server.client_options()) as client:
                 workers = [asyncio.create_task(work(client)) for _ in range(self.in_flight)]
                 try:
                     await asyncio.gather(*workers)
@@ -183,19 +158,6 @@ class ServerAnswerer:
                     await asyncio.gather(*workers, return_exceptions=True)
         except Exception as error:
             report(error)
-
-    def _client(self) -> httpx2.AsyncClient:
-        # Each request has its own connection: a server may close an idle one at the very moment
-        # when the next request is sent on it.
-        return httpx2.AsyncClient(
-            headers={
-                "Connection": "close",
-                **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
-            },
-            # `answer` limits the time of the whole reply.
-            timeout=httpx2.Timeout(None, connect=min(CONNECT_TIMEOUT, self.timeout)),
-            limits=httpx2.Limits(max_keepalive_connections=0),
-        )
 
     async def _run(self, client: httpx2.AsyncClient, name: str, talk: Conversation) -> Outcome:
         """Run a conversation to its end, or to the first request that is refused."""
@@ -221,31 +183,26 @@ class ServerAnswerer:
         body = json.dumps(self._request(ask)).encode()
         for tried in range(1, TRIES + 1):
             try:
-                return await asyncio.wait_for(self._try(client, body), self.timeout)
+                return await asyncio.wait_for(self._try(client, body), self.server.timeout)
             except asyncio.TimeoutError:
-                problem = _TryAgainError(f"no whole reply within {self.timeout:g} seconds")
+                problem = _TryAgainError(f"no whole reply within {self.server.timeout:g} seconds")
             except _TryAgainError as error:
                 problem = error
             if tried < TRIES:
                 await asyncio.sleep(pause(tried, problem.after) + random.random() * PAUSE)
         kind = ConnectionError if problem.unreachable else ValueError
-        raise kind(f"{self.address} gave no answer in {TRIES} tries; the last: {problem}")
+        raise kind(f"{self.server.address} gave no answer in {TRIES} tries; the last: {problem}")
 
     def _request(self, ask: Ask) -> dict[str, Any]:
         # 7 hexadecimal digits, because some servers read the seed as a signed 32-bit integer.
         seed = int(hashlib.sha256(f"{self.settings.seed}/{ask.key}".encode()).hexdigest()[:7], 16)
-        return {
-            "model": self.settings.model,
-            # Reasoning of earlier turns is not sent: models are not trained on it, and some servers
-            # refuse it.
-            "messages": [
-                {name: value for name, value in turn.items() if name != "reasoning_content"}
-                for turn in ask.chat
-            ],
-            "temperature": self.settings.temperature,
-            "max_tokens": self.settings.max_new_tokens,
-            "seed": seed,
-        }
+        return chat_request(
+            self.settings.model,
+            ask.chat,
+            max_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+            seed=seed,
+        )
 
     async def _try(self, client: httpx2.AsyncClient, body: bytes) -> Turn:
         """Send a request once and return the turn in the reply.
@@ -254,25 +211,25 @@ class ServerAnswerer:
             _TryAgainError: the server is busy, unreachable, or its reply is invalid.
             ValueError: the server refuses the request.
         """
-        url, headers = f"{self.address}/chat/completions", {"Content-Type": "application/json"}
+        url, headers = self.server.chat_url, {"Content-Type": "application/json"}
         try:
             async with client.stream("POST", url, content=body, headers=headers) as response:
                 status, after = response.status_code, response.headers.get("Retry-After", "")
                 reply = await _read_body(response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise _TryAgainError(f"no connection ({_message(error)})", unreachable=True) from None
+            raise _TryAgainError(f"no connection ({message_of(error)})", unreachable=True) from None
         except Exception as error:  # a reply that is not HTTP can raise any error in the client
-            raise _TryAgainError(f"a broken reply ({_message(error)})") from None
+            raise _TryAgainError(f"a broken reply ({message_of(error)})") from None
         if status in BUSY_STATUSES or status >= 500:
-            raise _TryAgainError(f"status {status}: {_beginning(reply)}", after)
+            raise _TryAgainError(f"status {status}: {beginning(reply)}", after)
         if not 200 <= status < 300:
-            raise ValueError(f"{self.address} refuses it with status {status}: {_beginning(reply)}")
+            raise self.server.refusal(status, reply)
         if len(reply) > LARGEST_REPLY:
             raise _TryAgainError(f"a reply of more than {LARGEST_REPLY >> 20} MB")
         try:
             return parse_json(reply, Reply, "not a chat reply", "the reply").turn()
         except ValueError as error:
-            raise _TryAgainError(f"{error}; it begins with {_beginning(reply)!r}") from None
+            raise _TryAgainError(f"{error}; it begins with {beginning(reply)!r}") from None
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -344,28 +301,3 @@ async def _read_body(response: httpx2.Response) -> bytes:
         if len(body) > LARGEST_REPLY:
             break
     return bytes(body)
-
-
-def _check_address(address: str) -> str:
-    """Return a server's address without a slash at its end.
-
-    Raises:
-        ValueError: it is not an HTTP address with a host.
-    """
-    try:
-        url = httpx2.URL(address)
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"--server {address!r} is not an address: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(
-            f"a server's address begins with http:// or https:// and a host, got {address!r}"
-        )
-    return address.rstrip("/")
-
-
-def _beginning(reply: bytes) -> str:
-    return reply[:300].decode(errors="replace")
-
-
-def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__
