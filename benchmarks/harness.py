@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import multiprocessing
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medusa import files
+from medusa.hardware import memory
 from medusa.hardware.provenance import provenance
 from medusa.hardware.timing import Timed
 
@@ -110,12 +110,15 @@ def in_new_process(call: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def peak_bytes() -> float:
-    """Return the peak memory of this process in bytes, on Linux.
+    """Return the peak memory of this process in bytes.
 
-    `getrusage` would give that of the process that started this one, if it was larger.
+    Raises:
+        OSError: this system, which is not Linux, does not tell it.
     """
-    status = Path("/proc/self/status").read_text()
-    return 1024.0 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    peak = memory.peak_bytes()
+    if peak is None:
+        raise OSError("the peak memory of a process is measured on Linux only")
+    return peak
 
 
 def publish(
