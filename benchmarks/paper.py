@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from medusa.cli.bench_run import COLUMNS, groups_table, markdown_table, methods_table
+from medusa.cli.bench_run import groups_table, markdown_table, methods_table
 from medusa.evaluation.bench_report import ALL, categories
 from medusa.files import write_json
 from medusa.hardware.devices import Device
@@ -63,7 +63,7 @@ class Results:
 
     def methods(self, name: str) -> str:
         """Return the table of methods of a run of `medusa bench`."""
-        return lines_of(COLUMNS, methods_table(self.read(name)["figures"][ALL]))
+        return lines_of(*methods_table(self.read(name)["figures"][ALL]))
 
     def groups(self, name: str, *methods: str) -> str:
         """Return tokens a step and speedups of some methods by category."""

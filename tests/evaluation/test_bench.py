@@ -20,7 +20,7 @@ from medusa.evaluation.bench_report import (
     report,
     token_times,
 )
-from medusa.evaluation.diagnosis import diagnosis
+from medusa.evaluation.diagnosis import diagnosis, unaccepted
 from medusa.evaluation.methods import Run
 from medusa.evaluation.prompts import task_questions
 from medusa.evaluation.records import QuestionRecord, RunRecord, TurnRecord, records_file
@@ -31,9 +31,12 @@ from medusa.evaluation.suites import Question
 @pytest.fixture(scope="module")
 def demo():
     model = MedusaModel.from_pretrained(heads_folder(), dtype=torch.float32, all_heads=True)
-    base = json.loads((Path(heads_folder()) / "config.json").read_text())
-    folder = Path(heads_folder()) / base["base_model_name_or_path"]
-    return model, AutoTokenizer.from_pretrained(folder)
+    return model, AutoTokenizer.from_pretrained(base_folder())
+
+
+def base_folder():
+    config = json.loads((Path(heads_folder()) / "config.json").read_text())
+    return Path(heads_folder()) / config["base_model_name_or_path"]
 
 
 def bench_of(demo, names, **settings):
@@ -61,6 +64,8 @@ def test_all_methods_answer_all_turns_and_continue_the_same_text(demo):
         medusa = turn.runs["medusa"][0]
         assert sum(medusa.accepted) == len(medusa.ids) - 1
         assert len(medusa.step_seconds) == medusa.steps < plain.steps
+        assert max(medusa.accepted) > 1
+        assert medusa.drafting_steps > plain.drafting_steps == 0
         assert set(medusa.phases) == {"heads", "draft", "verify", "accept", "keep"}
 
 
@@ -187,27 +192,14 @@ def test_transformers_methods_run_the_backbone_that_is_loaded_for_them(demo, tmp
     # the draft is the model itself: each step accepts three tokens, and one more is its own
     assert draft.steps <= 3
     assert max(draft.accepted) == 4
+    assert generate.drafting_steps is lookup.drafting_steps is draft.drafting_steps is None
 
 
 # --- records
 
 
 def record_of(question="a", category="c", temperature=0.0, **runs):
-    recorded = {
-        name: [
-            RunRecord(
-                ids=run.ids,
-                steps=run.steps,
-                prefill_seconds=run.prefill_seconds,
-                seconds=run.seconds,
-                step_seconds=list(run.step_seconds),
-                phases=dict(run.phases),
-                accepted=list(run.accepted),
-            )
-            for run in rounds
-        ]
-        for name, rounds in runs.items()
-    }
+    recorded = {name: [RunRecord.of(run) for run in rounds] for name, rounds in runs.items()}
     turn = TurnRecord(
         prompt=[1] * 10, temperature=temperature, runs=recorded, right={}, measured_again=[]
     )
@@ -335,3 +327,56 @@ def test_heads_without_a_calibration_and_other_answers_are_said():
     said = " ".join(diagnosis(report(records), "medusa", "plain", UNCALIBRATED, "Z80"))
     assert "not calibrated here" in said
     assert "1 of 1 greedy answers differ from those of plain" in said
+
+
+def run_that_drafts(accepted, drafting_steps=None):
+    steps = [0.1] * len(accepted)
+    return run_of(
+        range(1 + sum(accepted)), steps=steps, accepted=accepted, drafting_steps=drafting_steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "drafting", "said"),
+    [
+        ("medusa", 3, "medusa: no token of the heads was accepted, although 3 of 4 steps verified"),
+        ("medusa,nodes=8", 4, "medusa,nodes=8: no token of the heads was accepted"),
+        ("medusa", 0, "medusa decoded plainly in all 4 steps: no tree was tried"),
+        ("draft=x,gamma=2", None, "no token of the draft model was accepted in 4 steps"),
+        ("prompt_lookup_packed", None, "no token that was looked up in a prompt was accepted in 4"),
+    ],
+)
+def test_candidates_that_are_never_accepted_are_said(name, drafting, said):
+    useless, useful = (run_that_drafts(each, drafting) for each in ((1, 1, 1, 1), (1, 1, 2, 1)))
+    found = report([record_of(**{name: [useless]})])
+    assert said in unaccepted(found, name)
+    assert unaccepted(report([record_of(**{name: [useful]})]), name) is None
+
+
+@pytest.mark.parametrize("name", ["plain", "generate", "server=http://x"])
+def test_methods_that_do_not_draft_have_nothing_to_accept(name):
+    assert unaccepted(report([record_of(**{name: [run_that_drafts((1, 1))]})]), name) is None
+
+
+def demo_with_noise():
+    torch.manual_seed(0)
+    model = MedusaModel.from_pretrained(heads_folder(), dtype=torch.float32, all_heads=True)
+    for parameter in model.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    return model, AutoTokenizer.from_pretrained(base_folder())
+
+
+def test_wrong_heads_and_a_wrong_draft_are_noticed(tmp_path):
+    """Heads and a draft of noise leave the text as it is, and no token of theirs is accepted."""
+    model, tokenizer = demo_with_noise()
+    noise = type(model.base)(model.base.config)
+    noise.save_pretrained(tmp_path)
+    names = ["plain", "medusa,nodes=8", "medusa", f"draft={tmp_path},gamma=2"]
+    records = [bench_of((model, tokenizer), names).answer(task_questions(1)[0], 0)]
+    found = report(records)
+    assert all(own["identical"] == 1 for own in found[ALL].values())
+    said = [unaccepted(found, name) for name in names]
+    assert said[0] is None
+    assert "no token of the heads was accepted" in said[1]
+    assert "no token of the heads was accepted" in said[2]
+    assert "no token of the draft model was accepted" in said[3]

@@ -10,7 +10,7 @@ from medusa.evaluation.records import QuestionRecord, RunRecord, TurnRecord
 
 def recorded(ids):
     empty = {"step_seconds": [], "phases": {}, "accepted": []}
-    return [RunRecord(ids=ids, steps=1, prefill_seconds=1.0, seconds=1.0, **empty)]
+    return [RunRecord(ids=ids, steps=1, prefill_seconds=1.0, seconds=1.0, text="", **empty)]
 
 
 def record_of(prompt, temperature=0.0, **answers):

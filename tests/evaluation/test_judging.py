@@ -18,7 +18,8 @@ def write_references(tmp_path):
 
 def run_of(ids):
     empty = {"step_seconds": [], "phases": {}, "accepted": []}
-    return [RunRecord(ids=ids, steps=1, prefill_seconds=1.0, seconds=1.0, **empty)]
+    text = f"<{ids[0]}>"
+    return [RunRecord(ids=ids, steps=1, prefill_seconds=1.0, seconds=1.0, text=text, **empty)]
 
 
 def record_of(question, category):
@@ -41,14 +42,10 @@ QUESTIONS = {
 }
 
 
-def text(ids):
-    return f"<{ids[0]}>"
-
-
 def test_each_turn_and_method_has_a_prompt_with_what_stood_before(tmp_path):
     grading = Grading.read(write_prompts(tmp_path, [*NAMES, "pair-v2"]), write_references(tmp_path))
     records = [record_of("1", "stem"), record_of("2", "math")]
-    found = dict(requests(records, QUESTIONS, ["plain", "medusa"], grading, text))
+    found = dict(requests(records, QUESTIONS, ["plain", "medusa"], grading))
     assert list(found) == [
         f"{question}/{turn}/{method}"
         for question in "12"
@@ -68,9 +65,9 @@ def test_what_is_missing_is_named(tmp_path):
     prompts = write_prompts(tmp_path)
     records = [record_of("2", "math")]
     with pytest.raises(ValueError, match=r"question 2 \(math\) needs a reference answer of turn 1"):
-        requests(records, QUESTIONS, ["plain"], Grading.read(prompts, None), text)
+        requests(records, QUESTIONS, ["plain"], Grading.read(prompts, None))
     with pytest.raises(ValueError, match="question 3, which is not in the suite's file"):
-        requests([record_of("3", "stem")], QUESTIONS, [], Grading.read(prompts, None), text)
+        requests([record_of("3", "stem")], QUESTIONS, [], Grading.read(prompts, None))
     with pytest.raises(ValueError, match="the prompt single-math-v1-multi-turn is missing"):
         Grading.read(write_prompts(tmp_path, NAMES[:3]), None)
     (tmp_path / "bad.jsonl").write_text('{"name": "a"}\n')

@@ -41,8 +41,9 @@ class BenchOptions:
     )
     method: list[str] | None = option(
         "A method to compare; may be repeated: plain, medusa, generate, prompt_lookup, "
-        "generate_packed, prompt_lookup_packed or draft=MODEL. Options follow after commas: "
-        "medusa,nodes=64 medusa,acceptance=typical,epsilon=0.1 draft=MODEL,gamma=4",
+        "generate_packed, prompt_lookup_packed, draft=MODEL or server=URL (key: OPENAI_API_KEY). "
+        "Options follow after commas: medusa,nodes=64 medusa,acceptance=typical,epsilon=0.1 "
+        "draft=MODEL,gamma=4 server=URL,model=NAME",
         default=None,
         show_default=", ".join(DEFAULT_METHODS),
     )
@@ -52,6 +53,11 @@ class BenchOptions:
     max_new_tokens: int = length_option()
     temperature: float = temperature_option()
     rounds: int = option("Times that each method answers each question", default=1, min=1, max=100)
+    perplexity: bool = option(
+        "Report the perplexity of each method's answers under the base model",
+        "--perplexity",
+        default=False,
+    )
     seed: int = option("Seed of sampled answers", default=0, min=0, max=2**31 - 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +18,6 @@ from ..training.distill import distill
 from ..training.server import ServerAnswerer
 from .bench import JudgeOptions
 from .distill import ServerOptions
-from .models import find
-from .options import ModelOptions
 from .progress import watching
 from .streams import console, note
 
@@ -37,13 +34,11 @@ def judge(options: JudgeOptions, server: ServerOptions) -> None:
     """
     if server.server is None:
         raise ValueError("a judge is behind a server: pass --server URL")
-    settings, records = read_records_file(options.records)
+    _, records = read_records_file(options.records)
     questions = {each.id: each for each in read_suite("mt-bench", options.data)}
     grading = Grading.read(options.prompts, options.references)
-    named = ModelOptions(model=settings["model"], base=settings.get("base"))
-    decode = partial(find(named).tokenizer().decode, skip_special_tokens=True)
     methods = options.method or list(records[0].turns[0].runs)
-    asked = requests(records, questions, methods, grading, decode)
+    asked = requests(records, questions, methods, grading)
     how = GenerationSettings(options.judge, 0.0, 0, TOKENS)
     with answers_file(options.output, how) as answers:
         client = ServerAnswerer(

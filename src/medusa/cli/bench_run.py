@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,19 +15,27 @@ from transformers import PreTrainedModel
 from .. import files
 from ..calibration.drawing import check_library, save
 from ..evaluation.bench import Bench, BenchSettings, run_bench
-from ..evaluation.bench_figures import draw_all
-from ..evaluation.bench_report import ALL, is_noisy, report, turns_of
+from ..evaluation.bench_figures import Figures, draw_all
+from ..evaluation.bench_report import ALL, PLAIN, is_noisy, report, turns_of
 from ..evaluation.certificate import certificate
-from ..evaluation.diagnosis import diagnosis
+from ..evaluation.diagnosis import diagnosis, unaccepted
+from ..evaluation.perplexity import with_losses
 from ..evaluation.prompts import task_questions
 from ..evaluation.specs import method_of
 from ..evaluation.suites import Question, read_suite
+from ..hardware.memory import peak_bytes
 from ..hardware.provenance import device_name, provenance
+from ..loading import MedusaModel
+from ..training.progress import progress
 from .bench import DEFAULT_METHODS, BenchOptions, BenchOutputs
 from .models import find, load
 from .options import ModelOptions
 from .streams import console, note
 
+FOLDED = 14
+"""A column with a longer word is folded on narrow screens, but not below `LEAST`."""
+LEAST = 8
+"""Least width of a folded column."""
 TASKS = 10
 """Default number of the embedded model's tasks of each category."""
 
@@ -49,24 +58,22 @@ def run(options: BenchOptions, outputs: BenchOutputs, chosen: ModelOptions) -> N
     described = describe(options, chosen, names)
     bench = Bench(model, tokenizer, methods, settings)
     records = run_bench(bench, questions, outputs.records, described, note)
+    peak = peak_bytes()
+    if options.perplexity:
+        with progress("perplexities", len(records), "questions", note) as advance:
+            records = with_losses(model, records, advance)
     found = report(records)
-    device = device_name(model.device)
-    sentences = [
-        sentence
-        for name in names
-        if name.startswith("medusa") and "plain" in names
-        for sentence in diagnosis(found, name, "plain", model.calibration, device)
-    ]
+    sentences = diagnoses(found, model)
     title = f"{chosen.model}, {options.suite}"
-    show(found, list(dict.fromkeys(sentences)), title)
+    show(found, sentences, title)
+    if peak is not None:
+        console().print(memory_sentence(peak), highlight=False)
     content: dict[str, Any] = {"provenance": provenance(), "settings": described}
-    content |= {"figures": found, "turns": turns_of(records), "diagnosis": sentences}
+    content |= {"process_peak_bytes": peak, "figures": found, "turns": turns_of(records)}
     content["certificates"] = {
-        name: certificate(model, records, name, "plain")
-        for name in names
-        if name.startswith("medusa") and "plain" in names
+        name: certificate(model, records, name, PLAIN) for name in medusa_methods(found)
     }
-    sentences += certificate_sentences(content["certificates"])
+    content["diagnosis"] = [*sentences, *certificate_sentences(content["certificates"])]
     write(outputs, content, title)
 
 
@@ -75,6 +82,30 @@ def load_backbone(chosen: ModelOptions, device: torch.device) -> PreTrainedModel
     backbone = find(chosen).load_backbone().eval()
     # a device map has placed it already
     return backbone if chosen.device_map is not None else backbone.to(device)
+
+
+def medusa_methods(found: Figures) -> list[str]:
+    """Return the Medusa methods of a report that has plain decoding to compare them with."""
+    return [name for name in found[ALL] if name.startswith("medusa") and PLAIN in found[ALL]]
+
+
+def diagnoses(found: Figures, model: MedusaModel) -> list[str]:
+    """Return what there is to say about the methods; candidates never accepted come first."""
+    device = device_name(model.device)
+    useless = [sentence for name in found[ALL] if (sentence := unaccepted(found, name))]
+    slow = [
+        sentence
+        for name in medusa_methods(found)
+        for sentence in diagnosis(found, name, PLAIN, model.calibration, device)
+    ]
+    return list(dict.fromkeys(useless + slow))
+
+
+def memory_sentence(peak: int) -> str:
+    """Return what the whole run needed."""
+    return (
+        f"The process took up to {peak / 1e9:.2f} GB of main memory, all methods' models included."
+    )
 
 
 def certificate_sentences(certificates: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -174,6 +205,8 @@ COLUMNS = (
     "p95",
     "same",
     "right",
+    "perplexity",
+    "GPU GB",
 )
 """Headings of the table of methods."""
 CAPTION = (
@@ -182,16 +215,21 @@ CAPTION = (
 )
 
 
-def methods_table(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a row of texts for each method, in the order of `COLUMNS`."""
-    return [(name, *cells(own)) for name, own in figures.items()]
+def methods_table(
+    figures: Mapping[str, Mapping[str, Any]],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and a row of texts for each method, without columns that are empty."""
+    rows = [(name, *cells(own)) for name, own in figures.items()]
+    filled = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows)]
+    kept = [tuple(row[place] for place in filled) for row in (COLUMNS, *rows)]
+    return kept[0], kept[1:]
 
 
 def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
     """Return figures as texts, in the order of `COLUMNS` without the first."""
-    times = figures["ms_per_token"]
+    times, peak = figures["ms_per_token"], figures.get("device_peak_bytes")
     return (
-        f"{figures['tokens_per_step']:.2f}",
+        number_text(figures["tokens_per_step"], ".2f"),
         "" if figures["overhead"] is None else f"{figures['overhead']:.2f}",
         f"{figures['tokens_per_second']:.1f}",
         ratio_text(figures["speedup_over"].get("plain")),
@@ -199,8 +237,15 @@ def cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
         f"{figures['total_seconds']:.2f}",
         *(("", "") if times is None else (f"{times['p50']:.1f}", f"{times['p95']:.1f}")),
         f"{figures['identical']}/{figures['greedy_turns']}" if figures["greedy_turns"] else "",
-        "" if figures["right"] is None else f"{figures['right']:.0%}",
+        number_text(figures["right"], ".0%"),
+        number_text(figures.get("perplexity"), ".3f"),
+        "" if peak is None else f"{peak / 1e9:.2f}",
     )
+
+
+def number_text(value: float | None, form: str) -> str:
+    """Return a number in a form such as ".2f"; empty if there is none."""
+    return "" if value is None else format(value, form)
 
 
 def ratio_text(ratio: Mapping[str, float] | None) -> str:
@@ -212,7 +257,7 @@ def ratio_text(ratio: Mapping[str, float] | None) -> str:
 
 
 def groups_table(
-    found: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    found: Figures,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return headings and rows of the groups: tokens a step and the speedup of each method."""
     names = [name for name in found[ALL] if name != "plain"]
@@ -225,7 +270,7 @@ def groups_table(
                 part
                 for name in names
                 for part in (
-                    f"{methods[name]['tokens_per_step']:.2f}",
+                    number_text(methods[name]["tokens_per_step"], ".2f"),
                     f"{methods[name]['speedup_over']['plain']['median']:.2f}"
                     if "plain" in methods[name]["speedup_over"]
                     else "",
@@ -247,30 +292,38 @@ def title_of(figures: Mapping[str, Mapping[str, Any]], title: str) -> str:
     return f"{title} (noisy: {', '.join(noisy)}; measure more questions)" if noisy else title
 
 
-def show(
-    found: Mapping[str, Mapping[str, Mapping[str, Any]]], sentences: Sequence[str], title: str
-) -> None:
+def show(found: Figures, sentences: Sequence[str], title: str) -> None:
     """Print the tables of methods and of groups, and the diagnosis."""
     screen = console()
     turns = next(iter(found[ALL].values()))["turns"]
-    headings, rows = groups_table(found)
-    for table, own in (
-        (
-            Table(*COLUMNS, title=title_of(found[ALL], f"{title}, {turns} turns"), caption=CAPTION),
-            methods_table(found[ALL]),
-        ),
-        (Table(*headings, title="Tokens a step, and speed over plain decoding"), rows),
-    ):
-        for row in own:
-            table.add_row(*row)
-        screen.print(table)
+    methods = table_of(*methods_table(found[ALL]))
+    methods.title, methods.caption = title_of(found[ALL], f"{title}, {turns} turns"), CAPTION
+    groups = table_of(*groups_table(found))
+    groups.title = "Tokens a step, and speed over plain decoding"
+    screen.print(methods, groups)
     for sentence in sentences:
         screen.print(sentence, highlight=False, markup=False)
 
 
+def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose columns of names are folded, so that a screen has room for the others.
+
+    Headings are broken between words, and intervals stand below their medians.
+    """
+    table = Table()
+    for heading, *texts in zip(headings, *rows, strict=True):
+        if max(len(word) for text in (heading, *texts) for word in text.split()) > FOLDED:
+            table.add_column(heading, overflow="fold", min_width=LEAST)
+        else:
+            table.add_column(re.sub(r"(?<!/) ", "\n", heading), no_wrap=True)
+    for row in rows:
+        table.add_row(*(text.replace(" (", "\n(") for text in row))
+    return table
+
+
 def markdown(content: Mapping[str, Any], title: str) -> str:
     """Return the report as Markdown."""
-    made, found = content["provenance"], content["figures"]
+    made, found, peak = (content[name] for name in ("provenance", "figures", "process_peak_bytes"))
     headings, rows = groups_table(found)
     return "\n".join(
         [
@@ -279,11 +332,12 @@ def markdown(content: Mapping[str, Any], title: str) -> str:
             f"{made['device']}, {made['threads']} threads, torch {made['torch']}, transformers "
             f"{made['transformers']}, {made['date']}, commit {made['commit']}. {CAPTION}.",
             "",
-            *markdown_table(COLUMNS, methods_table(found[ALL])),
+            *markdown_table(*methods_table(found[ALL])),
             "",
             *markdown_table(headings, rows),
             "",
             *content["diagnosis"],
+            *([] if peak is None else [memory_sentence(peak)]),
             "",
         ]
     )

@@ -217,7 +217,7 @@ def cells(answered: Sequence[Answered]) -> tuple[str, ...]:
         *(f"{own['speedup_over'][name]['median']:.2f}" for name in ("plain", "generate")),
         f"{own['first_token_ms']:.1f}",
         f"{generate['first_token_ms']:.1f}",
-        f"{own['tokens_per_step']:.2f}",
+        "-" if own["tokens_per_step"] is None else f"{own['tokens_per_step']:.2f}",
         "-" if own["overhead"] is None else f"{own['overhead']:.2f}",
         f"{plain['tokens_per_second']:.0f}",
         f"{own['tokens_per_second']:.0f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import encode
 from ..data.turns import Messages
+from ..hardware.memory import with_device_peak
 from ..hardware.timing import interleaved
 from ..loading import MedusaModel
 from ..training.progress import progress
 from .checks import Check
 from .methods import Method, Run
 from .records import QuestionRecord, RunRecord, TurnRecord, records_file
+from .served import ServedModel
 from .suites import Question
 
 STALL = 5.0
@@ -60,7 +62,7 @@ class Bench:
 
     model: MedusaModel
     tokenizer: PreTrainedTokenizerBase
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Method | ServedModel]
     settings: BenchSettings
 
     def answer(self, question: Question, number: int) -> QuestionRecord:
@@ -85,22 +87,19 @@ class Bench:
         own = question.temperature
         temperature = self.settings.temperature if own is None else own
         ids = torch.tensor([encode(self.tokenizer, messages)], device=self.model.device)
-        runs, again = self._measured(ids, temperature, number)
-        texts = {
-            name: self.tokenizer.decode(rounds[0].ids, skip_special_tokens=True)
-            for name, rounds in runs.items()
-        }
+        runs, again = self._measured(messages, ids, temperature, number)
+        texts = {name: rounds[0].text for name, rounds in runs.items()}
         turn = TurnRecord(
             prompt=ids[0].tolist(),
             temperature=temperature,
-            runs={name: [_record(run) for run in rounds] for name, rounds in runs.items()},
+            runs={name: [RunRecord.of(run) for run in rounds] for name, rounds in runs.items()},
             right={} if check is None else {name: check(text) for name, text in texts.items()},
             measured_again=again,
         )
         return turn, next(iter(texts.values()))
 
     def _measured(
-        self, ids: Tensor, temperature: float, number: int
+        self, messages: Messages, ids: Tensor, temperature: float, number: int
     ) -> tuple[dict[str, list[Run]], list[str]]:
         """Return the runs of a prompt by method, and the methods that were measured again.
 
@@ -115,7 +114,7 @@ class Bench:
             arguments["temperature"] = temperature
         seed = self.settings.seed + number
         calls = {
-            name: partial(self._run, method, ids, arguments, seed)
+            name: partial(self._run, asked(method, messages, seed), ids, arguments, seed)
             for name, method in self.methods.items()
         }
         runs = interleaved(calls, self.settings.rounds, first=number)
@@ -125,8 +124,14 @@ class Bench:
         return runs, again
 
     def _run(self, method: Method, ids: Tensor, arguments: dict[str, Any], seed: int) -> Run:
+        """Return a run with the answer's text, and the GPU's peak memory if there is a GPU."""
         torch.manual_seed(seed)
-        return method(self.model, ids, arguments)
+        call = partial(method, self.model, ids, arguments)
+        run, peak = with_device_peak(self.model.device, call)
+        if not run.ids:  # a server gives text, and its memory is elsewhere
+            return run
+        text = self.tokenizer.decode(run.ids, skip_special_tokens=True)
+        return replace(run, text=text, device_peak_bytes=peak)
 
 
 def run_bench(
@@ -164,6 +169,11 @@ def run_bench(
     return [done[question.id] for question in questions]
 
 
+def asked(method: Method | ServedModel, messages: Messages, seed: int) -> Method:
+    """Return a method; that of a server has the messages, which its own chat template writes."""
+    return method.asked(messages, seed) if isinstance(method, ServedModel) else method
+
+
 def stalled(run: Run) -> bool:
     """Return True if a part of a run's time was lost in steps that took far too long."""
     if not run.step_seconds:
@@ -178,9 +188,3 @@ def calmest(run: Run, once_more: Callable[[], Run]) -> Run:
     while stalled(runs[-1]) and len(runs) < TRIES:
         runs.append(once_more())
     return min(runs, key=lambda each: each.total_seconds)
-
-
-def _record(run: Run) -> RunRecord:
-    values = asdict(run)
-    values["step_seconds"], values["accepted"] = list(run.step_seconds), list(run.accepted)
-    return RunRecord(**values)

@@ -101,9 +101,9 @@ def draw_gamma(found: Figures) -> Figure:
         gammas = sorted(speeds)
         axes.plot(gammas, [speeds[each] for each in gammas], marker="o", label=f"draft {draft}")
         axes.set_xticks(gammas)
-    for name, figures in levels(found).items():
+    for number, (name, figures) in enumerate(levels(found).items(), start=len(sweeps(found))):
         style = ":" if name == PLAIN else "--"
-        colour = "0.5" if name == PLAIN else None
+        colour = "0.5" if name == PLAIN else f"C{number}"
         axes.axhline(figures["tokens_per_second"], linestyle=style, color=colour, label=name)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("draft tokens (gamma)")
@@ -142,7 +142,7 @@ def draw_thresholds(found: Figures) -> Figure:
             f"{epsilon:g}", place(figures), fontsize=7, xytext=(3, 4), textcoords="offset points"
         )
     for name, figures in found[ALL].items():
-        if not EPSILON.search(name):
+        if not EPSILON.search(name) and figures["tokens_per_step"] is not None:
             axes.plot(*place(figures), "*", markersize=10, label=name)
     axes.set_xlabel("tokens a step")
     axes.set_ylabel("right answers, %" if checked else "tokens a second")

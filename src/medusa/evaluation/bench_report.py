@@ -6,6 +6,7 @@ a prompt that something disturbed does not make the figure.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import Counter
@@ -57,14 +58,20 @@ class Answered:
     def rate(self, method: str) -> float:
         """Return the tokens a second of a method, prefill included: the median of the rounds."""
         return statistics.median(
-            len(run.ids) / run.total_seconds for run in self.runs[method] if run.ids
+            run.length / run.total_seconds for run in self.runs[method] if run.length
         )
 
     def identical(self, method: str, baseline: str) -> bool | None:
-        """Return True if both wrote the same tokens; None where the answer is sampled."""
+        """Return True if both wrote the same tokens; None where the answer is sampled.
+
+        A server tells no tokens: its text is compared, without white space at both ends.
+        """
         if self.turn.temperature:
             return None
-        return self.runs[method][0].ids == self.runs[baseline][0].ids
+        one, other = self.runs[method][0], self.runs[baseline][0]
+        if one.ids and other.ids:
+            return one.ids == other.ids
+        return one.text.strip() == other.text.strip()
 
 
 def report(records: Sequence[QuestionRecord]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -91,7 +98,7 @@ def turns_of(records: Iterable[QuestionRecord]) -> list[dict[str, Any]]:
             methods = {
                 name: {
                     "tokens_per_second": each.rate(name),
-                    "tokens_per_step": runs[0].tokens / max(1, runs[0].steps),
+                    "tokens_per_step": tokens_per_step(runs[:1]),
                 }
                 for name, runs in each.runs.items()
             }
@@ -136,8 +143,8 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
     plain = step_ms(answered, PLAIN) if PLAIN in answered[0].runs else None
     return {
         "turns": len(answered),
-        "tokens": sum(len(each.runs[method][0].ids) for each in answered),
-        "tokens_per_step": sum(run.tokens for run in runs) / max(1, sum(run.steps for run in runs)),
+        "tokens": sum(each.runs[method][0].length for each in answered),
+        "tokens_per_step": tokens_per_step(runs),
         "tokens_per_second": statistics.median(each.rate(method) for each in answered),
         "speedup_over": {
             other: ratio([each for each in answered if other in each.runs], method, other)
@@ -150,11 +157,14 @@ def figures(answered: Sequence[Answered], method: str) -> dict[str, Any]:
         "overhead": step / plain if step and plain else None,
         "ms_per_token": token_times(runs),
         "accepted": {str(count): counts[count] for count in sorted(counts)},
+        "drafting_steps": total(run.drafting_steps for run in runs),
         "reached": reached(counts),
         "phases_ms": phase_times(runs),
         "greedy_turns": len(greedy),
         "identical": sum(bool(each.identical(method, first)) for each in greedy),
         "right": statistics.fmean(verdicts) if verdicts else None,
+        "perplexity": perplexity(answered, method),
+        "device_peak_bytes": max((run.device_peak_bytes or 0 for run in runs), default=0) or None,
         "measured_again": sum(method in each.turn.measured_again for each in answered),
     }
 
@@ -164,6 +174,30 @@ def step_ms(answered: Sequence[Answered], method: str) -> float | None:
     runs = [run for each in answered for run in each.runs.get(method, ())]
     steps = [seconds for run in runs for seconds in run.step_seconds]
     return 1000 * statistics.median(steps) if steps else None
+
+
+def tokens_per_step(runs: Sequence[Run]) -> float | None:
+    """Return the tokens after the first of each run per step; None if no steps are reported."""
+    steps = sum(run.steps for run in runs)
+    return sum(run.tokens for run in runs) / steps if steps else None
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of counts; None if one of them is None."""
+    found = 0
+    for count in counts:
+        if count is None:
+            return None
+        found += count
+    return found
+
+
+def perplexity(answered: Sequence[Answered], method: str) -> float | None:
+    """Return the perplexity of a method's answers, a mean over tokens; None if it is not known."""
+    if any(method not in each.turn.losses for each in answered):
+        return None
+    tokens = sum(each.runs[method][0].length for each in answered)
+    return math.exp(sum(each.turn.losses[method] for each in answered) / tokens)
 
 
 def ratio(answered: Sequence[Answered], method: str, other: str) -> dict[str, float]:

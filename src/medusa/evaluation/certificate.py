@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..loading import MedusaModel
+from .perplexity import states_before
 from .records import QuestionRecord, TurnRecord
 
 
@@ -67,6 +68,5 @@ def _compared(
     pairs = enumerate(zip(ours, theirs, strict=False))
     shorter = min(len(ours), len(theirs))
     place = next((place for place, (one, other) in pairs if one != other), shorter)
-    text = torch.tensor([[*turn.prompt, *theirs[:place]]], device=model.device)
-    hidden = model.hidden_states(text)[0, len(turn.prompt) - 1 :]
-    return place, model.base_logits(hidden).float()
+    states = states_before(model, turn.prompt, theirs[:place])
+    return place, model.base_logits(states).float()

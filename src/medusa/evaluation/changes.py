@@ -20,7 +20,7 @@ class MethodTurn(Schema):
     """A turn by a method."""
 
     tokens_per_second: float
-    tokens_per_step: float
+    tokens_per_step: float | None
 
 
 class ReportTurn(Schema):
@@ -103,15 +103,16 @@ def changes(before: Report, after: Report) -> list[Change]:
 def figures(
     name: str, pairs: Sequence[tuple[Mapping[str, MethodTurn], Mapping[str, MethodTurn]]]
 ) -> dict[str, list[float]]:
-    """Return the ratios after / before of each figure of a method, turn by turn."""
-    found = {
-        "tokens a step": [
-            new[name].tokens_per_step / old[name].tokens_per_step for old, new in pairs
-        ],
-        "tokens a second": [
-            new[name].tokens_per_second / old[name].tokens_per_second for old, new in pairs
-        ],
-    }
+    """Return the ratios after / before of each figure of a method, turn by turn.
+
+    Tokens a step are left out for methods that do not report their steps.
+    """
+    steps = [(old[name].tokens_per_step, new[name].tokens_per_step) for old, new in pairs]
+    ratios = [after / before for before, after in steps if before and after]
+    found = {"tokens a step": ratios} if ratios else {}
+    found["tokens a second"] = [
+        new[name].tokens_per_second / old[name].tokens_per_second for old, new in pairs
+    ]
     timed = [(old, new) for old, new in pairs if PLAIN in old and PLAIN in new]
     if name != PLAIN and timed:
         found["speedup over plain"] = [

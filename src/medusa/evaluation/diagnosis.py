@@ -16,6 +16,34 @@ HIGH_OVERHEAD = 1.4
 """A higher overhead than this limits the speedup."""
 BESIDES = 0.15
 """A larger share of a step outside the model's forward is worth saying."""
+UNACCEPTED = {
+    "medusa": "no token of the heads was accepted, although {drafting} of {steps} steps verified a "
+    "tree: check that the heads were trained for this model.",
+    "draft": "no token of the draft model was accepted in {steps} steps: check that it has this "
+    "model's tokenizer, and that it was trained on texts like these.",
+    "prompt_lookup": "no token that was looked up in a prompt was accepted in {steps} steps: these "
+    "answers may repeat nothing of their prompts.",
+}
+"""What is said of methods whose candidates were never accepted, by the beginning of their name."""
+
+
+def unaccepted(found: Mapping[str, Mapping[str, Mapping[str, Any]]], method: str) -> str | None:
+    """Return a sentence about a method that drafts, if no drafted token was accepted in any run.
+
+    Without accepted tokens the answers are right and drafting only costs time, so that such an
+    error would not be noticed. That a tree was never tried is no error.
+    """
+    own = found[ALL][method]
+    said = [text for name, text in UNACCEPTED.items() if method.startswith(name)]
+    steps = sum(own["accepted"].values())
+    if not said or not steps or any(int(count) > 1 for count in own["accepted"]):
+        return None
+    if own["drafting_steps"] == 0:
+        return (
+            f"{method} decoded plainly in all {steps} steps: no tree was tried, because none "
+            "seemed faster here."
+        )
+    return f"{method}: {said[0].format(steps=steps, drafting=own['drafting_steps'])}"
 
 
 def diagnosis(
@@ -42,7 +70,7 @@ def diagnosis(
         )
         if speedup < GOOD and overhead > HIGH_OVERHEAD:
             said.append(_why_overhead(own, plain))
-    if speedup < GOOD and own["tokens_per_step"] < FEW_TOKENS:
+    if speedup < GOOD and own["step_ms"] and own["tokens_per_step"] < FEW_TOKENS:
         said += _why_few_tokens(found, method)
     made = calibration.made.get("device")
     if not made:
@@ -85,7 +113,11 @@ def _why_few_tokens(found: Mapping[str, Mapping[str, Mapping[str, Any]]], method
             f"Acceptance: the first head's token is accepted in {shares[0]:.0%} of the steps"
             + (f", the second's in {shares[1]:.0%}." if len(shares) > 1 else ".")
         )
-    rates = {name: found[name][method]["tokens_per_step"] for name in categories(found)}
+    rates = {
+        name: rate
+        for name in categories(found)
+        if (rate := found[name][method]["tokens_per_step"]) is not None
+    }
     if len(rates) > 1:
         worst = min(rates, key=lambda name: rates[name])
         said.append(f"The category with the fewest tokens a step is {worst} ({rates[worst]:.2f}).")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -128,15 +128,11 @@ def requests(
     questions: Mapping[str, Question],
     methods: Sequence[str],
     grading: Grading,
-    text: Callable[[list[int]], str],
 ) -> list[tuple[str, Messages]]:
     """Return the name and the prompt of each grading: one for each turn and method.
 
     The conversation before a turn is the one that stood in its prompt, which holds the answers of
     the first method.
-
-    Args:
-        text: decodes token ids.
 
     Raises:
         ValueError: a question of the records is not among the questions, or lacks a reference.
@@ -151,10 +147,10 @@ def requests(
         for number, turn in enumerate(record.turns):
             for method in methods:
                 if method in turn.runs:
-                    answers = [*before, text(turn.runs[method][0].ids)]
+                    answers = [*before, turn.runs[method][0].text]
                     prompt = grading.prompt(question, answers, record.category)
                     found.append((grading_name(record.question, number, method), prompt))
-            before.append(text(next(iter(turn.runs.values()))[0].ids))
+            before.append(next(iter(turn.runs.values()))[0].text)
     return found
 
 

@@ -27,14 +27,20 @@ class Run:
     """One answer by one method, and the time it took.
 
     Attributes:
-        ids: the new tokens.
-        steps: number of decoding steps after the first token.
+        ids: the new tokens; empty for methods that give text alone.
+        steps: number of decoding steps after the first token; 0 for methods that do not report it.
         prefill_seconds: time to the first token.
         seconds: time from the first token to the end.
         step_seconds: duration of each step; empty for methods that do not report it.
         phases: the part of `seconds` spent in each phase of a step (see `StepTiming`); empty where
             it was not measured.
         accepted: number of tokens that each step gave; empty for methods that do not report it.
+        drafting_steps: number of steps that verified candidates beside the model's own token; None
+            for methods that do not report it.
+        text: the answer as text; `medusa bench` adds it where a method gives ids.
+        counted: number of new tokens where a method gives text alone.
+        device_peak_bytes: peak memory allocated on the GPU during the run; None where it was not
+            measured.
     """
 
     ids: list[int]
@@ -44,11 +50,20 @@ class Run:
     step_seconds: tuple[float, ...] = ()
     phases: Mapping[str, float] = field(default_factory=dict)
     accepted: tuple[int, ...] = ()
+    drafting_steps: int | None = None
+    text: str = ""
+    counted: int = 0
+    device_peak_bytes: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of new tokens."""
+        return len(self.ids) or self.counted
 
     @property
     def tokens(self) -> int:
         """Number of tokens after the first."""
-        return len(self.ids) - 1
+        return self.length - 1
 
     @property
     def model_seconds(self) -> float | None:
@@ -125,6 +140,7 @@ def _medusa_run(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -
         tuple(stats.step_seconds),
         dict(phases),
         tuple(counts[1:]),  # the first token comes from the prefill
+        drafting_steps=sum(nodes > 1 for nodes in stats.step_nodes),
     )
 
 

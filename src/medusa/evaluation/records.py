@@ -9,8 +9,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pydantic import Field
 
 from ..files import Schema, locked, parse_json
 from .methods import Run
@@ -26,18 +29,21 @@ class RunRecord(Schema):
     step_seconds: list[float]
     phases: dict[str, float]
     accepted: list[int]
+    text: str
+    drafting_steps: int | None = None
+    counted: int = 0
+    device_peak_bytes: int | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> RunRecord:
+        """Return the record of a run."""
+        lists = {"step_seconds": list(run.step_seconds), "accepted": list(run.accepted)}
+        return cls(**{**asdict(run), **lists})
 
     def run(self) -> Run:
         """Return the run that was recorded."""
-        return Run(
-            self.ids,
-            self.steps,
-            self.prefill_seconds,
-            self.seconds,
-            tuple(self.step_seconds),
-            self.phases,
-            tuple(self.accepted),
-        )
+        tuples = {"step_seconds": tuple(self.step_seconds), "accepted": tuple(self.accepted)}
+        return Run(**{**self.model_dump(), **tuples})
 
 
 class TurnRecord(Schema):
@@ -48,6 +54,8 @@ class TurnRecord(Schema):
         runs: by method, one for each round.
         right: by method, the verdict of the question's checker on the first round's answer.
         measured_again: methods of which a run was stalled and was measured again.
+        losses: by method, the sum of -log p of the first round's tokens under the backbone; empty
+            in files, because `perplexity.with_losses` computes it after the measurement.
     """
 
     prompt: list[int]
@@ -55,6 +63,7 @@ class TurnRecord(Schema):
     runs: dict[str, list[RunRecord]]
     right: dict[str, bool]
     measured_again: list[str]
+    losses: dict[str, float] = Field(default_factory=dict)
 
 
 class QuestionRecord(Schema):

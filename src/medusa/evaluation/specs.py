@@ -1,6 +1,7 @@
 """Decoding methods by the names that `medusa bench --method` takes.
 
-A name may have options after commas: `medusa,nodes=64`, `draft=FOLDER,gamma=4`.
+A name may have options after commas: `medusa,nodes=64`, `draft=FOLDER,gamma=4`,
+`server=http://localhost:8000/v1,model=NAME`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..core.acceptance import Typical
 from ..core.tree import CandidateTree
 from ..loading import MedusaModel
+from ..training.chat_server import ChatServer
 from .methods import LOOKUP, METHODS, Method, transformers_run
+from .served import ServedModel
 
 GAMMA = 5
 """Default number of tokens that a draft model proposes."""
 NODES, DENSE, ACCEPTANCE = "nodes", "dense", "acceptance"
 EPSILON, DELTA = "epsilon", "delta"
-GAMMA_OPTION = "gamma"
+GAMMA_OPTION, MODEL = "gamma", "model"
 ACCEPTANCES = ("typical", "rejection", "greedy")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "medusa": (NODES, DENSE, ACCEPTANCE, EPSILON, DELTA),
     "draft": (GAMMA_OPTION,),
+    "server": (MODEL,),
 }
 """Options of methods."""
 OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -34,20 +38,24 @@ OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
 """Methods of transformers on weights as it loads them, and their arguments."""
 
 
-def method_of(spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedModel]) -> Method:
+def method_of(
+    spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedModel]
+) -> Method | ServedModel:
     """Return the method that a name and its options describe.
 
     Args:
         spec: `plain`, `medusa`, `generate`, `prompt_lookup`, `generate_packed`,
-            `prompt_lookup_packed`, or `draft=MODEL`. `medusa` may have `nodes=N` or
+            `prompt_lookup_packed`, `draft=MODEL` or `server=URL`. `medusa` may have `nodes=N` or
             `dense=5x3` (all combinations of 5 tokens of the first head and 3 of the second) and
             `acceptance=typical|rejection|greedy`, typical acceptance `epsilon=X` and `delta=X`,
-            and `draft` may have `gamma=N`. Greedy acceptance decodes greedily at any temperature.
+            `draft` may have `gamma=N`, and `server` `model=NAME`. Greedy acceptance decodes
+            greedily at any temperature.
         model: the model that is measured.
         backbone: loads the backbone as transformers loads it, for transformers' own methods.
 
     Raises:
         ValueError: there is no such method or option, or a value is wrong; says what there is.
+        ConnectionError: a server cannot be reached.
     """
     head, *rest = spec.split(",")
     name, _, value = head.partition("=")
@@ -55,10 +63,13 @@ def method_of(spec: str, model: MedusaModel, backbone: Callable[[], PreTrainedMo
     if name == "draft":
         gamma = _number(spec, options.get(GAMMA_OPTION, str(GAMMA)))
         return _transformers(backbone(), {"assistant_model": _assistant(spec, value, gamma)})
+    if name == "server":
+        if not value:
+            raise ValueError(f"--method {spec}: server needs an address, server=URL")
+        return ServedModel(ChatServer(value), options.get(MODEL))
     if name not in METHODS or value:
-        raise ValueError(
-            f"--method {spec}: there are {', '.join(METHODS)} and draft=MODEL, not {head}"
-        )
+        names = ", ".join((*METHODS, "draft=MODEL"))
+        raise ValueError(f"--method {spec}: there are {names} and server=URL, not {head}")
     if name in OF_TRANSFORMERS:
         return _transformers(backbone(), OF_TRANSFORMERS[name])
     own = _medusa_arguments(spec, options, model) if options else {}
