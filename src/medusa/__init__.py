@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .core.heads import MedusaConfig, MedusaHeads
     from .core.request import DecodingStats, Event, Request
     from .core.tree import CandidateTree
-    from .generation import MedusaGenerateOutput, Session
+    from .generation import Session
+    from .generation.outputs import MedusaGenerateOutput
     from .loading import MedusaModel
 
 __version__ = version("medusa-decoding")
@@ -33,7 +34,7 @@ _MODULES = {
     "Event": "core.request",
     "Greedy": "core.acceptance",
     "MedusaConfig": "core.heads",
-    "MedusaGenerateOutput": "generation",
+    "MedusaGenerateOutput": "generation.outputs",
     "MedusaHeads": "core.heads",
     "MedusaModel": "loading",
     "Rejection": "core.acceptance",

@@ -24,7 +24,7 @@ from .cache import TreeCache
 from .model import TreeModel
 from .request import Event, Request, Row, StepTiming
 from .schedule import AdaptiveTree
-from .step import Clock, Group, accept, advance, grouped, joined, logprobs, observe
+from .step import Clock, Group, accept, advance, events_of, grouped, joined, observe
 from .tree import CandidateTree
 
 PLAIN = CandidateTree()
@@ -169,7 +169,7 @@ class Engine:
             clock.lap("keep")
             observe(rows, paths, clock.total)
             timing = StepTiming(tokens.shape[1], clock.total, clock.phases)
-            self._deliver(rows, paths, delivered, logits, timing)
+            self._events = self._events + events_of(groups, rows, paths, delivered, logits, timing)
 
     def _draft(self, rows: Sequence[Row], clock: Clock) -> tuple[list[Group], list[CandidateTree]]:
         """Fill each row's tree with the heads' candidates; return groups, and each row's tree."""
@@ -183,20 +183,6 @@ class Engine:
         clock.lap("heads")
         roots = torch.tensor([row.ids[-1] for row in rows], device=self.model.device)
         return grouped(rows, trees, roots, head_logits), trees
-
-    def _deliver(
-        self,
-        rows: Sequence[Row],
-        paths: Sequence[Sequence[int]],
-        delivered: Sequence[list[int]],
-        logits: Tensor,
-        timing: StepTiming,
-    ) -> None:
-        """Add an event for what each row got."""
-        self._events = self._events + [
-            Event(row, new, row.finish_reason, logprobs(row, logits[place], path, new), timing)
-            for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True))
-        ]
 
     # --- joining and leaving
 
@@ -310,7 +296,7 @@ class Engine:
                 self.rows = [*self.rows, *joining]
                 self.model.compile_steps(self._cache)
             timing = StepTiming(0, prefill.seconds + clock.total)
-            self._deliver(rows, paths, delivered, logits, timing)
+            self._events = self._events + events_of(groups, rows, paths, delivered, logits, timing)
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         with self._undone_on_failure(rows):

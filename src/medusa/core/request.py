@@ -39,6 +39,8 @@ class Request:
         generator: source of randomness, on the model's device; None draws from torch's global one.
         logprobs: report the log-probability of each token and of so many most probable ones, under
             the base model's own distribution; None reports nothing.
+        scores: report the processed logits that each token was chosen from.
+        logits: report the base model's own logits at each token's place.
     """
 
     ids: Sequence[int]
@@ -49,6 +51,8 @@ class Request:
     schedule: TreeSchedule | None = None
     generator: torch.Generator | None = None
     logprobs: int | None = None
+    scores: bool = False
+    logits: bool = False
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -225,6 +229,9 @@ class Event:
         finish_reason: why the text ended with these tokens; None where it goes on.
         logprobs: log-probabilities of each token, if the request wants them.
         timing: duration of the step; None where the request was cancelled.
+        scores: [n, V] float32 logits after the processors, at each token's place, if the request
+            wants them.
+        logits: [n, V] float32 logits before the processors, likewise.
     """
 
     row: Row
@@ -232,6 +239,8 @@ class Event:
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] | None = None
     timing: StepTiming | None = None
+    scores: Tensor | None = None
+    logits: Tensor | None = None
 
     @property
     def request(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .acceptance import AcceptancePolicy, Draft
-from .request import Row, TokenLogprobs
+from .request import Event, Row, StepTiming, TokenLogprobs
 from .tree import CandidateTree
 
 
@@ -26,6 +26,7 @@ class Group:
         places: the rows' places in the batch.
         rows: the rows themselves.
         draft: the tree's tokens for these rows.
+        scores: [b, n, V] processed logits, kept for rows that report them.
     """
 
     policy: AcceptancePolicy
@@ -33,6 +34,7 @@ class Group:
     places: list[int]
     rows: list[Row]
     draft: Draft
+    scores: Tensor | None = None
 
 
 class Clock:
@@ -146,6 +148,8 @@ def judged(group: Group, logits: Tensor) -> Tensor:
     """Return a group's verdict [b, 2 D + 4]: tokens and nodes of the paths, roots, counts."""
     tokens = group.draft.tokens
     scores = processed(group.rows, group.tree, tokens, of_places(logits, group.places))
+    if any(row.request.scores for row in group.rows):
+        group.scores = scores
     generators = [row.request.generator for row in group.rows]
     verdict = group.policy.accept(group.tree, group.draft, scores, generators)
     path, root, count = verdict.path, verdict.root[:, None], verdict.count[:, None]
@@ -185,18 +189,56 @@ def observe(rows: Sequence[Row], paths: Sequence[Sequence[int]], seconds: float)
         schedules[key].observe(nodes, seconds if len(schedules) == 1 else None)
 
 
+def events_of(
+    groups: Sequence[Group],
+    rows: Sequence[Row],
+    paths: Sequence[Sequence[int]],
+    delivered: Sequence[list[int]],
+    logits: Tensor,
+    timing: StepTiming,
+) -> list[Event]:
+    """Return an event for what each row got from a step.
+
+    Args:
+        paths: accepted nodes of each row.
+        delivered: tokens that each row took.
+        logits: [B, N, V] of the base model after each node.
+    """
+    scores: dict[int, Tensor] = {}
+    for group in groups:
+        if group.scores is not None:
+            scores.update(zip(group.places, group.scores, strict=True))
+    made = []
+    for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True)):
+        before = list(path[: len(new)])  # a token's distribution is that after the node before it
+        made.append(
+            Event(
+                row,
+                new,
+                row.finish_reason,
+                logprobs(row, logits[place], before, new),
+                timing,
+                scores[place][before] if row.request.scores else None,
+                logits[place][before].float() if row.request.logits else None,
+            )
+        )
+    return made
+
+
 def logprobs(
-    row: Row, logits: Tensor, path: Sequence[int], tokens: Sequence[int]
+    row: Row, logits: Tensor, before: list[int], tokens: Sequence[int]
 ) -> list[TokenLogprobs] | None:
     """Return the log-probabilities of a row's new tokens, if its request wants them.
 
     Args:
         logits: [N, V] of the base model after each node.
-        path: accepted nodes; a token's distribution is that after the node before it.
+        before: the node before each token.
     """
     if row.request.logprobs is None:
         return None
-    log_p = logits[list(path[: len(tokens)])].float().log_softmax(-1)
+    if not tokens:
+        return []
+    log_p = logits[before].float().log_softmax(-1)
     chosen = log_p.gather(1, torch.tensor([[each] for each in tokens], device=log_p.device))
     best = log_p.topk(row.request.logprobs, dim=-1)
     return [

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import ModelOutput
 
 from ..core.acceptance import AcceptancePolicy
 from ..core.engine import PLAIN, Engine
@@ -21,25 +20,11 @@ from ..core.processing import TreeProcessors, copied_processors
 from ..core.request import DecodingStats, Event, Request, Row
 from ..core.schedule import AdaptiveTree, FixedTree, TreeSchedule
 from ..core.tree import CandidateTree
-from .inputs import end_tokens, read_input_ids, read_prompts, setting
+from .inputs import read_input_ids, read_prompts, setting
 from .options import choose_policy, refuse_arguments
+from .outputs import Kept, MedusaGenerateOutput, logits_wanted, padded, padding_token
 from .preparing import Prepared, prepare_rows
 from .stopping import Stop, end_of_positions
-
-
-@dataclass
-class MedusaGenerateOutput(ModelOutput):
-    """Output of `generate(return_dict_in_generate=True)`.
-
-    Attributes:
-        sequences: [B, P + T] prompts and new tokens; rows that ended early are padded on the right.
-        stats: tokens, steps and times of the run.
-        finish_reasons: why each text ended.
-    """
-
-    sequences: Tensor | None = None
-    stats: DecodingStats | None = None
-    finish_reasons: list[str | None] | None = None
 
 
 @dataclass
@@ -117,7 +102,7 @@ def prepare(
     within_positions: bool = False,
     **kwargs: Any,
 ) -> Session:
-    """Check a call and make its requests; the arguments are those of `MedusaModel.generate`."""
+    """Check a call and make its requests; the arguments are those of `generate`."""
     inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
     refuse_arguments(kwargs, generation_config)
     inputs = read_input_ids(model, inputs, generation_config, kwargs)
@@ -130,17 +115,16 @@ def prepare(
             "a streamer follows one sequence: pass a batch of one, or iterate model.steps(...)"
         )
     temperature = setting("temperature", generation_config, GenerationConfig(), kwargs)
-    policy = choose_policy(acceptance, config, temperature)
+    common: dict[str, Any] = {
+        "policy": choose_policy(acceptance, config, temperature),
+        **logits_wanted(config),
+    }
     requests = [
-        replace(request, policy=policy)
+        replace(request, **common)
         for request in _requests(model, prompts, prepared, copies, within_positions)
     ]
     if config.do_sample:
-        generators = _generators(generator, len(requests), model.device)
-        requests = [
-            replace(request, generator=own)
-            for request, own in zip(requests, generators, strict=True)
-        ]
+        requests = _with_generators(requests, generator, model.device)
     requests = _with_schedules(model, requests, tree, config)
     repeated = inputs.repeat_interleave(copies, 0)
     return Session(model, requests, config, repeated, streamer)
@@ -154,16 +138,23 @@ def generate(
 ) -> Tensor | MedusaGenerateOutput:
     """Generate as transformers' `generate` does, several tokens a step.
 
-    See `MedusaModel.generate`.
+    See `GeneratingModel.generate`.
     """
     session = prepare(model, inputs, generation_config, **kwargs)
-    for _ in session:
-        pass
-    sequences = _sequences(session)
-    if session.config.return_dict_in_generate:
-        reasons = [row.finish_reason for row in session.rows]
-        return MedusaGenerateOutput(sequences, session.stats, reasons)
-    return sequences
+    kept = Kept(padding_token(session.config))
+    for events in session:
+        kept.add(events)
+    new = [row.ids[len(row.request.ids) :] for row in session.rows]
+    sequences = padded(session.inputs, new, kept.pad)
+    if not session.config.return_dict_in_generate:
+        return sequences
+    return MedusaGenerateOutput(
+        sequences=sequences,
+        scores=kept.by_position(kept.scores),
+        logits=kept.by_position(kept.logits),
+        stats=session.stats,
+        finish_reasons=[row.finish_reason for row in session.rows],
+    )
 
 
 def _requests(
@@ -217,6 +208,18 @@ def _with_schedules(
     return [replace(request, schedule=schedule) for request in requests]
 
 
+def _with_generators(
+    requests: list[Request],
+    given: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device,
+) -> list[Request]:
+    """Set the random generator of each request."""
+    generators = _generators(given, len(requests), device)
+    return [
+        replace(request, generator=own) for request, own in zip(requests, generators, strict=True)
+    ]
+
+
 def _generators(
     given: torch.Generator | Sequence[torch.Generator] | None, rows: int, device: torch.device
 ) -> Sequence[torch.Generator]:
@@ -231,16 +234,3 @@ def _generators(
         each if each.device.type == device.type else _generators(each, 1, device)[0]
         for each in given
     ]
-
-
-def _sequences(session: Session) -> Tensor:
-    """Return [B, P + T]: inputs and new tokens, padded on the right as in transformers."""
-    new = [row.ids[len(row.request.ids) :] for row in session.rows]
-    pad = session.config.pad_token_id
-    if pad is None:
-        pad = next(iter(end_tokens(session.config.eos_token_id)), 0)
-    width = max(map(len, new))
-    padded = torch.tensor(
-        [tokens + [pad] * (width - len(tokens)) for tokens in new], device=session.inputs.device
-    )
-    return torch.cat([session.inputs, padded], dim=1)

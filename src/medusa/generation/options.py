@@ -43,7 +43,7 @@ UNSUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
 UNSUPPORTED_CACHES = ("paged", "quantized")
 """Cache implementations that change the text or the loop. Others are replaced by `TreeCache`."""
 
-OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+OUTPUTS = ("output_attentions", "output_hidden_states")
 
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 

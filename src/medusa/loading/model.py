@@ -9,19 +9,17 @@ from types import NoneType
 from typing import Any
 
 from huggingface_hub import HfApi
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import generation
 from ..core.checks import Prepack, check_heads, new_heads
 from ..core.engine import PLAIN
 from ..core.heads import MedusaHeads
-from ..core.model import TreeModel
 from ..core.schedule import UNCALIBRATED
 from ..core.tree import CandidateTree
 from ..formats import adapters, bases, names, native
 from ..formats.bases import Origin
 from ..formats.stored import read_heads
+from ..generation.model import GeneratingModel
 from .checks import (
     found_faster_compiled,
     heads_folder,
@@ -34,7 +32,7 @@ from .merged import MergedAdapter
 from .named import NamedModel
 
 
-class MedusaModel(TreeModel):
+class MedusaModel(GeneratingModel):
     """A causal language model with Medusa heads, which gives the model's own text in fewer steps.
 
     `model.base` is the transformers model, `model.heads` are the heads, and `model.tree` is the
@@ -293,59 +291,6 @@ class MedusaModel(TreeModel):
             self.save_pretrained(folder, base=base)
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
-
-    def generate(
-        self,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> Tensor | generation.MedusaGenerateOutput:
-        """Generate as transformers' `generate` does, with several tokens per step.
-
-        Greedy text is that of the base model, token for token. Sampled text follows the base
-        model's distribution, except with `acceptance="typical"`. Without `do_sample`, all kinds of
-        acceptance are greedy.
-
-        Args:
-            inputs: token ids [B, P], padded on the left; also as `input_ids`, with
-                `attention_mask`. Masked tokens are not part of a prompt. Without inputs, a text
-                begins with `bos_token_id`.
-            generation_config: as in transformers; its fields may be keyword arguments. Lengths
-                count the tokens of a row without its padding.
-            acceptance: "auto" (rejection if sampling, otherwise greedy), "greedy", "rejection",
-                "typical" or an `AcceptancePolicy`.
-            tree: the candidate tree of all steps; by default `model.tree` where it pays.
-            generator: source of random numbers, or a list of one for each row; by default torch's
-                global one seeds the rows.
-            within_positions: end a row where the model's positions end, whatever `max_new_tokens`
-                is. They end at `max_position_embeddings`, or where the rotary frequencies change.
-            logits_processor, stopping_criteria, stop_strings (with tokenizer), streamer: as in
-                transformers.
-
-        Returns:
-            Token ids [B, P + T], or a `MedusaGenerateOutput` with statistics if
-            `return_dict_in_generate` is True.
-
-        Raises:
-            ValueError: an option or input is not supported, or a text would outgrow the model's
-                positions; names the alternative.
-            RuntimeError: no token can be sampled, because the logits hold NaN or infinity, or a
-                processor excluded every token.
-        """
-        return generation.generate(self, inputs, generation_config, **kwargs)
-
-    def steps(
-        self,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        **kwargs: Any,
-    ) -> generation.Session:
-        """Return a session that decodes step by step when it is iterated.
-
-        Takes the arguments of `generate`. Each iteration gives the events of one step: the new
-        tokens of each sequence, and why it ended.
-        """
-        return generation.prepare(self, inputs, generation_config, **kwargs)
 
 
 def load(

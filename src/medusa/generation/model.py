@@ -1,0 +1,87 @@
+"""`GeneratingModel`: generates as transformers' models do, and is used in their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..core.model import TreeModel
+from . import Session, generate, prepare
+from .outputs import MedusaGenerateOutput
+
+
+class GeneratingModel(TreeModel):
+    """A base model with heads that has the methods of transformers' models for generation."""
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Tensor | MedusaGenerateOutput:
+        """Generate as transformers' `generate` does, with several tokens per step.
+
+        Greedy text is that of the base model, token for token. Sampled text follows the base
+        model's distribution, except with `acceptance="typical"`. Without `do_sample`, all kinds of
+        acceptance are greedy.
+
+        Args:
+            inputs: token ids [B, P], padded on the left; also as `input_ids`, with
+                `attention_mask`. Masked tokens are not part of a prompt. Without inputs, a text
+                begins with `bos_token_id`.
+            generation_config: as in transformers; its fields may be keyword arguments. Lengths
+                count the tokens of a row without its padding.
+            acceptance: "auto" (rejection if sampling, otherwise greedy), "greedy", "rejection",
+                "typical" or an `AcceptancePolicy`.
+            tree: the candidate tree of all steps; by default `model.tree` where it pays.
+            generator: source of random numbers, or a list of one for each row; by default torch's
+                global one seeds the rows.
+            within_positions: end a row where the model's positions end, whatever `max_new_tokens`
+                is. They end at `max_position_embeddings`, or where the rotary frequencies change.
+            logits_processor, stopping_criteria, stop_strings (with tokenizer), streamer: as in
+                transformers.
+
+        Returns:
+            Token ids [B, P + T], or a `MedusaGenerateOutput` with statistics if
+            `return_dict_in_generate` is True; with the logits of every new token if `output_scores`
+            or `output_logits` is True as well.
+
+        Raises:
+            ValueError: an option or input is not supported, or a text would outgrow the model's
+                positions; names the alternative.
+            RuntimeError: no token can be sampled, because the logits hold NaN or infinity, or a
+                processor excluded every token.
+        """
+        return generate(self, inputs, generation_config, **kwargs)
+
+    def steps(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Session:
+        """Return a session that decodes step by step when it is iterated.
+
+        Takes the arguments of `generate`. Each iteration gives the events of one step: the new
+        tokens of each sequence, and why it ended.
+        """
+        return prepare(self, inputs, generation_config, **kwargs)
+
+    def compute_transition_scores(
+        self, sequences: Tensor, scores: tuple[Tensor, ...], normalize_logits: bool = False
+    ) -> Tensor:
+        """Return the score of each new token, as transformers' method of this name does.
+
+        Args:
+            sequences: [B, P + T] of `generate`.
+            scores: T tensors [B, V] of `generate(output_scores=True)`, or its `logits`.
+            normalize_logits: return log-probabilities instead of logits.
+
+        Returns:
+            [B, T]; 0 where a row has ended.
+        """
+        return self.base.compute_transition_scores(
+            sequences, scores, normalize_logits=normalize_logits
+        )
