@@ -88,13 +88,19 @@ def a_users_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def variables(a_users_folder):
     """The variables that the documentation's code uses without assigning them."""
-    _, tokenizer = demo.load()
+    model, tokenizer = demo.load()
     prompts = [
         tokenizer(f"<|user|>\n{make_task(category, seed).prompt}<|end|>\n<|assistant|>\n").input_ids
         for seed in range(2)
         for category in CATEGORIES
     ]
+    chat = [{"role": "user", "content": make_task(CATEGORIES[0], 0).prompt}]
     return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "inputs": tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ),
         "texts": [(tokenizer(f"{n} + 1 =").input_ids, [1, 2, 3]) for n in range(104)],
         "prompts": prompts[:6],
         "other_prompts": prompts[6:8],
@@ -106,6 +112,8 @@ def variables(a_users_folder):
 def test_the_python_code_runs(code, variables, capsys):
     if "medusa-2" in code:
         pytest.importorskip("peft")
+    if "Grammar" in code:
+        pytest.importorskip("llguidance", reason="the extra 'structured' is not installed")
     exec(code, variables)
     assert "print(" not in code or capsys.readouterr().out.strip()
 

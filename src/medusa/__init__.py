@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .core.request import DecodingStats, Event, Request
     from .core.tree import CandidateTree
     from .generation import Session
+    from .generation.grammar import Grammar
     from .generation.outputs import MedusaGenerateOutput
     from .loading import MedusaModel
 
@@ -32,6 +33,7 @@ _MODULES = {
     "DecodingStats": "core.request",
     "Engine": "core.engine",
     "Event": "core.request",
+    "Grammar": "generation.grammar",
     "Greedy": "core.acceptance",
     "MedusaConfig": "core.heads",
     "MedusaGenerateOutput": "generation.outputs",
@@ -49,6 +51,7 @@ __all__ = [
     "DecodingStats",
     "Engine",
     "Event",
+    "Grammar",
     "Greedy",
     "MedusaConfig",
     "MedusaGenerateOutput",

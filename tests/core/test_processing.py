@@ -95,14 +95,37 @@ def one_by_one(processors, context, tokens, scores):
     return torch.cat(rows)
 
 
+def reachable(scores, tokens):
+    """Say for each node whether its parents' scores allow the tokens on its path."""
+    reached = [True]
+    for node in range(1, len(TREE)):
+        parent = int(TREE.parent[node])
+        reached.append(reached[parent] and bool(scores[parent, tokens[node]] > -torch.inf))
+    return reached
+
+
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("seed", range(4))
 def test_every_node_is_scored_with_its_own_prefix(name, seed):
     tokens, scores = tree_with_scores(seed)
     processors = TreeProcessors(copy.deepcopy(LISTS[name]))
     expected = one_by_one(LISTS[name], CONTEXT, tokens, scores)
-    assert torch.equal(processors(CONTEXT, TREE, tokens, scores.clone()), expected)
+    given = processors(CONTEXT, TREE, tokens, scores.clone(), may_accept=lambda *_: True)
+    assert torch.equal(given, expected)
     assert not torch.equal(expected, scores)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_processor_with_a_memory_scores_only_nodes_that_can_be_accepted(seed):
+    tokens, scores = tree_with_scores(seed)
+    tokens[1] = (tokens[0] + 1) % VOCAB  # which the processor forbids
+    expected = one_by_one([CountsCalls()], CONTEXT, tokens, scores)
+    reached = reachable(expected, tokens)
+    assert 1 < sum(reached) < len(TREE) - 2
+    given = TreeProcessors([CountsCalls()])(CONTEXT, TREE, tokens, scores.clone())
+    assert torch.equal(given[reached], expected[reached])
+    unreached = [not each for each in reached]
+    assert torch.equal(given[unreached], scores[unreached])
 
 
 def test_no_processors_change_nothing():
@@ -141,13 +164,13 @@ def test_memory_of_processors_follows_the_accepted_branch():
 def test_processors_with_and_without_memory_are_distinguished():
     assert TreeProcessors(PREFIX_FREE).prefix_free
     assert not TreeProcessors(BY_DEPTH).prefix_free
-    assert TreeProcessors(BY_DEPTH).stateless
-    assert not TreeProcessors([CountsCalls()]).stateless
-    assert TreeProcessors([CountsCalls()]).uncopied() is None
-    assert TreeProcessors([Locked()]).uncopied() is None, "copies share locks"
+    assert TreeProcessors(BY_DEPTH).takes_any_prefix
+    assert not TreeProcessors([CountsCalls()]).takes_any_prefix
+    assert TreeProcessors([CountsCalls()]).unforked() is None
+    assert TreeProcessors([Locked()]).unforked() is None, "forks share locks"
     assert (
         TreeProcessors([HoldsGenerator()])
-        .uncopied()
+        .unforked()
         .startswith("HoldsGenerator cannot be copied (cannot pickle 'generator'")
     )
 
@@ -156,7 +179,7 @@ def test_a_subclass_of_a_stateless_processor_counts_as_stateful():
     class Mine(lp.TemperatureLogitsWarper):
         pass
 
-    assert not TreeProcessors([Mine(0.5)]).stateless
+    assert not TreeProcessors([Mine(0.5)]).takes_any_prefix
 
 
 def test_drafts_use_only_processors_that_need_no_prefix():
@@ -288,3 +311,84 @@ def test_rows_of_a_batch_have_memories_of_their_own():
         prompts, logits_processor=LogitsProcessorList([CountsCalls()]), **options
     )
     assert together.tolist() == alone
+
+
+class Forks(LogitsProcessor):
+    """A processor that only its own method can copy; it rejects texts that it did not allow."""
+
+    def __init__(self, at=0):
+        self.at, self.allowed = at, None
+        self.lines = (line for line in ())  # generators cannot be copied
+
+    def __call__(self, input_ids, scores):
+        token = int(input_ids[0, -1])
+        assert self.allowed is None or token in self.allowed, "the text was forbidden before"
+        self.at += 1
+        self.allowed = {(7 * self.at + 3 * step) % scores.shape[-1] for step in range(12)}
+        mask = torch.full_like(scores, -torch.inf)
+        mask[0, list(self.allowed)] = 0
+        return scores + mask
+
+    def fork(self):
+        other = Forks(self.at)
+        other.allowed = self.allowed
+        return other
+
+
+class Holds(LogitsProcessor):
+    """A processor around an object that only its own method can copy."""
+
+    def __init__(self, inner):
+        self.parts = {"inner": [inner]}
+
+    def __call__(self, input_ids, scores):
+        return self.parts["inner"][0](input_ids, scores)
+
+
+class DeepCopies(Forks):
+    """Likewise, with the other name of the method."""
+
+    deep_copy = Forks.fork
+    fork = None
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize(
+    "new", [Forks, DeepCopies, lambda: Holds(Forks()), lambda: Holds(DeepCopies())]
+)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_processors_that_fork_themselves_take_part_in_trees(name, new, sampled):
+    base, ids, model = with_heads(name)
+    with pytest.raises(TypeError, match="cannot pickle 'generator'"):
+        copy.deepcopy(new())
+    options = {"max_new_tokens": NEW, "do_sample": sampled, "return_dict_in_generate": True}
+    options |= {"top_k": 1} if sampled else {}
+    text = base.generate(ids, logits_processor=LogitsProcessorList([new()]), **options).sequences
+    with torch.inference_mode():
+        model.heads = ScriptedHeads(model, text.tolist(), 0.7)
+    output = model.generate(ids, logits_processor=LogitsProcessorList([new()]), **options)
+    assert output.sequences.tolist() == text.tolist()
+    assert output.stats.acceleration_rate > 1.2
+
+
+def test_a_function_of_allowed_tokens_is_not_asked_about_texts_that_it_forbids():
+    base, ids, model = with_heads()
+    known = base.generate(ids, max_new_tokens=NEW, do_sample=False)[0, ids.shape[1] :].tolist()
+    start = ids[0].tolist()
+
+    def allowed(row, given):
+        new = given.tolist()[len(start) :]
+        # as tries of allowed texts do; transformers raises an error for an empty list
+        return [known[len(new)], 1] if new == known[: len(new)] else []
+
+    with torch.inference_mode():
+        model.heads = ScriptedHeads(model, [start + known], 0.5)
+    output = model.generate(
+        ids,
+        prefix_allowed_tokens_fn=allowed,
+        max_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    assert output.sequences[0].tolist() == start + known
+    assert output.stats.acceleration_rate > 1.2

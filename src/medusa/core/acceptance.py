@@ -81,8 +81,18 @@ class AcceptancePolicy(ABC):
         """Accept nodes of each row.
 
         Args:
-            logits: [B, N, V] of the base model after every node.
+            logits: [B, N, V] of the base model after every node. Below a node that `may_accept`
+                excludes they can be without some logits processors.
         """
+
+    def may_accept(self, logits: Tensor, token: Tensor) -> bool:
+        """Return False if a child with this token can never be accepted.
+
+        Args:
+            logits: [V] after its parent.
+            token: [] of the child.
+        """
+        return is_possible(logits, token)
 
 
 class Greedy(AcceptancePolicy):
@@ -96,6 +106,9 @@ class Greedy(AcceptancePolicy):
         agrees = draft.tokens == target[:, parent]
         agrees[:, 0] = True
         return longest(tree, agrees, target)
+
+    def may_accept(self, logits: Tensor, token: Tensor) -> bool:
+        return not bool(logits.max() > logits[token])  # NaN included
 
 
 @dataclass(frozen=True)
@@ -235,6 +248,11 @@ def _offer(
         p = torch.where(refused & left_over, normalised(rest), p)
         q = torch.where(refused, normalised(q.scatter(1, token[:, None], 0.0)), q)
     return chosen, p
+
+
+def is_possible(logits: Tensor, token: Tensor) -> bool:
+    """Return True if the logits [V] do not exclude a token."""
+    return bool(logits[token] > -torch.inf)
 
 
 def _fill(root: Tensor, ranked: Tensor, tree: CandidateTree, choice: Tensor) -> Tensor:

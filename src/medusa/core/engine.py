@@ -110,8 +110,8 @@ class Engine:
                 f"model, got {request.logprobs}"
             )
         row = Row(next(self._numbers), request, schedule)
-        if schedule.largest.max_depth and not row.processors.copyable:
-            raise ValueError(f"{row.processors.uncopied()}: pass schedule=FixedTree(PLAIN)")
+        if schedule.largest.max_depth and not row.processors.forkable:
+            raise ValueError(f"{row.processors.unforked()}: pass schedule=FixedTree(PLAIN)")
         self.waiting.append(row)
         return row
 

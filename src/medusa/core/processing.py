@@ -2,25 +2,25 @@
 
 transformers' processors expect one prefix a call. Processors that ignore the prefix score all nodes
 in one call. Those that read it get one call for each depth, with each node's own prefix. Those that
-may remember earlier calls (grammars, a user's own) are copied along every branch, so that each copy
-has seen exactly the calls that plain decoding would have made.
+may remember earlier calls (grammars, a user's own) are forked along every branch, so that each fork
+has seen exactly the calls that plain decoding would have made. They get no call for nodes that
+cannot be accepted: a grammar knows no state after a token that it forbids.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as lp
 
+from .acceptance import is_possible
+from .forking import fork, fork_as_far_as_possible
 from .nucleus import Nucleus
 from .tree import CandidateTree
 
@@ -57,19 +57,13 @@ STATELESS = (
 )
 """Processors without memory: their result depends on their arguments alone."""
 
-SHARED = (
-    nn.Module,
-    PreTrainedTokenizerBase,
-    type(threading.Lock()),
-    type(threading.RLock()),
-    threading.Condition,
-    threading.Event,
-    threading.Semaphore,
-    threading.local,
-)
-"""Types of attributes that copies of a processor share: they are large and do not change, or are
-locks, which hold no state between calls.
+ANY_PREFIX = tuple(each for each in STATELESS if each is not lp.PrefixConstrainedLogitsProcessor)
+"""Processors without memory that also score prefixes which plain decoding cannot reach. A user's
+`prefix_allowed_tokens_fn` may have no answer for those.
 """
+
+MayAccept = Callable[[Tensor, Tensor], bool]
+"""Function of a node's scores [V] and a child's token: False if that child cannot be accepted."""
 
 
 class TreeProcessors:
@@ -84,32 +78,37 @@ class TreeProcessors:
             Nucleus.of(each) if type(each) is lp.TopPLogitsWarper else each for each in processors
         )
         self.prefix_free = all(type(each) in PREFIX_FREE for each in processors)
-        self.stateless = all(type(each) in STATELESS for each in processors)
-        self._branches: list[LogitsProcessorList] = []
+        self.takes_any_prefix = all(type(each) in ANY_PREFIX for each in processors)
+        self._branches: dict[int, LogitsProcessorList] = {}
 
     def __bool__(self) -> bool:
         return bool(self.processors)
 
     @cached_property
-    def copyable(self) -> bool:
-        """True if all of the processors can be copied."""
-        return self.uncopied() is None
+    def forkable(self) -> bool:
+        """True if all of the processors can be forked."""
+        return self.unforked() is None
 
-    def uncopied(self) -> str | None:
-        """Return the name of a processor that cannot be copied, and why; None if all can be.
+    def unforked(self) -> str | None:
+        """Return the name of a processor that cannot be forked, and why; None if all can be.
 
-        Every branch of a tree needs a copy, so such a processor allows only plain decoding.
+        Every branch of a tree needs a fork, so such a processor allows only plain decoding.
         """
         for each in self.processors:
             if type(each) not in STATELESS:
                 try:
-                    copy.deepcopy(each, _shared(each))
+                    fork(each)
                 except Exception as error:  # copying a class may raise anything
                     return f"{type(each).__name__} cannot be copied ({error})"
         return None
 
     def __call__(
-        self, ids: Sequence[int], tree: CandidateTree, tokens: Tensor, scores: Tensor
+        self,
+        ids: Sequence[int],
+        tree: CandidateTree,
+        tokens: Tensor,
+        scores: Tensor,
+        may_accept: MayAccept = is_possible,
     ) -> Tensor:
         """Return the scores [N, V] of every node after the processors.
 
@@ -117,15 +116,17 @@ class TreeProcessors:
             ids: the row's text so far, the root included and its last token.
             tokens: [N] the tree's tokens.
             scores: [N, V] logits after every node.
+            may_accept: says which children can be accepted. Nodes that cannot be keep their logits
+                where processors are called node by node.
         """
         if not self.processors:
             return scores
         if self.prefix_free:
             return self.processors(tokens[:, None], scores)
         context = torch.tensor(ids, device=tokens.device)
-        if self.stateless:
+        if self.takes_any_prefix:
             return self._by_depth(context, tree, tokens, scores)
-        return self._by_branch(context, tree, tokens, scores)
+        return self._by_branch(context, tree, tokens, scores, may_accept)
 
     def draft(self, logits: Tensor) -> Tensor:
         """Return head logits [K, V] after those processors that need no prefix.
@@ -147,7 +148,7 @@ class TreeProcessors:
         return self.processors, self._branches
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        """Undo the calls since `saved`, as far as they made copies of processors."""
+        """Undo the calls since `saved`, as far as they made forks of processors."""
         self.processors, self._branches = saved
 
     def _by_depth(
@@ -162,51 +163,33 @@ class TreeProcessors:
         return result
 
     def _by_branch(
-        self, context: Tensor, tree: CandidateTree, tokens: Tensor, scores: Tensor
+        self,
+        context: Tensor,
+        tree: CandidateTree,
+        tokens: Tensor,
+        scores: Tensor,
+        may_accept: MayAccept,
     ) -> Tensor:
-        self._branches = []
-        rows = []
-        for node, path in enumerate(tree.paths):
-            parent = self._branches[int(tree.parent[node])] if node else self.processors
-            # the root's is a copy too, so that a step which fails has changed nothing
-            branch = copied_processors(parent) if node or self.copyable else parent
-            self._branches.append(branch)
+        self._branches, result = {}, scores.clone()
+        for node, path in enumerate(tree.paths):  # depth first
+            parent = int(tree.parent[node])
+            if node and not (parent in self._branches and may_accept(result[parent], tokens[node])):
+                continue
+            before = self._branches[parent] if node else self.processors
+            # the root's is a fork too, so that a step which fails has changed nothing
+            branch = copied_processors(before) if node or self.forkable else before
+            self._branches[node] = branch
             one = torch.tensor([node], device=tokens.device)
-            rows.append(
-                _widened(
-                    branch(_prefixes(context, tree, tokens, one, len(path)), scores[one]), scores
-                )
-            )
-        return torch.cat(rows)
+            prefix = _prefixes(context, tree, tokens, one, len(path))
+            result[node] = _widened(branch(prefix, scores[one]), scores)[0]
+        return result
 
 
 def copied_processors(processors: Iterable[LogitsProcessor]) -> LogitsProcessorList:
-    """Return the processors, with copies of those that may remember earlier calls."""
+    """Return the processors, with forks of those that may remember earlier calls."""
     return LogitsProcessorList(
-        each if type(each) in STATELESS else _copied(each) for each in processors
+        each if type(each) in STATELESS else fork_as_far_as_possible(each) for each in processors
     )
-
-
-def _copied(processor: LogitsProcessor) -> LogitsProcessor:
-    """Return a copy; attributes that cannot be copied, such as open files, are shared."""
-    memo = _shared(processor)
-    try:
-        return copy.deepcopy(processor, memo)
-    except Exception:  # copying a class may raise anything
-        try:
-            twin = copy.copy(processor)
-        except Exception:
-            return processor
-    for name, value in vars(twin).items() if hasattr(twin, "__dict__") else ():
-        with suppress(Exception):
-            vars(twin)[name] = copy.deepcopy(value, memo)
-    return twin
-
-
-def _shared(processor: LogitsProcessor) -> dict[int, Any]:
-    """Return a `deepcopy` memo of attributes to share: models, tokenizers and locks."""
-    held = getattr(processor, "__dict__", {}).values()
-    return {id(each): each for each in held if isinstance(each, SHARED)}
 
 
 def _widened(scores: Tensor, like: Tensor) -> Tensor:

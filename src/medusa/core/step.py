@@ -164,7 +164,9 @@ def processed(rows: Sequence[Row], tree: CandidateTree, tokens: Tensor, logits: 
     after = list(scores)
     for place, row in enumerate(rows):
         try:
-            after[place] = row.processors(row.ids, tree, tokens[place], scores[place])
+            after[place] = row.processors(
+                row.ids, tree, tokens[place], scores[place], row.request.policy.may_accept
+            )
         except Exception as error:  # a processor may raise anything
             row.fail(error)
     return torch.stack(after)

@@ -196,11 +196,11 @@ def _with_schedules(
     else:
         schedule = FixedTree(tree) if isinstance(tree, CandidateTree) else tree
     schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
-    reasons = (TreeProcessors(request.processors).uncopied() for request in requests)
-    uncopied = next(filter(None, reasons), None)
-    if schedule.largest.max_depth and uncopied is not None:
+    reasons = (TreeProcessors(request.processors).unforked() for request in requests)
+    unforked = next(filter(None, reasons), None)
+    if schedule.largest.max_depth and unforked is not None:
         shared = ", and rows share what cannot be copied" if len(requests) > 1 else ""
-        message = f"{uncopied}: decoding plainly, one token a step{shared}"
+        message = f"{unforked}: decoding plainly, one token a step{shared}"
         warnings.warn(message, stacklevel=4)
         schedule = FixedTree(PLAIN)
     if isinstance(schedule, AdaptiveTree) and config.do_sample:
