@@ -20,6 +20,7 @@ from ..core.processing import TreeProcessors, copied_processors
 from ..core.request import DecodingStats, Event, Request, Row
 from ..core.schedule import AdaptiveTree, FixedTree, TreeSchedule
 from ..core.tree import CandidateTree
+from .custom import requests_of_batch
 from .inputs import read_input_ids, read_prompts, setting
 from .options import choose_policy, refuse_arguments
 from .outputs import Kept, MedusaGenerateOutput, logits_wanted, padded, padding_token
@@ -115,19 +116,30 @@ def prepare(
             "a streamer follows one sequence: pass a batch of one, or iterate model.steps(...)"
         )
     temperature = setting("temperature", generation_config, GenerationConfig(), kwargs)
-    common: dict[str, Any] = {
-        "policy": choose_policy(acceptance, config, temperature),
-        **logits_wanted(config),
-    }
-    requests = [
-        replace(request, **common)
-        for request in _requests(model, prompts, prepared, copies, within_positions)
-    ]
-    if config.do_sample:
-        requests = _with_generators(requests, generator, model.device)
-    requests = _with_schedules(model, requests, tree, config)
-    repeated = inputs.repeat_interleave(copies, 0)
-    return Session(model, requests, config, repeated, streamer)
+    policy = choose_policy(acceptance, config, temperature)
+    requests = _requests(model, prompts, prepared, copies, within_positions)
+    requests = _completed(model, requests, config, policy, tree, generator)
+    return Session(model, requests, config, inputs.repeat_interleave(copies, 0), streamer)
+
+
+def prepare_batch(
+    model: TreeModel,
+    inputs: Tensor,
+    generation_config: GenerationConfig,
+    *,
+    acceptance: str | AcceptancePolicy = "auto",
+    tree: CandidateTree | TreeSchedule | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    **kwargs: Any,
+) -> Session:
+    """Make the requests of a call that transformers has prepared.
+
+    See `GeneratingModel.custom_generate`; the other arguments are those of `requests_of_batch`.
+    """
+    policy = choose_policy(acceptance, generation_config)
+    requests = requests_of_batch(model, inputs, generation_config, **kwargs)
+    requests = _completed(model, requests, generation_config, policy, tree, generator)
+    return Session(model, requests, generation_config, inputs.to(model.device))
 
 
 def generate(
@@ -140,7 +152,11 @@ def generate(
 
     See `GeneratingModel.generate`.
     """
-    session = prepare(model, inputs, generation_config, **kwargs)
+    return finished(prepare(model, inputs, generation_config, **kwargs))
+
+
+def finished(session: Session) -> Tensor | MedusaGenerateOutput:
+    """Decode the requests of a session to their ends; return what `generate` returns."""
     kept = Kept(padding_token(session.config))
     for events in session:
         kept.add(events)
@@ -201,11 +217,27 @@ def _with_schedules(
     if schedule.largest.max_depth and unforked is not None:
         shared = ", and rows share what cannot be copied" if len(requests) > 1 else ""
         message = f"{unforked}: decoding plainly, one token a step{shared}"
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=6)
         schedule = FixedTree(PLAIN)
     if isinstance(schedule, AdaptiveTree) and config.do_sample:
         return [replace(request, schedule=schedule.fork()) for request in requests]
     return [replace(request, schedule=schedule) for request in requests]
+
+
+def _completed(
+    model: TreeModel,
+    requests: list[Request],
+    config: GenerationConfig,
+    policy: AcceptancePolicy,
+    tree: CandidateTree | TreeSchedule | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> list[Request]:
+    """Add policy, wanted logits, random generators and schedules to the requests of a call."""
+    wanted = logits_wanted(config)
+    requests = [replace(request, policy=policy, **wanted) for request in requests]
+    if config.do_sample:
+        requests = _with_generators(requests, generator, model.device)
+    return _with_schedules(model, requests, tree, config)
 
 
 def _with_generators(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 
+from ..core.acceptance import AcceptancePolicy
 from ..core.model import TreeModel
-from . import Session, generate, prepare
+from ..core.schedule import TreeSchedule
+from ..core.tree import CandidateTree
+from . import Session, finished, generate, prepare, prepare_batch
 from .outputs import MedusaGenerateOutput
 
 
@@ -68,6 +78,57 @@ class GeneratingModel(TreeModel):
         tokens of each sequence, and why it ended.
         """
         return prepare(self, inputs, generation_config, **kwargs)
+
+    def custom_generate(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        *,
+        acceptance: str | AcceptancePolicy = "auto",
+        tree: CandidateTree | TreeSchedule | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        within_positions: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | MedusaGenerateOutput:
+        """Decode for the base model: `base.generate(**inputs, custom_generate=this_method)`.
+
+        transformers calls it with the batch it has prepared. It does not pass on `streamer`: with
+        one, call `generate` of this model.
+
+        Args:
+            model: the base model of the heads.
+            input_ids: [B, P] left-padded prompts.
+            logits_processor: of the call and of its configuration.
+            stopping_criteria: likewise.
+            generation_config: the complete configuration.
+            acceptance: as for `generate`; so are tree, generator and within_positions. Pass them to
+                `base.generate`.
+            kwargs: inputs of the base model's forward, such as attention_mask.
+
+        Raises:
+            ValueError: `model` is another model than the base, or as `generate`.
+        """
+        if model is not self.base:
+            raise ValueError(
+                "custom_generate was called for another model than the one its heads belong to: "
+                "call generate of this MedusaModel's base"
+            )
+        session = prepare_batch(
+            self,
+            input_ids,
+            generation_config,
+            processors=logits_processor,
+            criteria=stopping_criteria,
+            acceptance=acceptance,
+            tree=tree,
+            generator=generator,
+            within_positions=within_positions,
+            **kwargs,
+        )
+        return finished(session)
 
     def compute_transition_scores(
         self, sequences: Tensor, scores: tuple[Tensor, ...], normalize_logits: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class Kept:
         )
 
 
-def logits_wanted(config: GenerationConfig) -> dict[str, bool]:
+def logits_wanted(config: GenerationConfig) -> dict[str, Any]:
     """Return the fields of a request that say which logits a configuration asks for."""
     wanted = {"scores": config.output_scores, "logits": config.output_logits}
     return {name: bool(config.return_dict_in_generate and asked) for name, asked in wanted.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import StoppingCriteriaList
 from transformers.generation import (
@@ -27,6 +29,7 @@ class Stop:
         device: of the tensors that criteria get.
         end: length at which the model's positions end; None where they do not end the text.
         must_stop_before: raise an error if no criterion has stopped the text at `end`.
+        padding: tokens before the text that criteria get as well, and count.
 
     Raises:
         ValueError: raised by a call if `must_stop_before` and no criterion stopped the text.
@@ -38,6 +41,7 @@ class Stop:
         device: torch.device,
         end: int | None,
         must_stop_before: bool,
+        padding: Sequence[int] = (),
     ):
         lengths = [each.max_length for each in criteria if type(each) is MaxLengthCriteria]
         self.max_length = min(lengths, default=None)
@@ -51,16 +55,18 @@ class Stop:
             each for each in criteria if type(each) not in (MaxLengthCriteria, EosTokenCriteria)
         ]
         self.device, self.end, self.must_stop_before = device, end, must_stop_before
+        self.padding = list(padding)
 
     def __call__(self, ids: list[int]) -> FinishReason | None:
         if ids[-1] in self.eos:
             return "stop"
-        text = torch.tensor([ids], device=self.device) if self.others else None
+        padded = self.padding + ids if self.others else []
+        text = torch.tensor([padded], device=self.device) if self.others else None
         # as in transformers, every criterion is called: some count their calls
         reasons = [_reason(each) for each in self.others if bool(each(text, None).any())]
         if reasons:
             return reasons[0]
-        if self.max_length is not None and len(ids) >= self.max_length:
+        if self.max_length is not None and len(ids) + len(self.padding) >= self.max_length:
             return "length"
         if self.end is None or len(ids) < self.end:
             return None
