@@ -4,18 +4,21 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
 from test_layout import LAYERS, PACKAGE
+from transformers import dynamic_module_utils
 
 from medusa import demo
 from medusa.cli import app
 from medusa.cli.streams import RunByDefault
 from medusa.demo import smollm2
 from medusa.demo.tasks import CATEGORIES, make_task
+from medusa.formats import native
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,11 +71,15 @@ def a_users_folder(tmp_path, monkeypatch):
     """
     shutil.copytree(demo.FOLDER / "base", tmp_path / "base")  # the heads name ../base
     shutil.copytree(demo.FOLDER / "heads", tmp_path / "my-heads")
+    native.write_code(tmp_path / "my-heads")
     for name in MODEL_NAMES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / "base")
     monkeypatch.setattr(smollm2, "HEADS", tmp_path / "my-heads")
     (tmp_path / "src").symlink_to(ROOT / "src")
+    # transformers copies the code that it runs
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     tasks = [make_task(category, seed) for seed in range(2) for category in CATEGORIES]
     chats = [
         [{"role": "user", "content": task.prompt}, {"role": "assistant", "content": task.answer}]

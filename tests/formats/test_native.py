@@ -352,7 +352,7 @@ def test_heads_do_not_replace_a_model(base, tmp_path):
 def test_a_failed_save_keeps_the_previous_heads(base, tmp_path, monkeypatch, failing):
     model = changed_heads(base)
     model.save_pretrained(tmp_path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     def full(*args, **kwargs):
         raise OSError("disk full")
@@ -362,13 +362,13 @@ def test_a_failed_save_keeps_the_previous_heads(base, tmp_path, monkeypatch, fai
     model.heads.w2.data.add_(1)
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(tmp_path)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_saved_files_have_default_permissions(base, tmp_path):
     (tmp_path / "plain").touch()
     changed_heads(base).save_pretrained(tmp_path / "heads")
-    modes = {each.stat().st_mode for each in (tmp_path / "heads").iterdir()}
+    modes = {each.stat().st_mode for each in (tmp_path / "heads").rglob("*") if each.is_file()}
     assert modes == {(tmp_path / "plain").stat().st_mode}
 
 

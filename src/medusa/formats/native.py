@@ -3,6 +3,7 @@
 - `config.json` and `medusa_lm_head.safetensors`: the heads-only format of the original authors'
   code, with its tensor names.
 - `medusa_tree.json`: the candidate tree and its calibration, an addition of this library.
+- `custom_generate/generate.py`: lets transformers decode with the heads, likewise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,20 @@ VERSIONS = ("1", "2", "1.0", "2.0")
 
 Some files have no version or a wrong one, so the tensors decide.
 """
+
+
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""File that transformers runs for `base.generate(custom_generate=folder)`."""
+CODE = '''"""Decodes with the Medusa heads beside this file, for transformers' `generate`.
+
+    base.generate(**inputs, custom_generate="this repository", trust_remote_code=True)
+"""
+
+try:
+    from medusa.loading.custom import generate
+except ImportError as error:
+    raise ImportError("Medusa heads need: pip install medusa-decoding") from error
+'''
 
 
 class HeadsFile(Schema):
@@ -211,6 +226,13 @@ def write_tensors(
         )
     write_json(folder / CONFIG, _config_json(folder, config, base, revision), indent=2)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    write_code(folder)
+
+
+def write_code(folder: Path) -> None:
+    """Write the file of a native folder that transformers runs for `custom_generate`."""
+    (folder / CUSTOM_GENERATE).parent.mkdir(exist_ok=True)
+    (folder / CUSTOM_GENERATE).write_text(CODE, encoding="utf-8")
 
 
 def _config_json(
