@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core.acceptance import AcceptancePolicy
 from ..core.model import TreeModel
@@ -21,9 +23,40 @@ from ..core.tree import CandidateTree
 from . import Session, finished, generate, prepare, prepare_batch
 from .outputs import MedusaGenerateOutput
 
+# pipelines report an error for models whose classes' names they do not know
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["medusa"] = "MedusaModel"
+
 
 class GeneratingModel(TreeModel):
-    """A base model with heads that has the methods of transformers' models for generation."""
+    """A base model with heads that has the methods of transformers' models for generation.
+
+    transformers' pipelines take it as a model; what they read of it is the base model's.
+    """
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The base model's configuration."""
+        return self.base.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base model's own generation configuration, which each call completes."""
+        return self.base.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self.base.generation_config = config
+
+    @property
+    def hf_device_map(self) -> dict[str, Any] | None:
+        """The devices of the base model's parts, if it was loaded with `device_map`."""
+        return getattr(self.base, "hf_device_map", None)
+
+    input_modalities = output_modalities = ("text",)
+
+    def can_generate(self) -> bool:
+        """Return True, as transformers' models that have a `generate` do."""
+        return True
 
     def generate(
         self,
