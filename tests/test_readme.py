@@ -117,7 +117,7 @@ def variables(a_users_folder):
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_the_python_code_runs(code, variables, capsys):
-    if "medusa-2" in code:
+    if "medusa-2" in code or "from peft" in code:
         pytest.importorskip("peft")
     if "Grammar" in code:
         pytest.importorskip("llguidance", reason="the extra 'structured' is not installed")

@@ -126,6 +126,13 @@ def output_shape(base: PreTrainedModel) -> tuple[int, int]:
     return vocab_size, hidden_size
 
 
+def vocabulary_of_inputs(base: PreTrainedModel) -> int:
+    """Return the number of token ids that a model can read."""
+    embeddings = base.get_input_embeddings()
+    # an adapter's layer has the weight of the layer it adapts, and not its other attributes
+    return getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)
+
+
 def takes(base: PreTrainedModel, argument: str) -> bool:
     """Return True if the model's forward has an argument of this name."""
     return argument in inspect.signature(base.forward).parameters

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..runtime.modes import ModesKept
 from .cache import TreeCache
+from .checks import vocabulary_of_inputs
 from .model import TreeModel
 from .request import Event, Request, Row, StepTiming
 from .schedule import AdaptiveTree
@@ -101,7 +102,7 @@ class Engine:
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
         model.positions.check(len(request.ids), request.max_length)
-        words = model.base.get_input_embeddings().num_embeddings
+        words = vocabulary_of_inputs(model.base)
         if min(request.ids) < 0 or max(request.ids) >= words:
             raise ValueError(f"ids must lie in 0 to {words - 1}, the model's vocabulary")
         if not 0 <= (request.logprobs or 0) <= model.heads.config.vocab_size:

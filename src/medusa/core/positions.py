@@ -115,11 +115,11 @@ def _change(rope: dict[str, Any], config: Any) -> int:
 def _has_table(base: PreTrainedModel, positions: int) -> bool:
     """Return True if the model has a table of `positions` rows, or of one or two more."""
     rows = range(positions, positions + 3)
-    words = base.get_input_embeddings()
+    words = set(base.get_input_embeddings().modules())  # several, with an adapter
     tables: Iterable[int] = (
         each.num_embeddings
         for each in base.modules()
-        if isinstance(each, nn.Embedding) and each is not words
+        if isinstance(each, nn.Embedding) and each not in words
     )
     buffers = (
         len(each)

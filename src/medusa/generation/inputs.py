@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..core.checks import vocabulary_of_inputs
 from ..core.model import TreeModel
 from .options import ELSEWHERE
 
@@ -37,7 +38,7 @@ def read_input_ids(
         raise ValueError(
             f"input_ids must have at least one row and one token a row, got {list(inputs.shape)}"
         )
-    vocabulary = model.base.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_of_inputs(model.base)
     if inputs.min() < 0 or inputs.max() >= vocabulary:
         raise ValueError(
             f"input_ids must lie in 0 to {vocabulary - 1}, the model's vocabulary; got "
