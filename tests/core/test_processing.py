@@ -128,6 +128,15 @@ def test_a_processor_with_a_memory_scores_only_nodes_that_can_be_accepted(seed):
     assert torch.equal(given[unreached], scores[unreached])
 
 
+def test_a_policy_that_accepts_what_it_excludes_is_an_error():
+    tokens, scores = tree_with_scores()
+    processors = TreeProcessors([CountsCalls()])
+    processors(CONTEXT, TREE, tokens, scores, may_accept=lambda *_: False)
+    processors.advance(0)
+    with pytest.raises(ValueError, match="may_accept excludes"):
+        processors.advance(1)
+
+
 def test_no_processors_change_nothing():
     tokens, scores = tree_with_scores()
     assert not TreeProcessors()

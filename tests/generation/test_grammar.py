@@ -167,6 +167,19 @@ class TestLlguidance:
         processors([5], tree, tokens, logits)
         assert calls == [[5], [5, a], [5, a, b], [5, b], [5, b, b]]
 
+    def test_whitespace_and_end_tokens(self, tokenizer, grammar):
+        scores, start = torch.zeros(1, len(tokenizer)), torch.tensor([[5]])
+        begin, space = (ids[0] for ids in tokenizer(["[", " "], add_special_tokens=False).input_ids)
+        schema = {"type": "array", "items": {"enum": [7]}, "minItems": 1}
+        for any_whitespace in (False, True):
+            own = grammar.json_schema(tokenizer, schema, any_whitespace=any_whitespace)
+            assert own(start, scores)[0, begin] == 0
+            second = own(torch.tensor([[5, begin]]), scores)
+            assert bool(second[0, space] == 0) == any_whitespace
+        for ends in (3, [3], [3, 4]):
+            done = grammar.regex(tokenizer, "", ends)(start, scores)[0] == 0
+            assert done.nonzero().flatten().tolist() == ([ends] if ends == 3 else ends)
+
     def test_invalid_grammars_are_refused(self, tokenizer, grammar):
         with pytest.raises(ValueError, match="grammar"):
             grammar.regex(tokenizer, "(a")

@@ -11,7 +11,7 @@ from medusa import CandidateTree, Engine, MedusaModel, Request
 NEW = 24
 PAD = 0
 OUTPUTS = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 KINDS = ["llama", "mistral", "qwen2", "gemma2"]
 
 

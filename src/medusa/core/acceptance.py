@@ -53,6 +53,9 @@ class Acceptance:
 class AcceptancePolicy(ABC):
     """A rule that accepts candidates of a verified tree. A policy must define `accept`.
 
+    A policy that accepts less than `may_accept` allows can override that too: then logits
+    processors with a memory, such as grammars, are called for fewer nodes.
+
     Rows whose policies are equal are judged in one call. Two policies of one class without
     attributes are equal.
     """

@@ -65,10 +65,9 @@ def fork_as_far_as_possible(processor: LogitsProcessor) -> LogitsProcessor:
         return fork(processor)
     except Exception:  # copying a class may raise anything
         try:
-            twin = copy.copy(processor)
+            twin, memo = copy.copy(processor), _memo(processor)
         except Exception:
             return processor
-    memo = _memo(processor)
     for name, value in vars(twin).items() if hasattr(twin, "__dict__") else ():
         with suppress(Exception):
             vars(twin)[name] = copy.deepcopy(value, memo)

@@ -140,8 +140,11 @@ class TreeProcessors:
 
     def advance(self, node: int) -> None:
         """Continue from an accepted node: the row takes over the processors of its branch."""
-        if self._branches:
-            self.processors = self._branches[node]
+        if not self._branches:
+            return
+        if node not in self._branches:
+            raise ValueError("the acceptance policy accepted a node that its may_accept excludes")
+        self.processors = self._branches[node]
 
     def saved(self) -> tuple[Any, ...]:
         """Return the state that calls change, for `restore`."""

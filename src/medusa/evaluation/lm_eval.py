@@ -87,7 +87,7 @@ class MedusaLM(HFLM):
 
 
 class Until(StoppingCriteria):
-    """Stops a text that holds a string; unlike the harness's own, one row a call.
+    """Stops a text that holds a string. The harness's own criterion must get whole batches.
 
     Args:
         sequence: the string.

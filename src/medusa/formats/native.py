@@ -3,7 +3,7 @@
 - `config.json` and `medusa_lm_head.safetensors`: the heads-only format of the original authors'
   code, with its tensor names.
 - `medusa_tree.json`: the candidate tree and its calibration, an addition of this library.
-- `custom_generate/generate.py`: lets transformers decode with the heads, likewise.
+- `custom_generate/generate.py`: code by which transformers decodes with the heads; likewise.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def prepare(
     within_positions: bool = False,
     **kwargs: Any,
 ) -> Session:
-    """Check a call and make its requests; the arguments are those of `generate`."""
+    """Check a call and make its requests; the arguments are those of `GeneratingModel.generate`."""
     inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
     refuse_arguments(kwargs, generation_config)
     inputs = read_input_ids(model, inputs, generation_config, kwargs)
@@ -136,23 +136,10 @@ def prepare_batch(
 
     See `GeneratingModel.custom_generate`; the other arguments are those of `requests_of_batch`.
     """
-    policy = choose_policy(acceptance, generation_config)
+    inputs, policy = inputs.to(model.device), choose_policy(acceptance, generation_config)
     requests = requests_of_batch(model, inputs, generation_config, **kwargs)
     requests = _completed(model, requests, generation_config, policy, tree, generator)
-    return Session(model, requests, generation_config, inputs.to(model.device))
-
-
-def generate(
-    model: TreeModel,
-    inputs: Tensor | None = None,
-    generation_config: GenerationConfig | None = None,
-    **kwargs: Any,
-) -> Tensor | MedusaGenerateOutput:
-    """Generate as transformers' `generate` does, several tokens a step.
-
-    See `GeneratingModel.generate`.
-    """
-    return finished(prepare(model, inputs, generation_config, **kwargs))
+    return Session(model, requests, generation_config, inputs)
 
 
 def finished(session: Session) -> Tensor | MedusaGenerateOutput:
@@ -217,7 +204,7 @@ def _with_schedules(
     if schedule.largest.max_depth and unforked is not None:
         shared = ", and rows share what cannot be copied" if len(requests) > 1 else ""
         message = f"{unforked}: decoding plainly, one token a step{shared}"
-        warnings.warn(message, stacklevel=6)
+        warnings.warn(message, stacklevel=5)
         schedule = FixedTree(PLAIN)
     if isinstance(schedule, AdaptiveTree) and config.do_sample:
         return [replace(request, schedule=schedule.fork()) for request in requests]

@@ -7,6 +7,7 @@ they give in transformers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +57,7 @@ class OfRow(LogitsProcessor):
         return torch.stack(processed)
 
     def fork(self) -> OfRow:
-        """Return a fork; one without a memory is its own."""
+        """Return a fork; a processor without a memory serves as its own fork."""
         return self if type(self.inner) in STATELESS else replace(self, inner=fork(self.inner))
 
 
@@ -94,7 +95,7 @@ def requests_of_batch(
     for row, prompt in enumerate(prompts):
         padding = inputs[row, : inputs.shape[1] - len(prompt)]
         own = copied_processors(processors) if row else processors
-        ids, longest = prompt.tolist(), config.max_length - len(padding)
+        ids, longest = prompt.tolist(), math.ceil(config.max_length) - len(padding)
         end = end_of_positions(model.positions, len(ids), within_positions)
         stop = Stop(criteria, model.device, end, not within_positions, padding.tolist())
         most = longest if end is None else min(longest, end)

@@ -20,7 +20,7 @@ from ..core.acceptance import AcceptancePolicy
 from ..core.model import TreeModel
 from ..core.schedule import TreeSchedule
 from ..core.tree import CandidateTree
-from . import Session, finished, generate, prepare, prepare_batch
+from . import Session, finished, prepare, prepare_batch
 from .outputs import MedusaGenerateOutput
 
 # pipelines report an error for models whose classes' names they do not know
@@ -97,7 +97,7 @@ class GeneratingModel(TreeModel):
             RuntimeError: no token can be sampled, because the logits hold NaN or infinity, or a
                 processor excluded every token.
         """
-        return generate(self, inputs, generation_config, **kwargs)
+        return finished(prepare(self, inputs, generation_config, **kwargs))
 
     def steps(
         self,
@@ -128,8 +128,8 @@ class GeneratingModel(TreeModel):
     ) -> Tensor | MedusaGenerateOutput:
         """Decode for the base model: `base.generate(**inputs, custom_generate=this_method)`.
 
-        transformers calls it with the batch it has prepared. It does not pass on `streamer`: with
-        one, call `generate` of this model.
+        transformers calls it with the batch it has prepared. It passes on neither `streamer` nor
+        `tokenizer`: with a streamer or stop strings, call `generate` of this model.
 
         Args:
             model: the base model of the heads.

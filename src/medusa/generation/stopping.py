@@ -29,7 +29,7 @@ class Stop:
         device: of the tensors that criteria get.
         end: length at which the model's positions end; None where they do not end the text.
         must_stop_before: raise an error if no criterion has stopped the text at `end`.
-        padding: tokens before the text that criteria get as well, and count.
+        padding: tokens of a batch before the text; criteria get and count them as well.
 
     Raises:
         ValueError: raised by a call if `must_stop_before` and no criterion stopped the text.
