@@ -375,6 +375,7 @@ def test_processors_that_fork_themselves_take_part_in_trees(name, new, sampled):
     text = base.generate(ids, logits_processor=LogitsProcessorList([new()]), **options).sequences
     with torch.inference_mode():
         model.heads = ScriptedHeads(model, text.tolist(), 0.7)
+    options |= {"tree": CandidateTree.dense([3, 2, 2])}
     output = model.generate(ids, logits_processor=LogitsProcessorList([new()]), **options)
     assert output.sequences.tolist() == text.tolist()
     assert output.stats.acceleration_rate > 1.2
@@ -395,6 +396,7 @@ def test_a_function_of_allowed_tokens_is_not_asked_about_texts_that_it_forbids()
     output = model.generate(
         ids,
         prefix_allowed_tokens_fn=allowed,
+        tree=CandidateTree.dense([3, 2, 2]),
         max_new_tokens=NEW,
         do_sample=False,
         return_dict_in_generate=True,

@@ -26,7 +26,7 @@ def left_padded(*prompts):
 
 def with_heads(base, sequences, accuracy=0.8):
     texts = [[token for token in row if token] for row in sequences.tolist()]
-    model = MedusaModel.from_base(base, num_heads=3, tree=CandidateTree.dense([3, 2, 2]))
+    model = MedusaModel.from_base(base, num_heads=3)
     with torch.inference_mode():
         model.heads = ScriptedHeads(model, texts, accuracy)
     return model
@@ -98,6 +98,7 @@ def test_texts_are_those_of_the_base_model(kind, options, rows):
     output = base.generate(
         **inputs,
         custom_generate=model.custom_generate,
+        tree=CandidateTree.dense([3, 2, 2]),
         return_dict_in_generate=True,
         **arguments(options),
     )

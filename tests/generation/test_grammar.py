@@ -35,7 +35,7 @@ def prompts(tokenizer):
 
 
 def with_heads(base, texts, accuracy=0.8):
-    model = MedusaModel.from_base(base, num_heads=3, tree=CandidateTree.dense([3, 2, 2]))
+    model = MedusaModel.from_base(base, num_heads=3)
     with torch.inference_mode():
         model.heads = ScriptedHeads(model, texts, accuracy)
     return model
@@ -54,7 +54,8 @@ def compared(base, tokenizer, prompts, new_processor, **options):
     }
     expected = base.generate(prompts, logits_processor=[new_processor()], **options).sequences
     model = with_heads(base, expected.tolist())
-    given = model.generate(prompts, logits_processor=[new_processor()], **options)
+    tree = CandidateTree.dense([3, 2, 2])
+    given = model.generate(prompts, logits_processor=[new_processor()], tree=tree, **options)
     assert given.sequences.tolist() == expected.tolist()
     assert given.stats.acceleration_rate > 1.3
     new = expected[:, prompts.shape[1] :]

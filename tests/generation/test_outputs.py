@@ -12,12 +12,13 @@ NEW = 24
 PAD = 0
 OUTPUTS = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+TREE = CandidateTree.dense([3, 2, 2])
 KINDS = ["llama", "mistral", "qwen2", "gemma2"]
 
 
 def with_heads(base, texts, accuracy=0.7):
     """A model with heads that know these texts, each without padding."""
-    model = MedusaModel.from_base(base, num_heads=3, tree=CandidateTree.dense([3, 2, 2]))
+    model = MedusaModel.from_base(base, num_heads=3)
     with torch.inference_mode():
         model.heads = ScriptedHeads(model, texts, accuracy)
     return model
@@ -41,7 +42,7 @@ def compared(base, inputs, accuracy=0.7, **options):
         [*row[:width][mask].tolist(), *row[width:].tolist()]
         for row, mask in zip(expected.sequences, masked, strict=True)
     ]
-    given = with_heads(base, texts, accuracy).generate(**inputs, **options)
+    given = with_heads(base, texts, accuracy).generate(**inputs, tree=TREE, **options)
     assert given.sequences.tolist() == expected.sequences.tolist()
     assert given.stats.acceleration_rate > 1.2, "runs of several tokens are accepted"
     return expected, given
@@ -109,11 +110,10 @@ def test_sampled_scores_are_what_the_tokens_were_drawn_from(kind):
     base = tiny(kind)
     sampling = {"temperature": 1.7, "top_k": 12, "top_p": 0.9, "repetition_penalty": 1.2}
     inputs = batch_of(varied_prompt(kind), prompt(5, seed=3))
-    model = MedusaModel.from_base(base, num_heads=3, tree=CandidateTree.dense([3, 2, 2]))
+    model = MedusaModel.from_base(base, num_heads=3)
     torch.manual_seed(0)
-    given = model.generate(
-        **inputs, do_sample=True, max_new_tokens=NEW, num_return_sequences=2, **sampling, **OUTPUTS
-    )
+    options = {"do_sample": True, "max_new_tokens": NEW, "num_return_sequences": 2, "tree": TREE}
+    given = model.generate(**inputs, **options, **sampling, **OUTPUTS)
     width = inputs["input_ids"].shape[1]
     masks = inputs["attention_mask"].bool().repeat_interleave(2, 0)
     for row, (sequence, mask) in enumerate(zip(given.sequences, masks, strict=True)):
@@ -167,7 +167,7 @@ def test_steps_report_scores_with_their_tokens():
     base, ids = tiny("llama"), varied_prompt("llama")
     text = base.generate(ids, max_new_tokens=NEW + 4, do_sample=False)
     model = with_heads(base, text.tolist(), 1.0)
-    session = model.steps(ids, max_new_tokens=NEW, do_sample=False, **OUTPUTS)
+    session = model.steps(ids, max_new_tokens=NEW, do_sample=False, tree=TREE, **OUTPUTS)
     for (event,) in session:
         assert event.scores.shape == event.logits.shape == (len(event.tokens), 61)
         assert event.scores.argmax(-1).tolist() == event.tokens

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 KINDS = ["llama", "mistral", "qwen2"]
 TEXT = {"max_new_tokens": 16, "do_sample": False}
+TREE = CandidateTree.dense([2, 2])
 
 
 def lora(seed, **options):
@@ -32,9 +33,7 @@ def kind(request):
 @pytest.fixture(params=["callers", "owned", "captured"])
 def models(request, kind):
     """A Medusa model that packs its weights, and a reference that only transformers runs."""
-    model = MedusaModel.from_base(
-        tiny(kind, torch.float32), num_heads=3, tree=CandidateTree.dense([2, 2])
-    )
+    model = MedusaModel.from_base(tiny(kind, torch.float32), num_heads=3)
     model.owns_base, model.capture = request.param == "owned", request.param == "captured"
     return model, tiny(kind, torch.float32)
 
@@ -45,7 +44,7 @@ def texts(model, reference, kind):
     other = MedusaModel.from_base(reference, num_heads=3, prepack=False)
     with torch.inference_mode():
         model.heads = ScriptedHeads(other, [[*expected[0].tolist(), 1, 1]], 0.7)
-    given = model.generate(varied_prompt(kind), return_dict_in_generate=True, **TEXT)
+    given = model.generate(varied_prompt(kind), tree=TREE, return_dict_in_generate=True, **TEXT)
     assert given.sequences.tolist() == expected.tolist()
     assert given.stats.acceleration_rate > 1.1
     return expected[0].tolist()
@@ -157,7 +156,8 @@ def test_other_kinds_of_adapters(models, kind, config):
 def test_a_peft_model_decodes_through_custom_generate(models, kind):
     model, ids = models[0], varied_prompt(kind)
     both = wrapped(models, lambda: lora(1))
-    given = both[0].generate(input_ids=ids, custom_generate=model.custom_generate, **TEXT)
+    call = {"custom_generate": model.custom_generate, "tree": TREE}
+    given = both[0].generate(input_ids=ids, **call, **TEXT)
     assert given.tolist() == both[1].generate(input_ids=ids, **TEXT).tolist()
     assert given.tolist() != tiny(kind, torch.float32).generate(ids, **TEXT).tolist()
 
@@ -171,7 +171,7 @@ def test_requests_of_one_engine_follow_the_adapter(models, kind):
     for name in ("first", "second", "first"):
         for base in (model.base, reference):
             base.set_adapter(name)
-        steps = model.steps(varied_prompt(kind), **TEXT).tokens()
+        steps = model.steps(varied_prompt(kind), tree=TREE, **TEXT).tokens()
         tokens = [token for step in steps for token in step]
         assert tokens == reference.generate(varied_prompt(kind), **TEXT)[0, -16:].tolist()
 
