@@ -35,6 +35,7 @@ class MedusaLM(HFLM):
         pretrained: folder or hub id of heads, or a model.
         tokenizer: by default the base model's own; needed with a model.
         base: folder or hub id of the base model, in place of the one that the heads name.
+        revision: of `pretrained`.
         dtype: of the base model; "auto" is the checkpoint's own where it is fast.
         device: where the model runs; by default where transformers puts it.
         kwargs: other arguments of the harness's `HFLM`, such as batch_size and max_length.
@@ -45,12 +46,14 @@ class MedusaLM(HFLM):
         pretrained: str | MedusaModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         base: str | None = None,
+        revision: str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | None = None,
         **kwargs: Any,
     ):
         if isinstance(pretrained, str):
-            named = NamedModel.find(pretrained, base, dtype=dtype)
+            of_heads = {} if revision is None else {"revision": revision}
+            named = NamedModel.find(pretrained, base, dtype=dtype, **of_heads)
             self.medusa, own_tokenizer = load(named, device=device)
             tokenizer = tokenizer or own_tokenizer
         else:
