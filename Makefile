@@ -11,11 +11,11 @@ STAMP := $(VENV)/.installed-dev
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test coverage lint format bench reproduce reproduce-training clean
+.PHONY: help demo test test-oldest test-newest coverage lint format bench reproduce reproduce-training clean
 
 help: ## Show this list
 	@echo "make <target>; the first one to need it creates $(VENV) and installs the package into it."
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' Makefile
 	@echo "  PYTHON=python3.12 chooses the Python for $(VENV); TEST_ARGS and BENCH_ARGS are passed on."
 
 demo: $(STAMP) ## Run the demo on the small model inside the package
@@ -24,6 +24,9 @@ demo: $(STAMP) ## Run the demo on the small model inside the package
 # Each test process computes on one thread: several processes with several threads each slow each other down.
 test: $(STAMP) ## Run all tests, the slow ones too
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal $(TEST_ARGS)
+
+test-oldest test-newest: test-%: ## Run all tests with the oldest or the newest versions of the libraries
+	@bash scripts/test-versions.sh $* $(TEST_ARGS)
 
 coverage: $(STAMP) ## Run all tests and list the lines that none of them runs
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal \
@@ -48,7 +51,7 @@ reproduce-training: $(STAMP) ## Train the embedded model in all ways and compare
 	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
 
 clean: ## Delete .venv, caches and build outputs
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks tools scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt scripts/create-venv.sh scripts/install-torch.sh
