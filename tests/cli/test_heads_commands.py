@@ -53,7 +53,7 @@ def test_a_model_without_heads_is_not_described(folders):
 def test_heads_are_converted_and_used(heads, tmp_path, reference):
     output = run("convert", heads, tmp_path / "native")
     assert f"read {heads}: the authors' format, heads alone" in output
-    assert "config.json, medusa_lm_head.safetensors (" in output
+    assert "config.json, custom_generate, medusa_lm_head.safetensors (" in output
     assert "heads: 3; base model, seen from there: " in output
     text = run("generate", tmp_path / "native", "--prompt", "one two", "--max-new-tokens", "8")
     assert reference([{"role": "user", "content": "one two"}], 8) in text
