@@ -6,7 +6,7 @@ Drawing needs matplotlib (`pip install 'medusa-decoding[plots]'`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.drawing import new_figure
@@ -123,17 +123,17 @@ def thresholds(found: Figures) -> dict[float, Mapping[str, Any]]:
 
 
 def draw_thresholds(found: Figures) -> Figure:
-    """Return tokens a step and right answers by threshold, beside other acceptances (figure 5).
+    """Return tokens a step and quality by threshold, beside other acceptances (figure 5).
 
-    Without checked answers, tokens a second stand in place of the right ones.
+    Quality is the share of right answers; without checked answers it is the perplexity, and without
+    that tokens a second stand in its place.
     """
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
-    checked = all(figures["right"] is not None for figures in found[ALL].values())
+    label, height = quality(found)
 
     def place(figures: Mapping[str, Any]) -> tuple[float, float]:
-        height = 100 * figures["right"] if checked else figures["tokens_per_second"]
-        return figures["tokens_per_step"], height
+        return figures["tokens_per_step"], height(figures)
 
     own = thresholds(found)
     axes.plot(*zip(*map(place, own.values()), strict=True), marker="o", label="typical acceptance")
@@ -142,13 +142,23 @@ def draw_thresholds(found: Figures) -> Figure:
             f"{epsilon:g}", place(figures), fontsize=7, xytext=(3, 4), textcoords="offset points"
         )
     for name, figures in found[ALL].items():
-        if not EPSILON.search(name) and figures["tokens_per_step"] is not None:
+        if not EPSILON.search(name):
             axes.plot(*place(figures), "*", markersize=10, label=name)
     axes.set_xlabel("tokens a step")
-    axes.set_ylabel("right answers, %" if checked else "tokens a second")
+    axes.set_ylabel(label)
     axes.set_title("numbers at the curve: epsilon", fontsize=9)
     axes.legend(fontsize=8)
     return figure
+
+
+def quality(found: Figures) -> tuple[str, Callable[[Mapping[str, Any]], float]]:
+    """Return the best measure of quality that all methods have: its label, and how to read it."""
+    own = found[ALL].values()
+    if all(figures["right"] is not None for figures in own):
+        return "right answers, %", lambda figures: 100 * figures["right"]
+    if all(figures.get("perplexity") is not None for figures in own):
+        return "perplexity under the model", lambda figures: figures["perplexity"]
+    return "tokens a second", lambda figures: figures["tokens_per_second"]
 
 
 def levels(found: Figures) -> dict[str, Mapping[str, Any]]:
