@@ -2,7 +2,7 @@
 
 import pytest
 
-from medusa.evaluation.bench_figures import draw_all, sweeps, thresholds
+from medusa.evaluation.bench_figures import draw_all, draw_thresholds, sweeps, thresholds
 
 pytest.importorskip("matplotlib")
 
@@ -40,3 +40,20 @@ def test_bars_are_labelled_with_their_speedup():
     drawn = draw_all(found(medusa=25.0, generate=9.0))["categories"].axes[0]
     assert [text.get_text() for text in drawn.get_xticklabels()] == ["math", "code"]
     assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["medusa", "generate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "label", "height"),
+    [
+        ({}, "right answers, %", 50),
+        ({"right": None, "perplexity": 2.5}, "perplexity under the model", 2.5),
+        ({"right": None}, "tokens a second", 12),
+    ],
+)
+def test_thresholds_are_drawn_over_the_best_measure_of_quality(changes, label, height):
+    typical = {f"medusa,acceptance=typical,epsilon={each}": 12.0 for each in (0.2, 0.05)}
+    own = {name: {**each, **changes} for name, each in found(**typical)["all"].items()}
+    axes = draw_thresholds({"all": own}).axes[0]
+    assert axes.get_ylabel() == label
+    curve = axes.get_lines()[0]
+    assert list(curve.get_ydata()) == [height, height]
