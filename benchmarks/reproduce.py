@@ -46,7 +46,7 @@ THRESHOLDS = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the studies of SmolLM2 read.
+    """Files and limits that the studies of SmolLM2 read.
 
     Attributes:
         mt_bench: MT-Bench's `question.jsonl`; None leaves SmolLM2's answers out.

@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from medusa import demo
-from medusa.cli.bench_run import CAPTION, COLUMNS, groups_table, methods_table, title_of
+from medusa.cli.bench_run import tables_of
 from medusa.core.tree import CandidateTree
 from medusa.evaluation import METHODS, Bench, BenchSettings, run_bench
-from medusa.evaluation.bench_report import ALL
 from medusa.evaluation.bench_report import report as figures_of
 from medusa.evaluation.prompts import task_questions
 from medusa.evaluation.records import QuestionRecord
@@ -50,19 +47,6 @@ def compare_methods(
         *(model, tokenizer, METHODS), BenchSettings(options.max_new_tokens, temperature, rounds)
     )
     return run_bench(bench, task_questions(options.per_category)), nodes
-
-
-def tables_of(found: dict[str, Any], title: str) -> Iterator[Table]:
-    """Yield the tables of methods, and of the categories by method."""
-    shown = Table(*COLUMNS, title=title_of(found[ALL], title), caption=CAPTION)
-    for row in methods_table(found[ALL]):
-        shown.add_row(*row)
-    yield shown
-    headings, rows = groups_table(found)
-    categories = Table(*headings, title="Tokens a step, and speed over plain decoding")
-    for row in rows:
-        categories.add_row(*row)
-    yield categories
 
 
 def parse_options() -> argparse.Namespace:
@@ -108,7 +92,7 @@ def main() -> None:
             found = figures_of(records)
             report["results"][f"{name}, T={temperature:g}"] = {"nodes": nodes, "figures": found}
             title = f"{name}, temperature {temperature:g}, tree of {nodes} nodes"
-            new = list(tables_of(found, title))
+            new = tables_of(found, title)
             tables += new
             console.print(*new)
     kind = "compiled" if options.compiled else ""

@@ -296,13 +296,18 @@ def show(found: Figures, sentences: Sequence[str], title: str) -> None:
     """Print the tables of methods and of groups, and the diagnosis."""
     screen = console()
     turns = next(iter(found[ALL].values()))["turns"]
-    methods = table_of(*methods_table(found[ALL]))
-    methods.title, methods.caption = title_of(found[ALL], f"{title}, {turns} turns"), CAPTION
-    groups = table_of(*groups_table(found))
-    groups.title = "Tokens a step, and speed over plain decoding"
-    screen.print(methods, groups)
+    screen.print(*tables_of(found, f"{title}, {turns} turns"))
     for sentence in sentences:
         screen.print(sentence, highlight=False, markup=False)
+
+
+def tables_of(found: Figures, title: str) -> tuple[Table, Table]:
+    """Return the tables of methods, and of groups by method."""
+    methods = table_of(*methods_table(found[ALL]))
+    methods.title, methods.caption = title_of(found[ALL], title), CAPTION
+    groups = table_of(*groups_table(found))
+    groups.title = "Tokens a step, and speed over plain decoding"
+    return methods, groups
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -1,4 +1,4 @@
-"""What `medusa export` says and writes."""
+"""Output and files of `medusa export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `medusa inspect` and `medusa convert` print."""
+"""Output of `medusa inspect` and `medusa convert`."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ UNACCEPTED = {
     "prompt_lookup": "no token that was looked up in a prompt was accepted in {steps} steps: these "
     "answers may repeat nothing of their prompts.",
 }
-"""What is said of methods whose candidates were never accepted, by the beginning of their name."""
+"""Explanations of methods whose candidates were never accepted, by the beginning of their name."""
 
 
 def unaccepted(found: Mapping[str, Mapping[str, Mapping[str, Any]]], method: str) -> str | None:

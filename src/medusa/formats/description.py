@@ -1,4 +1,4 @@
-"""What a folder of heads holds, in words, and what is odd about it; nothing is loaded for it."""
+"""Description of a folder of heads in words, and of its oddities; it loads no heads."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class Description:
 
     @property
     def has_bias(self) -> bool:
-        """Whether residual layers have biases."""
+        """True if residual layers have biases."""
         return any(part.kind == "bias" for part in self.stored.parts.values())
 
     @property
     def own_lm_head(self) -> bool:
-        """Whether heads have lm_heads of their own."""
+        """True if heads have lm_heads of their own."""
         return any(part.kind == "lm_head" for part in self.stored.parts.values())
 
     def rows(self) -> Iterator[tuple[str, str]]:

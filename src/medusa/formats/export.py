@@ -24,6 +24,10 @@ from .stored import PICKLED_HEADS, WEIGHTS, StoredHeads
 
 MODEL_WEIGHTS = "model.safetensors"
 VLLM = next(layout for layout in LAYOUTS if layout.shared is not None)
+VLLM_START = (
+    "vllm serve {base} --speculative-config "
+    '\'{{"method": "medusa", "model": "{heads}", "num_speculative_tokens": {count}}}\''
+)
 SHOWN = 5
 """Number of problems that an error message lists."""
 
@@ -125,8 +129,7 @@ ENGINES = {
         file=MODEL_WEIGHTS,
         layout=VLLM,
         settings=vllm_settings,
-        start="vllm serve {base} --speculative-config "
-        '\'{{"method": "medusa", "model": "{heads}", "num_speculative_tokens": {count}}}\'',
+        start=VLLM_START,
         own_lm_head=False,
         bias=False,
         token_map=True,
@@ -161,8 +164,7 @@ ENGINES = {
         file=WEIGHTS,
         layout=NATIVE,
         settings=common_settings,
-        start="vllm serve {base} --speculative-config "
-        '\'{{"method": "medusa", "model": "{heads}", "num_speculative_tokens": {count}}}\'',
+        start=VLLM_START,
     ),
 }
 """The engines by name; "common" is one folder for several."""
@@ -195,7 +197,7 @@ def exported(
     if engine.layout.shared is not None and not config.own_lm_head:
         rows = lm_head[: config.vocab_size]
         found[engine.layout.shared] = rows if tokens is None else rows[tokens]
-    return config, {name: tensor.detach().contiguous() for name, tensor in found.items()}
+    return config, {name: tensor.detach() for name, tensor in found.items()}
 
 
 def _parts(config: MedusaConfig) -> list[Part]:
@@ -207,12 +209,12 @@ def _parts(config: MedusaConfig) -> list[Part]:
 def _tensor(
     part: Part, given: Mapping[Part | None, Tensor], config: MedusaConfig, lm_head: Tensor
 ) -> Tensor:
-    """Return a tensor of the heads: their own, else zeros for a bias and a copy of the lm_head."""
+    """Return a tensor of the heads: their own, else zeros for a bias and the base's lm_head."""
     if part in given:
         return given[part]
     if part.kind == "bias":
         return lm_head.new_zeros(config.hidden_size)
-    return lm_head[: config.vocab_size].clone()
+    return lm_head[: config.vocab_size]
 
 
 def size_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> int:
@@ -245,7 +247,8 @@ def write_export(
     """
     # copies on the CPU, since safetensors refuses tensors that share memory
     cast = {
-        name: tensor.to("cpu", _cast(tensor, dtype), copy=True) for name, tensor in tensors.items()
+        name: tensor.to("cpu", _cast(tensor, dtype), copy=True).contiguous()
+        for name, tensor in tensors.items()
     }
     write_json(folder / CONFIG, engine.settings(config, base), indent=2)
     if engine.file.endswith(".pt"):

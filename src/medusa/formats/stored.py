@@ -112,7 +112,7 @@ class StoredHeads:
 
     @property
     def layers_stored_once(self) -> bool:
-        """Whether the file holds the first layer alone of heads whose layers are all the same."""
+        """True if the file holds only the first layer of heads whose layers are all the same."""
         return len(set(self.names.values())) < len(self.names)
 
     def config(self, vocab_size: int, hidden_size: int) -> MedusaConfig:

@@ -1,4 +1,4 @@
-"""What `generate` returns: sequences, and the logits of each position if they are asked for."""
+"""Results of `generate`: sequences, and the logits of each position if they are asked for."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 
 Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
-"""What Linux says of this process."""
+"""File in which Linux describes this process."""
 
 
 def peak_bytes() -> int | None:

@@ -18,7 +18,7 @@ from .named import NamedModel
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion has read and written.
+    """Outcome of a conversion: the format it read and the files it wrote.
 
     Attributes:
         kind: the format of the heads that were read, in words.

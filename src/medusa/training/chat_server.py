@@ -1,4 +1,4 @@
-"""What every client of an OpenAI-compatible server needs: address, key, requests and refusals."""
+"""Address, key, requests and refusals of an OpenAI-compatible server, for all of its clients."""
 
 from __future__ import annotations
 
