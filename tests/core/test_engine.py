@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import VOCAB, tiny
+from models import VOCAB, ScriptedHeads, tiny
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as lp
 
@@ -453,6 +453,46 @@ def test_events_carry_the_requested_logprobs():
     for timing in later:
         assert list(timing.phases) == ["heads", "draft", "verify", "accept", "keep"]
         assert sum(timing.phases.values()) <= timing.seconds
+
+
+@pytest.mark.parametrize("policy", [Greedy(), Rejection(), Typical(root="sample")])
+def test_events_carry_the_verified_tree_of_requests_that_want_it(policy):
+    model = model_of()
+    engine, generator = Engine(model), torch.Generator().manual_seed(0)
+    wanted = {"candidates": True, "policy": policy, "generator": generator}
+    row = engine.submit(Request([1, 2, 3], 60, schedule=FixedTree(TREES[2]), **wanted))
+    quiet = engine.submit(Request([4, 2, 3], 60, schedule=FixedTree(TREES[1])))
+    events = run(engine)
+    assert all(event.candidates is None for event in events if event.request == quiet.number)
+    prefill, *steps = (event for event in events if event.request == row.number)
+    assert prefill.candidates is None
+    last, accepted = prefill.tokens[-1], 0
+    for event in steps:
+        verified = event.candidates
+        tree, tokens, path = verified.tree, verified.tokens, verified.path
+        assert (tree, len(tokens), tokens[0]) == (TREES[2], len(tree), last)
+        assert path[0] == 0
+        assert [int(tree.parent[node]) for node in path[1:]] == path[:-1]
+        given = [tokens[node] for node in path[1:]]
+        assert given == event.tokens[: len(given)]
+        assert len(event.tokens) - len(given) in ((0, 1) if event.finish_reason else (1,))
+        last, accepted = event.tokens[-1], accepted + len(given)
+    assert accepted
+
+
+def test_candidates_past_the_end_of_the_text_are_not_accepted():
+    model, prompt = model_of(), [1, 2, 3]
+    text = alone_greedy(model, prompt, 40)
+    model.heads = ScriptedHeads(model, [text], 1.0)
+    for length in range(5, 12):
+        engine = Engine(model)
+        schedule = FixedTree(CandidateTree.dense([2, 2, 2]))
+        engine.submit(Request(prompt, length, schedule=schedule, candidates=True))
+        last = run(engine)[-1]
+        verified = last.candidates
+        assert last.tokens == text[length - len(last.tokens) : length]
+        accepted = [verified.tokens[node] for node in verified.path[1:]]
+        assert accepted == last.tokens[: len(accepted)]
 
 
 def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch):

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor
 from .acceptance import AcceptancePolicy, Greedy
 from .processing import TreeProcessors
 from .schedule import TreeSchedule
+from .tree import CandidateTree
 
 FinishReason = Literal["stop", "length", "stop_string", "cancelled", "error"]
 """Why a text ended: an end token or a criterion, its limit, a stop string, or `Engine.cancel`.
@@ -41,6 +42,7 @@ class Request:
             the base model's own distribution; None reports nothing.
         scores: report the processed logits that each token was chosen from.
         logits: report the base model's own logits at each token's place.
+        candidates: report the tree that each step verified, its tokens and the accepted ones.
     """
 
     ids: Sequence[int]
@@ -53,6 +55,7 @@ class Request:
     logprobs: int | None = None
     scores: bool = False
     logits: bool = False
+    candidates: bool = False
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -77,6 +80,22 @@ class TokenLogprobs:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tree that a step verified for a request.
+
+    Attributes:
+        tree: its nodes; node 0 is the root, which the step before delivered.
+        tokens: [N] token of each node.
+        path: accepted nodes from the root down, those past the end of the text excluded; empty if
+            the request's processors failed.
+    """
+
+    tree: CandidateTree
+    tokens: list[int]
+    path: list[int]
 
 
 @dataclass(frozen=True)
@@ -232,6 +251,7 @@ class Event:
         scores: [n, V] float32 logits after the processors, at each token's place, if the request
             wants them.
         logits: [n, V] float32 logits before the processors, likewise.
+        candidates: the verified tree, if the request wants it; None for its prefill.
     """
 
     row: Row
@@ -241,6 +261,7 @@ class Event:
     timing: StepTiming | None = None
     scores: Tensor | None = None
     logits: Tensor | None = None
+    candidates: Candidates | None = None
 
     @property
     def request(self) -> int:

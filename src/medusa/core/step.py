@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .acceptance import AcceptancePolicy, Draft
-from .request import Event, Row, StepTiming, TokenLogprobs
+from .request import Candidates, Event, Row, StepTiming, TokenLogprobs
 from .tree import CandidateTree
 
 
@@ -207,9 +207,12 @@ def events_of(
         logits: [B, N, V] of the base model after each node.
     """
     scores: dict[int, Tensor] = {}
+    verified: dict[int, Candidates] = {}
     for group in groups:
         if group.scores is not None:
             scores.update(zip(group.places, group.scores, strict=True))
+        if timing.nodes:
+            verified.update(candidates(group, paths, delivered))
     made = []
     for place, (row, path, new) in enumerate(zip(rows, paths, delivered, strict=True)):
         before = list(path[: len(new)])  # a token's distribution is that after the node before it
@@ -222,9 +225,22 @@ def events_of(
                 timing,
                 scores[place][before] if row.request.scores else None,
                 logits[place][before].float() if row.request.logits else None,
+                verified.get(place),
             )
         )
     return made
+
+
+def candidates(
+    group: Group, paths: Sequence[Sequence[int]], delivered: Sequence[list[int]]
+) -> dict[int, Candidates]:
+    """Return the verified tree of each row whose request wants it, by the row's place."""
+    found = {}
+    for place, row, tokens in zip(group.places, group.rows, group.draft.tokens, strict=True):
+        if row.request.candidates:
+            path = list(paths[place][: 1 + len(delivered[place])])
+            found[place] = Candidates(group.tree, tokens.tolist(), path)
+    return found
 
 
 def logprobs(
