@@ -14,15 +14,16 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..runtime.modes import ModesKept
+from .budget import CacheBudget
 from .cache import TreeCache
 from .checks import vocabulary_of_inputs
 from .model import TreeModel
+from .prefill import Prefill, left_padded
 from .request import Event, Request, Row, StepTiming
 from .schedule import AdaptiveTree
 from .step import Clock, Group, accept, advance, events_of, grouped, joined, observe
@@ -30,27 +31,6 @@ from .tree import CandidateTree
 
 PLAIN = CandidateTree()
 """The tree of plain decoding: the root alone."""
-
-
-@dataclass
-class Prefill:
-    """A batch of prompts that is being prefilled, possibly in several chunks.
-
-    Attributes:
-        rows: requests that are prefilled together.
-        ids: [B, P] their prompts, left-padded.
-        mask: [B, P] 0 for padding, 1 for tokens.
-        cache: states of the columns that have been computed.
-        done: number of these columns.
-        seconds: time spent so far.
-    """
-
-    rows: list[Row]
-    ids: Tensor
-    mask: Tensor
-    cache: TreeCache
-    done: int = 0
-    seconds: float = 0.0
 
 
 class Engine:
@@ -68,6 +48,10 @@ class Engine:
         max_rows: requests that decode at the same time; others wait.
         prefill_tokens: prompt tokens that one step runs at most. Longer prompts are run in chunks,
             so that other requests do not wait for them.
+        cache_tokens: tokens that the key-value caches may have (`budget.bytes_per_token` tells the
+            bytes of each); None for no limit. A request begins when there is room for its longest
+            text and its largest tree, so that it never fails for memory later. Caches are
+            rectangles of rows, and have 256 columns or a multiple.
 
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
@@ -75,11 +59,18 @@ class Engine:
             ones.
     """
 
-    def __init__(self, model: TreeModel, max_rows: int = 64, prefill_tokens: int = 2048):
+    def __init__(
+        self,
+        model: TreeModel,
+        max_rows: int = 64,
+        prefill_tokens: int = 2048,
+        cache_tokens: int | None = None,
+    ):
         for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
+        self.budget = CacheBudget(model, cache_tokens)
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self._schedule = AdaptiveTree(model.tree, model.calibration, model.history)
@@ -96,8 +87,8 @@ class Engine:
         Raises:
             ValueError: a token id lies outside the vocabulary, more log-probabilities are wanted
                 than there are tokens, the tree does not fit the heads, the text's length does not
-                fit the model's positions, or a processor cannot be copied for each branch of
-                the tree.
+                fit the model's positions or the cache, or a processor cannot be copied for each
+                branch of the tree.
         """
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
@@ -113,12 +104,19 @@ class Engine:
         row = Row(next(self._numbers), request, schedule)
         if schedule.largest.max_depth and not row.processors.forkable:
             raise ValueError(f"{row.processors.unforked()}: pass schedule=FixedTree(PLAIN)")
+        self.budget.check(row)
         self.waiting.append(row)
         return row
 
     def cancel(self, number: int) -> None:
         """End a request at the next step, which returns its last event, unless it has ended."""
         self._cancelled.add(number)
+
+    @property
+    def reserved(self) -> int:
+        """Tokens of the caches that the requests under way may need."""
+        joining = self._prefill.rows if self._prefill is not None else ()
+        return self.budget.needed(self.rows, joining).tokens
 
     @property
     def idle(self) -> bool:
@@ -262,6 +260,8 @@ class Engine:
                 break  # one forward has the same rotary factors for all rows
             if chosen and width * (len(chosen) + 1) > self.prefill_tokens:
                 break
+            if not self.budget.fits(self.rows, [*chosen, row]):
+                break
             chosen.append(row)
         return chosen
 
@@ -270,8 +270,9 @@ class Engine:
         for row in rows:
             row.waited = time.perf_counter() - row.submitted
         ids, mask = left_padded([row.ids for row in rows], self.model.device)
-        expected = needed(rows[0]) if len(rows) == 1 else ids.shape[1]
-        return Prefill(rows, ids, mask, self.model.new_cache(expected))
+        if self._cache is None:
+            self._cache = self.model.take_cache()
+        return Prefill(rows, ids, mask, self.budget.prepare(self._cache, self.rows, rows))
 
     def _join(self, prefill: Prefill, logits: Tensor, hidden: Tensor) -> None:
         """Give each prefilled request its first token, and a row of the cache.
@@ -280,22 +281,19 @@ class Engine:
             logits: [B, 1, V] after the prompts.
             hidden: [B, 1, H] likewise.
         """
-        rows, clock = prefill.rows, Clock()
+        rows, cache, clock = prefill.rows, self._cache, Clock()
+        assert cache is not None, "the prefill began with one"
         with self._undone_on_failure(rows):
             groups = grouped(rows, [PLAIN] * len(rows), prefill.ids[:, -1], None)
             paths, delivered = accept(groups, rows, logits)
             advance(rows, paths, hidden)
-            if self._cache is None:
-                self._cache = self.model.take_cache()
             places = [place for place, row in enumerate(rows) if not row.finished]
             if places:
                 joining = [rows[place] for place in places]
-                expected = max(map(needed, joining))
-                self._cache.slots.expected = max(self._cache.slots.expected, expected)
                 longest = [row.request.max_length for row in joining]
-                self._cache.admit(prefill.cache, places, longest)
+                cache.admit(prefill.cache, places, longest)
                 self.rows = [*self.rows, *joining]
-                self.model.compile_steps(self._cache)
+                self.model.compile_steps(cache)
             timing = StepTiming(0, prefill.seconds + clock.total)
             self._events = self._events + events_of(groups, rows, paths, delivered, logits, timing)
 
@@ -325,16 +323,3 @@ class Engine:
             for row, state in zip(rows, saved, strict=True):
                 row.restore(state)
             raise
-
-
-def needed(row: Row) -> int:
-    """Return the number of columns that a row needs at most, including its last tree's nodes."""
-    return row.request.max_length + len(row.schedule.largest)
-
-
-def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids [B, P] with zeros before shorter prompts, and the mask [B, P] of tokens."""
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
