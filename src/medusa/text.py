@@ -18,11 +18,13 @@ def encode_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[dict[str, Any]],
     template: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
 ) -> Tensor:
     """Return token ids [1, P] of a conversation, up to where the assistant's answer begins.
 
     Args:
         template: Jinja text of a chat template; by default the tokenizer's own.
+        tools: functions that the model may call, in OpenAI's form.
 
     Raises:
         ValueError: the chat template refuses the conversation.
@@ -30,6 +32,7 @@ def encode_chat(
     try:
         ids = tokenizer.apply_chat_template(
             messages,
+            tools=tools,
             chat_template=template,
             add_generation_prompt=True,
             return_dict=True,

@@ -1,5 +1,5 @@
-"""The command line: `medusa demo`, `generate`, `chat`, `calibrate`, `bench`, `train`, `distill`,
-`convert`, `inspect`, `export`, `roofline`, `plan`, `tree`.
+"""The command line: `medusa demo`, `generate`, `chat`, `serve`, `calibrate`, `bench`, `train`,
+`distill`, `convert`, `inspect`, `export`, `roofline`, `plan`, `tree`.
 
 Each command has a module of its own: its options are dataclasses, and its function makes the
 options into calls of the library. Modules that load torch are imported inside these functions, so
@@ -25,6 +25,7 @@ from . import (
     inspect,
     plan,
     roofline,
+    serve,
     train,
     tree,
 )
@@ -60,6 +61,7 @@ for command in (
     demo.demo,
     generate.generate,
     chat.chat,
+    serve.serve,
     calibrate.calibrate,
     train.train,
     distill.distill,

@@ -112,6 +112,15 @@ class Engine:
         """End a request at the next step, which returns its last event, unless it has ended."""
         self._cancelled.add(number)
 
+    def fail(self, error: Exception) -> None:
+        """End the requests that have a row or are being prefilled because of an exception.
+
+        The next step returns their last events. Waiting requests stay.
+        """
+        with self._lock:
+            rows = [*self.rows, *(self._prefill.rows if self._prefill is not None else ())]
+            self._fail([row for row in rows if not row.finished], error)
+
     @property
     def reserved(self) -> int:
         """Tokens of the caches that the requests under way may need."""

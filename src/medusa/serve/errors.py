@@ -1,0 +1,100 @@
+"""Errors in the shape of OpenAI's protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""Types of errors by status; other statuses below 500 are invalid requests."""
+
+
+class ApiError(Exception):
+    """A request that cannot be served.
+
+    Attributes:
+        status: HTTP status.
+        message: what is wrong, and how to put it right.
+        param: the field of the request that is wrong.
+        code: short name of the error for programs.
+        headers: further headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def kind(self) -> str:
+        """The type of the error in the protocol."""
+        return KINDS.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's clients read it."""
+        fields = {"message": self.message, "type": self.kind, "param": self.param}
+        return {"error": {**fields, "code": self.code}}
+
+
+def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Return the error that names the first wrong field of a body."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    param, code = ".".join(place) or None, None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message, code = f"{param} is not supported by this server: leave it out", "unknown_field"
+    elif first["type"] == "json_invalid":
+        message, param = f"the body is not valid JSON: {first.get('ctx', {}).get('error')}", None
+    elif param is not None:
+        message = f"{param}: {message[:1].lower()}{message[1:]}"
+    return ApiError(400, message, param, code)
+
+
+def response(error: ApiError) -> JSONResponse:
+    """Return the response for an error."""
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer with the error."""
+    assert isinstance(error, ApiError)
+    return response(error)
+
+
+async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    """Answer a body that does not have the fields of its endpoint."""
+    assert isinstance(error, (RequestValidationError, ValidationError))
+    return response(of_validation(error.errors()))
+
+
+async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    return response(ApiError(error.status_code, str(error.detail)))
+
+
+async def on_fault(_: Request, error: Exception) -> JSONResponse:
+    """Answer after an error that nothing else handles; the traceback goes to the log."""
+    return response(unexpected(error))
+
+
+def unexpected(error: Exception) -> ApiError:
+    """Return the API's error for a fault of the server."""
+    return ApiError(500, f"unexpected {type(error).__name__}; the server's log has more")

@@ -1,0 +1,80 @@
+"""Fields of requests that several endpoints share. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_ANSWERS, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
+
+
+class Fields(BaseModel):
+    """A part of a request; a field that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class MedusaFields(Fields):
+    """How Medusa takes part in an answer; not a part of OpenAI's protocol.
+
+    Attributes:
+        enabled: verify trees of candidates; otherwise decode plainly.
+        stream_token_by_token: send a chunk for each token. By default a chunk holds the tokens of
+            a step, so that the sizes of chunks show how many candidates were accepted.
+        steps: describe each step in its chunk.
+    """
+
+    enabled: bool = True
+    stream_token_by_token: bool = False
+    steps: bool = False
+
+
+class StreamOptions(Fields):
+    """Options of a stream.
+
+    Attributes:
+        include_usage: send the numbers of tokens in a last chunk.
+        include_obfuscation: accepted, because clients send it; chunks are never padded.
+    """
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class Sampling(Fields):
+    """Fields that chats and completions share.
+
+    Fields that are left out take the values of the model's generation configuration.
+    """
+
+    model: str
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    n: int | None = Field(default=None, ge=1, le=MOST_ANSWERS)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    medusa: MedusaFields = Field(default_factory=MedusaFields)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Sampling:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: set stream to true, or leave it out")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end the answer."""
+        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [each for each in found if each]

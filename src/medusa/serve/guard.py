@@ -1,0 +1,100 @@
+"""Middleware: request ids, the API key, and the size of bodies."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, response
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/", "/health", "/page")
+"""Paths that need no API key: the page asks for the key itself."""
+VALID_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+class Guard:
+    """Lets in requests that have the API key and are not too large, and logs each of them.
+
+    Prompts and answers are not logged.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings):
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, begin = Headers(scope=scope), time.perf_counter()
+        given = headers.get("x-request-id", "")
+        number = given if VALID_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = number
+        status = 0
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = number
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self.app(scope, self._bounded(receive), marked)
+        except ApiError as error:
+            await response(error)(scope, receive, marked)
+        finally:
+            logger.log(
+                logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO,
+                "request",
+                extra={
+                    "fields": {
+                        "id": number,
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "seconds": round(time.perf_counter() - begin, 4),
+                    }
+                },
+            )
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a request without the API key, or with a body that says it is too large."""
+        key, path = self.settings.api_key, scope["path"]
+        if key is not None and not (path in OPEN_PATHS or path.startswith("/page/")):
+            given = headers.get("x-api-key") or headers.get("authorization", "")[len("Bearer ") :]
+            if not hmac.compare_digest(given.encode(), key.encode()):
+                raise ApiError(
+                    401, "the API key is missing or wrong: send it as Authorization: Bearer KEY"
+                )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.settings.max_body:
+            raise self._too_large()
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Return a `receive` that refuses a body which turns out too large."""
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.settings.max_body:
+                raise HTTPException(413, self._too_large().message)
+            return message
+
+        return bounded
+
+    def _too_large(self) -> ApiError:
+        most = self.settings.max_body
+        return ApiError(413, f"the body has more than {most} bytes, which is this server's limit")

@@ -1,0 +1,160 @@
+"""`Server`: a model, the worker that decodes with it, and what the endpoints share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from transformers import PreTrainedTokenizerBase
+
+from ..core.engine import Engine
+from ..loading import MedusaModel
+from .answers import Answerer, AnswerError, Answers
+from .errors import ApiError
+from .events import event, of_failure, streamed
+from .fields import Sampling
+from .metrics import Metrics
+from .settings import ServerSettings
+from .worker import Worker, WorkerError
+
+GRACE = 30.0
+"""Seconds that requests under way have to end when the server stops."""
+T = TypeVar("T")
+R = TypeVar("R", bound=Sampling)
+
+
+class Reply(Protocol):
+    """An answer in the form of a protocol."""
+
+    answers: Answers
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the response when the answer has ended."""
+
+    def events(self) -> AsyncIterator[bytes]:
+        """Yield the events of a stream."""
+
+
+class Server:
+    """Serves a model. `lifespan` starts and stops its worker.
+
+    Args:
+        model: decodes the answers; nobody else should run it meanwhile.
+        tokenizer: the model's.
+    """
+
+    def __init__(
+        self, model: MedusaModel, tokenizer: PreTrainedTokenizerBase, settings: ServerSettings
+    ):
+        self.settings, self.started = settings, int(time.time())
+        self.metrics = Metrics(model.heads.config.num_heads)
+        self.worker = Worker(Engine(model, settings.max_rows), self.metrics.observe)
+        self.metrics.watch(self.worker)
+        self.answerer = Answerer(model, tokenizer, self.worker, settings)
+
+    @asynccontextmanager
+    async def lifespan(self, _: object) -> AsyncIterator[None]:
+        """Run the worker; answer one token first, so that compiling delays no request."""
+        self.worker.start()
+        first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
+        async for _piece in self.answerer.answer([0], first):
+            pass
+        try:
+            yield
+        finally:
+            await self.worker.stop(GRACE)
+
+    async def reply(
+        self, begin: Callable[[Answerer, R], Reply], wanted: R, request: Request
+    ) -> Response:
+        """Answer a request, in one response or as a stream.
+
+        Args:
+            begin: begins to answer in the form of a protocol.
+
+        Raises:
+            ApiError: the request cannot be served.
+        """
+        self._check(wanted)
+        try:
+            reply = begin(self.answerer, wanted)
+        except (ValueError, ImportError) as error:
+            raise ApiError(400, str(error)) from error
+        except WorkerError as error:
+            raise of_failure(error) from error
+        if wanted.stream:
+            return streamed(
+                reply.events(),
+                reply.answers.cancel,
+                lambda error: event(error.body),
+                self.settings.keep_alive,
+            )
+        try:
+            return JSONResponse(await unless_gone(request, reply.whole()))
+        except (AnswerError, WorkerError) as error:
+            raise of_failure(error) from error
+        finally:
+            reply.answers.cancel()
+
+    def _check(self, wanted: Sampling) -> None:
+        name, most = self.settings.name, self.settings.max_waiting
+        if wanted.model != name:
+            raise ApiError(
+                404,
+                f"there is no model {wanted.model!r} here, only {name!r}",
+                "model",
+                "model_not_found",
+            )
+        if self.worker.waiting + (wanted.n or 1) > most:
+            raise ApiError(
+                429, f"{most} requests wait already: try again later", headers={"Retry-After": "1"}
+            )
+
+    def health(self) -> JSONResponse:
+        """Return whether the server takes requests, and how many it has."""
+        worker = self.worker
+        if not worker.healthy:
+            status = worker.status.name.lower()
+            return JSONResponse({"status": status, "reason": worker.reason}, 503)
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": self.settings.name,
+                "tree_nodes": len(self.answerer.model.tree),
+                "active": len(worker.engine.rows),
+                "waiting": worker.waiting,
+            }
+        )
+
+    def models(self) -> dict[str, Any]:
+        """Return the list of the one model."""
+        model = {"id": self.settings.name, "object": "model", "created": self.started}
+        return {"object": "list", "data": [{**model, "owned_by": "medusa"}]}
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Return what some work gives, or stop it once the client has gone.
+
+    Raises:
+        ApiError: the client has gone; nobody will read it.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "the client closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client of a request has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
