@@ -39,18 +39,18 @@ def watch(engine, monkeypatch):
     """Return a list that gets the real size of an engine's caches whenever it may have changed."""
     sizes, forward, admit = [], engine.model._forward, TreeCache.admit
 
-    def measure():
-        waiting = engine._prefill and engine._prefill.cache
-        sizes.append(tokens_of(engine._cache, waiting, engine.model._idle_cache))
+    def measure(other):
+        caches = tokens_of(engine._cache, other, engine.model._idle_cache)
+        sizes.append(caches + engine.prefixes.tokens)
 
     def measured_forward(inputs):
         outputs = forward(inputs)
-        sizes.append(tokens_of(engine._cache, inputs["past_key_values"], engine.model._idle_cache))
+        measure(inputs["past_key_values"])
         return outputs
 
-    def measured_admit(*arguments):
-        admit(*arguments)
-        measure()
+    def measured_admit(cache, prefilled, *arguments):
+        admit(cache, prefilled, *arguments)
+        measure(prefilled)
 
     monkeypatch.setattr(engine.model, "_forward", measured_forward)
     monkeypatch.setattr(TreeCache, "admit", measured_admit)
@@ -59,15 +59,17 @@ def watch(engine, monkeypatch):
 
 def random_request(rng, longest):
     length = rng.choice([1, 20, 200, rng.randrange(1, longest)])
-    ids = [rng.randrange(1, VOCAB) for _ in range(length)]
+    text = random.Random(rng.choice("abc"))  # so that prompts begin alike
+    ids = [text.randrange(1, VOCAB) for _ in range(length)]
     return Request(ids, length + rng.choice([1, 8, 40]), schedule=FixedTree(rng.choice(TREES)))
 
 
+@pytest.mark.parametrize("prefixes", [0, 10**6])
 @pytest.mark.parametrize("capture", [False, True])
 @pytest.mark.parametrize("budget", [4, 9, 16])
-def test_caches_never_have_more_memory_than_was_given(capture, budget, monkeypatch):
+def test_caches_never_have_more_memory_than_was_given(capture, budget, prefixes, monkeypatch):
     rng, model = random.Random(f"{capture} {budget}"), model_of(capture=capture)
-    engine = Engine(model, 6, prefill_tokens=300, cache_tokens=budget * BLOCK)
+    engine = Engine(model, 6, 300, cache_tokens=budget * BLOCK, prefix_tokens=prefixes)
     sizes, rows, refused, together = watch(engine, monkeypatch), [], 0, 0
     for _ in range(40):
         try:
@@ -86,6 +88,7 @@ def test_caches_never_have_more_memory_than_was_given(capture, budget, monkeypat
     assert bool(refused) == (budget < (16 if capture else 9))
     assert {row.finish_reason for row in rows} == {"length"}
     assert engine.reserved == 0
+    assert any(row.cached for row in rows) == bool(prefixes)
     monkeypatch.undo()
     for row in rng.sample(rows, 6):
         again = (other := Engine(model)).submit(row.request)

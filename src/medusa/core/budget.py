@@ -13,6 +13,7 @@ import torch
 
 from .cache import TreeCache
 from .model import TreeModel
+from .prefixes import Prefixes
 from .request import Row
 from .slots import Slots
 
@@ -100,11 +101,28 @@ class CacheBudget:
                 "raise cache_tokens"
             )
 
-    def prepare(self, cache: TreeCache, rows: Sequence[Row], joining: Sequence[Row]) -> TreeCache:
-        """Make room in the cache that decodes for rows to join; return a cache to prefill them."""
+    def spare(self, cache: TreeCache, rows: Sequence[Row], joining: Sequence[Row]) -> int | None:
+        """Return the tokens left over besides what these rows need; None for no bound."""
+        if self.tokens is None:
+            return None
+        need, had = self.needed(rows, joining), cache.allocated
+        most_rows = max(self._steps.rounded_rows(need.rows), had[0])
+        columns = self._steps.rounded(need.columns) if need.rows else 0
+        return self.tokens - need.prefill - most_rows * max(columns, had[1])
+
+    def prepare(
+        self, cache: TreeCache, rows: Sequence[Row], joining: Sequence[Row], prefixes: Prefixes
+    ) -> TreeCache:
+        """Make room in the cache that decodes for rows to join; return a cache to prefill them.
+
+        Prefixes give way where rows need their memory.
+        """
         self._read_model()
         need = self.needed(rows, joining)
-        most = None if self.tokens is None else self.tokens - need.prefill
+        most = None
+        if self.tokens is not None:
+            prefixes.limit(self.tokens - need.tokens)
+            most = self.tokens - need.prefill - prefixes.tokens
         cache.limit(need.rows, need.columns, most)
         width = max(len(row.request.ids) for row in joining)
         return self.model.new_cache(need.columns if alone(rows, joining) else width)

@@ -87,6 +87,22 @@ class TreeCache(Cache):
         self.padding = [0] * len(self.length)
         self.longest = [*self.longest, *(longest or [None] * len(rows))]
 
+    def begin_with(self, states: Sequence[Tensor], end: int) -> None:
+        """Fill the first columns of an empty cache, whose only row will have `end` columns.
+
+        Args:
+            states: keys and values of all layers, each [heads, n, width].
+        """
+        self.slots.rows, self.slots.end = 1, end
+        for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
+            layer.lazy_initialization(keys[None], values[None])
+            layer.keys[0, :, : keys.shape[1]] = keys
+            layer.values[0, :, : values.shape[1]] = values
+
+    def copied(self, row: int, begin: int, end: int) -> list[Tensor]:
+        """Return copies of a row's columns, each [heads, n, width], as `begin_with` takes them."""
+        return [store[row, :, begin:end].clone() for store in self.states]
+
     def limit(self, rows: int, columns: int, tokens: int | None = None) -> None:
         """Expect to hold so many rows of so many columns, and allocate `tokens` for them at most.
 

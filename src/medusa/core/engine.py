@@ -24,6 +24,7 @@ from .cache import TreeCache
 from .checks import vocabulary_of_inputs
 from .model import TreeModel
 from .prefill import Prefill, left_padded
+from .prefixes import Prefixes
 from .request import Event, Request, Row, StepTiming
 from .schedule import AdaptiveTree
 from .step import Clock, Group, accept, advance, events_of, grouped, joined, observe
@@ -52,9 +53,13 @@ class Engine:
             bytes of each); None for no limit. A request begins when there is room for its longest
             text and its largest tree, so that it never fails for memory later. Caches are
             rectangles of rows, and have 256 columns or a multiple.
+        prefix_tokens: tokens of earlier texts whose keys and values are kept, so that a prompt that
+            begins with them need not run them again. They are part of `cache_tokens`, and give way
+            to requests. Models whose rotary factors change with the length keep none.
 
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
+        prefixes: states of earlier texts.
         waiting: requests that wait for a row, in the order they came, and among them cancelled
             ones.
     """
@@ -65,12 +70,16 @@ class Engine:
         max_rows: int = 64,
         prefill_tokens: int = 2048,
         cache_tokens: int | None = None,
+        prefix_tokens: int = 0,
     ):
         for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if prefix_tokens < 0:
+            raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
         self.budget = CacheBudget(model, cache_tokens)
+        self.prefixes = Prefixes(prefix_tokens)
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self._schedule = AdaptiveTree(model.tree, model.calibration, model.history)
@@ -118,14 +127,18 @@ class Engine:
         The next step returns their last events. Waiting requests stay.
         """
         with self._lock:
-            rows = [*self.rows, *(self._prefill.rows if self._prefill is not None else ())]
-            self._fail([row for row in rows if not row.finished], error)
+            rows = [row for row in (*self.rows, *self._joining) if not row.finished]
+            self._fail(rows, error)
 
     @property
     def reserved(self) -> int:
-        """Tokens of the caches that the requests under way may need."""
-        joining = self._prefill.rows if self._prefill is not None else ()
-        return self.budget.needed(self.rows, joining).tokens
+        """Tokens of the caches that the requests under way may need; prefixes are not counted."""
+        return self.budget.needed(self.rows, self._joining).tokens
+
+    @property
+    def _joining(self) -> list[Row]:
+        """The rows that are being prefilled."""
+        return self._prefill.rows if self._prefill is not None else []
 
     @property
     def idle(self) -> bool:
@@ -155,6 +168,7 @@ class Engine:
         with self._lock, self.model.lock:
             self.waiting.clear()
             self.rows, self._prefill, self._events = [], None, []
+            self.prefixes.limit(0)
             self._leave()
 
     # --- the loop
@@ -223,6 +237,7 @@ class Engine:
             return
         for place in reversed(range(len(self.rows))):
             if self.rows[place].finished:
+                self._remember(place)
                 with self._undone_on_failure():
                     self._cache.evict(place)
                     left = list(self.rows)
@@ -232,16 +247,44 @@ class Engine:
             cache, self._cache = self._cache, None
             self.model.give_back(cache)
 
-    def _admit(self) -> None:
-        """Run the prompts of waiting requests, or the next chunk of a long prompt."""
-        clock = Clock()
-        rows = self._prefill.rows if self._prefill is not None else self._next_rows()
-        if not rows:
+    def _remember(self, place: int) -> None:
+        """Keep the states of a row's text for later prompts."""
+        row, cache = self.rows[place], self._cache
+        known = row.weights is self.prefixes.weights and row.finish_reason != "error"
+        if cache is None or not self._reuses or not known:
             return
+        others = [each for each in self.rows if not each.finished]
+        spare = self.budget.spare(cache, others, self._joining)
+        ids = row.ids[: cache.length[place]]
+        self.prefixes.store(ids, cache, place, self.prefixes.most if spare is None else spare)
+
+    @property
+    def _reuses(self) -> bool:
+        """True if prompts reuse states; never where a longer text has other rotary factors."""
+        return self.prefixes.most > 0 and self.model.positions.change is None
+
+    def _admit(self) -> None:
+        """Run the prompts of waiting requests, or the next chunk of a long prompt.
+
+        Prompts that begin like earlier texts run one by one, as many as a step may run tokens.
+        """
+        left = self.prefill_tokens
+        while left > 0 and (rows := self._joining or self._next_rows()):
+            left -= self._run_prompts(rows, left)
+            self._leave()
+            for place, row in enumerate(self.rows):
+                if row in rows:
+                    self._remember(place)
+            if not rows[0].cached:
+                break
+
+    def _run_prompts(self, rows: list[Row], most: int) -> int:
+        """Run up to `most` columns of prompts; return how many were run."""
+        clock, begin, end = Clock(), 0, most
         try:
             prefill = self._prefill = self._prefill or self._new_prefill(rows)
             width, begin = prefill.ids.shape[1], prefill.done
-            end = min(width, begin + self.prefill_tokens)
+            end = min(width, begin + most)
             if self.model.positions.has_long_factors(width):
                 end = width  # a chunk would get the rotary factors of a short text
             logits, hidden = self.model.prefill(
@@ -254,6 +297,7 @@ class Engine:
                 self._join(prefill, logits[:, None], hidden[:, None])
         except Exception as error:  # such as too little memory: these requests end, others continue
             self._fail(rows, error)
+        return end - begin
 
     def _next_rows(self) -> list[Row]:
         """Return waiting requests that fit into the free rows and into one forward."""
@@ -271,7 +315,11 @@ class Engine:
                 break
             if not self.budget.fits(self.rows, [*chosen, row]):
                 break
-            chosen.append(row)
+            shares = self._reuses and self.prefixes.shared(row.ids) > 0
+            if not (chosen and shares):
+                chosen.append(row)
+            if shares:
+                break  # its cache begins with states that other prompts do not have
         return chosen
 
     def _new_prefill(self, rows: list[Row]) -> Prefill:
@@ -281,7 +329,14 @@ class Engine:
         ids, mask = left_padded([row.ids for row in rows], self.model.device)
         if self._cache is None:
             self._cache = self.model.take_cache()
-        return Prefill(rows, ids, mask, self.budget.prepare(self._cache, self.rows, rows))
+        cache = self.budget.prepare(self._cache, self.rows, rows, self.prefixes)
+        if self._reuses:
+            self.prefixes.use(self.model.weights_state)
+            for row in rows:
+                row.weights = self.prefixes.weights
+            if len(rows) == 1:
+                rows[0].cached = self.prefixes.load(rows[0].ids, cache)
+        return Prefill(rows, ids, mask, cache, rows[0].cached)
 
     def _join(self, prefill: Prefill, logits: Tensor, hidden: Tensor) -> None:
         """Give each prefilled request its first token, and a row of the cache.

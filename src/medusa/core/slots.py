@@ -108,11 +108,6 @@ class TreeLayer(CacheLayerMixin):
             used.append(store.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
         return used[0], used[1]
 
-    def copy_row(self, place: int, other: TreeLayer, row: int, begin: int, end: int) -> None:
-        """Copy columns `begin` to `end` of another layer's row to the first columns of a row."""
-        self.keys[place, :, : end - begin] = other.keys[row, :, begin:end]
-        self.values[place, :, : end - begin] = other.values[row, :, begin:end]
-
     def make_room(self) -> None:
         """Allocate rows and columns up to the last in use."""
         self.keys, self.values = self._grown(self.keys), self._grown(self.values)
