@@ -22,6 +22,7 @@ from ..runtime.modes import ModesKept
 from .budget import CacheBudget
 from .cache import TreeCache
 from .checks import vocabulary_of_inputs
+from .integrity import check_integrity
 from .model import TreeModel
 from .prefill import Prefill, left_padded
 from .prefixes import Prefixes
@@ -161,6 +162,12 @@ class Engine:
             events, self._events = self._events, []
             return events
 
+    def check(self) -> None:
+        """Raise a RuntimeError that names the fault if rows, caches and budget do not agree."""
+        with self._lock:
+            cache = self._cache
+            check_integrity(self.rows, self._joining, cache, self.budget, self.prefixes, self.idle)
+
     def close(self) -> None:
         """Drop requests that have not ended and events that no step has returned yet; give the
         cache back to the model.
@@ -250,8 +257,8 @@ class Engine:
     def _remember(self, place: int) -> None:
         """Keep the states of a row's text for later prompts."""
         row, cache = self.rows[place], self._cache
-        known = row.weights is self.prefixes.weights and row.finish_reason != "error"
-        if cache is None or not self._reuses or not known:
+        known = self._reuses and row.weights is self.prefixes.weights
+        if cache is None or not known or row.finish_reason == "error":
             return
         others = [each for each in self.rows if not each.finished]
         spare = self.budget.spare(cache, others, self._joining)
