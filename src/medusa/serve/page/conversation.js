@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 
 const NEAR = 80; // pixels from the end within which the page follows the answer
 
-/** The conversation in an element above the composer; `announcer` reads answers to screen readers. */
+/** The conversation above the composer; `announcer` reads answers to screen readers. */
 export class Conversation {
   constructor(log, composer, welcome, announcer) {
     Object.assign(this, { log, composer, welcome, announcer });

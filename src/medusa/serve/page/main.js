@@ -100,7 +100,7 @@ for (const choice of document.querySelectorAll("input[name=view]")) {
 }
 for (const example of document.querySelectorAll(".example")) {
   example.addEventListener("click", () => {
-    prompt.value = example.textContent;
+    prompt.value = example.textContent.replace(/\s+/g, " ");
     prompt.focus();
   });
 }

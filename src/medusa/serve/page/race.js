@@ -14,13 +14,14 @@ const LANES = [
 /** A race, whose answers stand in `node`. */
 export class Race {
   constructor(panel) {
+    this.panel = panel;
     this.lanes = LANES.map(([name, medusa]) => new Lane(name, medusa, panel));
     this.result = element("p", { class: "result" });
     const lanes = element("div", { class: "lanes" }, ...this.lanes.map((lane) => lane.node));
     this.node = element("div", { class: "race" }, lanes, this.result);
   }
 
-  /** Run both; `bodyFor(medusa)` returns the request. Return the answer with Medusa. */
+  /** Run both; `bodyFor(medusa)` returns the request. */
   async run(bodyFor, signal) {
     for (const lane of this.lanes) {
       await lane.answer.ask(bodyFor(lane.medusa), signal);
@@ -28,7 +29,8 @@ export class Race {
       for (const each of this.lanes) each.measure(fastest);
     }
     this.result.textContent = this.verdict();
-    return this.lanes[0].answer;
+    this.panel.follow(this.lanes[0].answer.figures);
+    this.node.dispatchEvent(new CustomEvent("grow", { bubbles: true }));
   }
 
   verdict() {

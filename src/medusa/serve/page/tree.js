@@ -11,7 +11,7 @@ const LONGEST = 9; // letters of a token's text
 export function treeDrawing(step, width) {
   const nodes = placed(step.candidates, width);
   const height = MARGIN * 2 + Math.max(...nodes.map((node) => node.y));
-  const right = Math.max(width, ...nodes.map((node) => node.x + 60));
+  const right = Math.max(width, ...nodes.map((node) => node.x + 70));
   const edges = nodes.slice(1).map((node) => edge(nodes[node.parent], node));
   edges.sort((one, other) => one.classList.contains("yes") - other.classList.contains("yes"));
   return drawn("svg", { width: right, height, role: "img", "aria-label": described(step) },
@@ -32,7 +32,7 @@ function placed(candidates, width) {
   const nodes = candidates.map((each) => ({ ...each, children: [] }));
   nodes.slice(1).forEach((node) => nodes[node.parent].children.push(node));
   const deepest = Math.max(...nodes.map((node) => node.depth));
-  const across = Math.max(62, (width - 70) / Math.max(1, deepest));
+  const across = Math.max(62, (width - 80) / Math.max(1, deepest));
   let leaves = 0;
   const place = (node) => {
     node.children.forEach(place);
