@@ -1,5 +1,5 @@
 // A small Markdown renderer. It makes DOM nodes, so that a model's text is never read as HTML.
-// A line break in a paragraph stays one, as models use it so. Pictures become links: the page loads
+// Line breaks and indents in a paragraph stay, because models rely on them. Pictures become links: the page loads
 // nothing from elsewhere.
 
 import { element } from "./dom.js";
@@ -138,8 +138,8 @@ function alignment(mark) {
 
 function paragraph(lines) {
   const more = leading(lines.slice(1), (line) => line.trim() !== "" && !opens(line));
-  const text = lines.slice(0, more + 1).map((line) => line.trim()).join("\n");
-  return [element("p", {}, ...inline(text)), more + 1];
+  const text = lines.slice(0, more + 1).map((line) => line.trimEnd()).join("\n");
+  return [element("p", {}, ...inline(text.trimStart())), more + 1];
 }
 
 /** Return whether a line begins a block that ends a paragraph. */

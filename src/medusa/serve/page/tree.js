@@ -3,9 +3,9 @@
 import { drawn, visible } from "./dom.js";
 import { counted } from "./tip.js";
 
-const LINE = 17; // pixels from leaf to leaf
-const MARGIN = 10;
-const LONGEST = 9; // letters of a token's text
+const LINE = 20; // pixels from leaf to leaf
+const MARGIN = 18;
+const LONGEST = 8; // letters of a token's text
 
 /** Return the drawing of a step's tree for a box of this width. */
 export function treeDrawing(step, width) {
@@ -32,7 +32,7 @@ function placed(candidates, width) {
   const nodes = candidates.map((each) => ({ ...each, children: [] }));
   nodes.slice(1).forEach((node) => nodes[node.parent].children.push(node));
   const deepest = Math.max(...nodes.map((node) => node.depth));
-  const across = Math.max(62, (width - 80) / Math.max(1, deepest));
+  const across = Math.max(50, (width - 90) / Math.max(1, deepest));
   let leaves = 0;
   const place = (node) => {
     node.children.forEach(place);
@@ -57,5 +57,5 @@ function dot(node) {
   return drawn("g", { class: node.accepted ? "node yes" : "node no" },
     drawn("title", {}, text),
     drawn("circle", { cx: node.x, cy: node.y, r: node.accepted ? 4.5 : 3 }),
-    drawn("text", { x: node.x + 7, y: node.y + 4 }, shown));
+    drawn("text", { x: node.x - 2, y: node.y - 7 }, shown));
 }
