@@ -1,15 +1,11 @@
 """Heads in the native format: saving, loading, the hub, and what a save may replace."""
 
 import json
-from unittest.mock import patch
 
 import pytest
 import torch
-from models import OWN_TREE, changed_heads, prompt, publish, tiny
+from models import OWN_TREE, changed_heads, prompt, tiny
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-)
 
 from medusa import CandidateTree, MedusaModel
 from medusa.core.schedule import UNCALIBRATED, Calibration
@@ -276,53 +272,6 @@ def test_the_error_names_a_folder_without_heads(base, tmp_path):
         find_heads("./nowhere")
     changed_heads(base).save_pretrained(tmp_path)
     assert find_heads(tmp_path) == tmp_path
-
-
-def test_heads_are_uploaded_to_and_downloaded_from_the_hub(monkeypatch, tmp_path):
-    cache = tmp_path / "hub"
-
-    class Hub:
-        def __init__(self, token=None):
-            assert token == "secret"
-
-        def create_repo(self, repo_id, private, exist_ok):
-            assert (private, exist_ok) == (True, True)
-            assert repo_id != "owner/base", "a refused push makes no repository"
-
-        def file_exists(self, repo_id, name, revision):
-            return repo_id == "owner/base" and name == CONFIG
-
-        def upload_folder(self, repo_id, folder_path, **options):
-            publish(folder_path, cache, repo_id)
-            return f"https://hub/{repo_id}/{options['revision']}"
-
-    monkeypatch.setattr("medusa.loading.model.HfApi", Hub)
-    own = tiny("llama", torch.float32)
-    own.save_pretrained(tmp_path / "base")
-    publish(tmp_path / "base", cache, "owner/base")
-    from_folder = changed_heads(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
-    pushed = {"private": True, "token": "secret", "revision": "main"}
-    with pytest.raises(
-        ValueError, match="which others do not have: name its hub id, base='owner/name'"
-    ):
-        from_folder.push_to_hub("owner/heads", **pushed)
-    with pytest.raises(ValueError, match="has no name"):
-        changed_heads(own).push_to_hub("owner/heads", **pushed)
-    with pytest.raises(ValueError, match=r"owner/base holds a model, whose config\.json"):
-        from_folder.push_to_hub("owner/base", base="owner/base", **pushed)
-    assert (
-        from_folder.push_to_hub("owner/heads", base="owner/base", **pushed)
-        == "https://hub/owner/heads/main"
-    )
-    with patch("huggingface_hub.file_download.get_hf_file_metadata") as asked:
-        again = MedusaModel.from_pretrained("owner/heads", cache_dir=cache, local_files_only=True)
-    assert not asked.called
-    assert again.tree == OWN_TREE
-    options = {"max_new_tokens": 8, "do_sample": False}
-    assert (
-        again.generate(prompt(), **options).tolist()
-        == from_folder.generate(prompt(), **options).tolist()
-    )
 
 
 def test_broken_heads_are_not_saved(base, tmp_path):

@@ -61,6 +61,7 @@ class Report:
         metadata = {
             **self.metadata,
             "predicted": predicted,
+            "measured": self.measured_figures(),
             "frequencies": likelihoods(self.recording, self.tree),
         }
         return Calibration(

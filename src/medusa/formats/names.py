@@ -31,6 +31,8 @@ from .stored import HEADS_FILES, StoredHeads
 
 CONFIG, WEIGHTS, TREE = "config.json", stored.WEIGHTS, "medusa_tree.json"
 """File names of the native format."""
+REPORT = "training.json"
+"""File of a training run's recipe, last metrics and provenance, beside the heads."""
 ADAPTER = "adapter"
 """Subfolder of a heads folder that holds the backbone's adapter."""
 MERGED = "model"

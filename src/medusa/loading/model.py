@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.checks import Prepack, check_heads, new_heads
@@ -30,6 +30,7 @@ from .checks import (
 )
 from .merged import MergedAdapter
 from .named import NamedModel
+from .publishing import Repository, check_named
 
 
 class MedusaModel(GeneratingModel):
@@ -45,6 +46,8 @@ class MedusaModel(GeneratingModel):
         """The place that the base was loaded from. Saved heads name it."""
         self.merged: MergedAdapter | None = None
         """The adapter that was merged into the base. It is saved beside the heads."""
+        self.folder: Path | None = None
+        """The folder that the heads were loaded from, whose card is published with them."""
 
     @classmethod
     def from_base(
@@ -203,6 +206,7 @@ class MedusaModel(GeneratingModel):
         model = cls(
             backbone, heads, tree, prepack, owns_base, calibration=calibration, compiled=compiled
         )
+        model.folder = folder
         adapter = native.adapter(folder)
         if adapter is not None and adapters.attached(backbone) is None:
             model.merged = MergedAdapter.of(adapter, backbone)
@@ -259,38 +263,49 @@ class MedusaModel(GeneratingModel):
         *,
         base: str | None = None,
         private: bool | None = None,
-        token: str | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """Upload what `save_pretrained` writes to a hub repository; return the commit's URL.
+        token: bool | str | None = None,
+        commit_message: str = "Upload Medusa heads",
+        commit_description: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes, with a model card, to a hub repository.
+
+        The card says what is known of base model, training, accuracies, tree and speed. A
+        `README.md` in the folder that the heads were loaded from is uploaded in its place; one in
+        the repository stays.
 
         Args:
             repo_id: created if it does not exist.
             base: hub id to name as the base model; by default the one that it was loaded from.
             private: make a new repository private.
-            kwargs: passed to `HfApi.upload_folder`, such as revision or commit_message.
+            token: of the hub; by default the one of `hf auth login`.
+            commit_message, commit_description: of the commit.
+            revision: branch to upload to, created if it does not exist; by default the main branch.
+            create_pr: upload as a pull request to the main branch.
+
+        Returns:
+            the commit: a string, which is the commit's URL, with `pr_url` and more.
 
         Raises:
             ValueError: the base model has no hub id or was changed, or the repository holds a model
                 whose configuration the heads' would replace.
+            OSError: the hub cannot be reached, or refuses the upload.
         """
-        if base is None and not self.origin.is_hub_id:
-            name = self.origin.name
-            where = f"lies in {name}, which others do not have" if name else "has no name"
-            raise ValueError(f"the base model {where}: name its hub id, base='owner/name'")
-        api, at = HfApi(token=token), {"revision": kwargs.get("revision")}
-        existing = [
-            name for name in (names.CONFIG, names.WEIGHTS) if api.file_exists(repo_id, name, **at)
-        ]
-        if existing == [names.CONFIG]:
-            raise ValueError(
-                f"{repo_id} holds a model, whose {names.CONFIG} heads would replace: name another "
-                "one"
-            )
-        with tempfile.TemporaryDirectory() as folder:
+        check_named(base, self.origin)
+        repository = Repository(HfApi(token=token), repo_id, revision)
+        repository.check_free()
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
             self.save_pretrained(folder, base=base)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+            repository.add_card(folder, self.folder)
+            return repository.upload(
+                folder,
+                private,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                create_pr=create_pr,
+            )
 
 
 def load(

@@ -24,13 +24,11 @@ from .staged_model import StagedModel
 
 NODES = 16
 """Size of the tree that is saved with the heads, until `medusa calibrate` finds the best size."""
-REPORT = "training.json"
-"""File of the recipe, the last metrics and the provenance of a run; it is written last."""
 
 
 def is_saved(folder: Path, merge: bool) -> bool:
     """Return True if `save` has completed; with `merge`, also the merged model must exist."""
-    return (folder / REPORT).is_file() and (not merge or (folder / names.MERGED).is_dir())
+    return (folder / names.REPORT).is_file() and (not merge or (folder / names.MERGED).is_dir())
 
 
 def save(
@@ -57,7 +55,7 @@ def save(
     heads = _trained_heads(staged, weights).to(dtype if dtype.is_floating_point else torch.float32)
     tree, calibration = _tree_of(metrics, heads.config.num_heads)
     backbone = _with_prefix("base.", weights)
-    with storage.saving(folder, heads.config.num_heads, last=(REPORT,)) as new:
+    with storage.saving(folder, heads.config.num_heads, last=(names.REPORT,)) as new:
         base, revision, written = source.origin.seen_from(folder), source.origin.revision, "heads"
         if backbone and staged.peft_model is not None:
             save_adapter(staged.peft_model, backbone, new / names.ADAPTER)
@@ -66,9 +64,8 @@ def save(
             _save_backbone(new, source, backbone)
             base, revision, written = names.MERGED, None, "heads and backbone"
         storage.write_heads(new, heads, tree, base, calibration, revision)
-        write_json(
-            new / REPORT, {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}, indent=1
-        )
+        report = {"recipe": recipe.to_json(), "metrics": metrics, **provenance()}
+        write_json(new / names.REPORT, report, indent=1)
     if base == names.MERGED:
         # An earlier run of this folder may have saved the adapter that is merged now.
         shutil.rmtree(folder / names.ADAPTER, ignore_errors=True)
