@@ -5,11 +5,13 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from running import demo_app, running
 from test_layout import LAYERS, PACKAGE
 from transformers import dynamic_module_utils
 
@@ -121,8 +123,20 @@ def test_the_python_code_runs(code, variables, capsys):
         pytest.importorskip("peft")
     if "Grammar" in code:
         pytest.importorskip("llguidance", reason="the extra 'structured' is not installed")
-    exec(code, variables)
+    with served(code) as code:
+        exec(code, variables)
     assert "print(" not in code or capsys.readouterr().out.strip()
+
+
+@contextmanager
+def served(code):
+    """Run the server that the code calls; give the code with its address."""
+    if "localhost:8000" not in code:
+        yield code
+        return
+    pytest.importorskip("openai")
+    with running(demo_app(*demo.load(), name="my-heads")) as address:
+        yield code.replace("http://localhost:8000", address)
 
 
 def test_the_readme_shows_a_chat_model():

@@ -3,8 +3,9 @@ import torch
 from models import ARCHITECTURES, prompt, tiny
 
 from medusa import CandidateTree, MedusaModel
-from medusa.core.cache import BLOCK, TreeCache
+from medusa.core.cache import TreeCache
 from medusa.core.masks import TreeBatch, additive_mask
+from medusa.core.slots import BLOCK
 
 TREE = CandidateTree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)])
 NAMES = ["llama", "mistral", "gemma3_text", "gpt2", "opt", "falcon", "mixtral"]

@@ -142,7 +142,7 @@ def test_without_a_history_a_request_knows_nothing_of_others():
     schedule = AdaptiveTree(TREE, CALIBRATED)
     one, other = schedule.fork(), schedule.fork()
     play(one, 200, never)
-    assert other.history.wait == WAITS[0]
+    assert other.history.of(1).wait == WAITS[0]
     assert len(other.tree()) == 16
 
 

@@ -3,7 +3,7 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
-from medusa.core.cache import BLOCK, power_of_two
+from medusa.core.slots import BLOCK, power_of_two
 from medusa.runtime.capture import Captured, Captures
 
 NEW = 30

@@ -214,3 +214,12 @@ def test_an_unknown_model_is_not_found(client):
 def test_a_prompt_that_is_too_long_is_refused_at_once(client):
     with pytest.raises(openai.BadRequestError, match="tokens"):
         ask(client, "many words " * 2000)
+
+
+def test_what_a_prompt_shares_with_an_earlier_text_is_not_run_again(client):
+    talk = [{"role": "user", "content": "many words " * 40}]
+    first = client.chat.completions.create(model="demo", messages=talk, max_tokens=8)
+    talk += [{"role": "assistant", "content": first.choices[0].message.content}]
+    talk += [{"role": "user", "content": "And now?"}]
+    second = client.chat.completions.create(model="demo", messages=talk, max_tokens=8)
+    assert second.usage.prompt_tokens_details.cached_tokens >= 80

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.engine import left_padded
 from ..core.model import TreeModel
+from ..core.prefill import left_padded
 from ..generation import Session, prepare
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..core.engine import PLAIN, left_padded
+from ..core.engine import PLAIN
 from ..core.model import TreeModel
+from ..core.prefill import left_padded
 from ..core.request import StopRule
 from ..core.tree import CandidateTree
 from ..generation import prepare

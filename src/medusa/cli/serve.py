@@ -34,6 +34,12 @@ class ServeOptions:
         min=0,
         max=1_000_000,
     )
+    cache_gib: float = option(
+        "Memory in GiB for keys and values of requests and of earlier texts; a request waits until "
+        "there is room for its longest text",
+        default=2.0,
+        min=0.01,
+    )
     max_prompt: int | None = option(
         "Maximum number of tokens in a prompt; by default what the model can hold",
         default=None,
@@ -61,6 +67,7 @@ class ServeOptions:
             name=self.name or model,
             max_rows=self.max_rows,
             max_waiting=self.max_waiting,
+            cache_bytes=int(self.cache_gib * 2**30),
             max_prompt=self.max_prompt,
             max_new_tokens=self.max_new_tokens,
             max_seconds=self.max_seconds,

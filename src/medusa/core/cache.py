@@ -1,8 +1,7 @@
 """The key-value cache of tree decoding: rows are admitted and evicted, states are kept in place.
 
-This is the only module that knows cache internals. A row's states stand in columns 0 to its length;
-the nodes under verification stand in the N columns behind that, and `keep` moves the accepted ones
-to the front of them.
+A row's states stand in columns 0 to its length; the nodes under verification stand in the N columns
+behind that, and `keep` moves the accepted ones to the front of them.
 Shapes: B rows, N tree nodes, C columns.
 """
 
@@ -13,124 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from .masks import TreeBatch
-
-BLOCK = 256
-"""Columns are allocated in multiples of this number."""
-
-
-class Slots:
-    """The columns that a forward writes. All layers share them, so a step computes them once.
-
-    Attributes:
-        rows: rows of the forward.
-        begin: first column written, where all rows write the same ones.
-        end: one past the last column that any row uses.
-        columns: [B, n] columns that each row writes, where rows differ; else None.
-
-    Args:
-        expected: columns that the requests are expected to need.
-        static: keep shapes as they are for as long as possible: rows and columns in use are powers
-            of two, and columns are always named.
-        named: name the columns of a tree even where all rows write the same, and allocate more
-            than are in use.
-    """
-
-    def __init__(self, expected: int, static: bool = False, named: bool = False):
-        self.expected = expected
-        self.static = static
-        self.named = named or static
-        self.spare = int(named and not static)
-        self.rows, self.begin, self.end = 0, 0, 0
-        self.columns: Tensor | None = None
-
-    def capacity(self) -> int:
-        """Return the columns to allocate: half as many again as are in use, but not more than the
-        requests are expected to need.
-        """
-        if self.static:
-            return power_of_two(self.end, BLOCK)
-        ample = self.end + max(BLOCK, self.end // 2)
-        needed = min(ample, self.expected) if self.end <= self.expected else ample
-        return -(-(needed + self.spare) // BLOCK) * BLOCK
-
-    def write(self, store: Tensor, states: Tensor) -> None:
-        """Write states [B, heads, n, width] into a store [rows, heads, C, width]."""
-        if self.columns is None:
-            store.narrow(0, 0, len(states)).narrow(2, self.begin, states.shape[2]).copy_(states)
-        else:
-            rows = torch.arange(len(states), device=states.device)[:, None]
-            store[rows, :, self.columns.to(states.device)] = states.transpose(1, 2)
-
-
-class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer, each [rows, heads, C, width]; a forward uses the first rows."""
-
-    is_sliding = False
-
-    def __init__(self, slots: Slots):
-        super().__init__()
-        self.slots = slots
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.slots.rows, self.slots.capacity()
-        self.keys, self.values = (
-            states.new_zeros((rows, states.shape[1], columns, states.shape[-1]))
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write new states to the slots; return the states of all columns in use."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.make_room()
-        return self.written(key_states, value_states)
-
-    def written(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Do as `update` where there is room for the new states."""
-        used = []
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            self.slots.write(store, states)
-            used.append(store.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
-        return used[0], used[1]
-
-    def copy_row(self, place: int, other: TreeLayer, row: int, begin: int, end: int) -> None:
-        """Copy columns `begin` to `end` of another layer's row to the first columns of a row."""
-        self.keys[place, :, : end - begin] = other.keys[row, :, begin:end]
-        self.values[place, :, : end - begin] = other.values[row, :, begin:end]
-
-    def make_room(self) -> None:
-        """Allocate rows and columns up to the last in use."""
-        self.keys, self.values = self._grown(self.keys), self._grown(self.values)
-
-    def _grown(self, store: Tensor) -> Tensor:
-        rows, heads, columns, width = store.shape
-        if rows >= self.slots.rows and columns >= self.slots.end + self.slots.spare:
-            return store
-        if rows < self.slots.rows:
-            rows = max(self.slots.rows, min(2 * rows, self.slots.rows + 8))
-        if columns < self.slots.end + self.slots.spare:
-            columns = self.slots.capacity()
-        larger = store.new_zeros((rows, heads, columns, width))
-        larger[: store.shape[0], :, : store.shape[2]] = store
-        return larger
-
-    def get_seq_length(self) -> int:
-        return self.slots.begin
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.slots.begin + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_max_cache_shape(self) -> int:  # its name in earlier transformers
-        return -1
+from .slots import BLOCK, Slots, TreeLayer, power_of_two
 
 
 class TreeCache(Cache):
@@ -202,9 +87,53 @@ class TreeCache(Cache):
         self.padding = [0] * len(self.length)
         self.longest = [*self.longest, *(longest or [None] * len(rows))]
 
+    def begin_with(self, states: Sequence[Tensor], end: int) -> None:
+        """Fill the first columns of an empty cache, whose only row will have `end` columns.
+
+        Args:
+            states: keys and values of all layers, each [heads, n, width].
+        """
+        self.slots.rows, self.slots.end = 1, end
+        for layer, keys, values in zip(self.layers, states[::2], states[1::2], strict=True):
+            layer.lazy_initialization(keys[None], values[None])
+            layer.keys[0, :, : keys.shape[1]] = keys
+            layer.values[0, :, : values.shape[1]] = values
+
+    def copied(self, row: int, begin: int, end: int) -> list[Tensor]:
+        """Return copies of a row's columns, each [heads, n, width], as `begin_with` takes them."""
+        return [store[row, :, begin:end].clone() for store in self.states]
+
+    def limit(self, rows: int, columns: int, tokens: int | None = None) -> None:
+        """Expect to hold so many rows of so many columns, and allocate `tokens` for them at most.
+
+        What was allocated for earlier rows is freed where both together would take more.
+
+        Args:
+            rows: as many as the cache holds, or more; 0 if others will be admitted in their place.
+            columns: as many as any of these rows needs in the end.
+            tokens: at least what such rows need; None for no limit.
+        """
+        slots = self.slots
+        slots.expected, slots.most_rows = columns, None
+        if tokens is None:
+            return
+        rows, columns = slots.rounded_rows(rows), slots.rounded(columns)
+        had = self.allocated
+        if max(rows, had[0]) * max(columns, had[1]) > tokens:
+            for layer in self.layers:
+                layer.cut(rows, min(columns, had[1]))
+        slots.most_rows = tokens // max(columns, self.allocated[1])
+
+    @property
+    def allocated(self) -> tuple[int, int]:
+        """The rows and columns for which there is memory."""
+        stores = [layer.keys for layer in self.layers if layer.is_initialized]
+        rows = max((len(store) for store in stores), default=0)
+        return rows, max((store.shape[2] for store in stores), default=0)
+
     def _reserve(self, rows: int, columns: int) -> None:
         slots = self.slots
-        slots.rows = power_of_two(rows) if slots.static else rows
+        slots.rows = slots.rounded_rows(rows)
         slots.end = max(columns, *self.length, 1)
 
     def evict(self, row: int) -> None:
@@ -333,11 +262,6 @@ class LayerCache(TreeCache):
     ) -> tuple[Tensor, Tensor]:
         """Write the states of the layer, whatever its number; return those of columns in use."""
         return self.layers[0].written(key_states, value_states)
-
-
-def power_of_two(count: int, unit: int = 1) -> int:
-    """Return the smallest of `unit`, 2 `unit`, 4 `unit`, ... that holds `count`."""
-    return unit << max(0, -(-count // unit) - 1).bit_length()
 
 
 def _move(store: Tensor, source: Tensor, target: Tensor) -> None:

@@ -14,15 +14,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..runtime.modes import ModesKept
+from .budget import CacheBudget
 from .cache import TreeCache
 from .checks import vocabulary_of_inputs
+from .integrity import check_integrity
 from .model import TreeModel
+from .prefill import Prefill, left_padded
+from .prefixes import Prefixes
 from .request import Event, Request, Row, StepTiming
 from .schedule import AdaptiveTree
 from .step import Clock, Group, accept, advance, events_of, grouped, joined, observe
@@ -30,27 +33,6 @@ from .tree import CandidateTree
 
 PLAIN = CandidateTree()
 """The tree of plain decoding: the root alone."""
-
-
-@dataclass
-class Prefill:
-    """A batch of prompts that is being prefilled, possibly in several chunks.
-
-    Attributes:
-        rows: requests that are prefilled together.
-        ids: [B, P] their prompts, left-padded.
-        mask: [B, P] 0 for padding, 1 for tokens.
-        cache: states of the columns that have been computed.
-        done: number of these columns.
-        seconds: time spent so far.
-    """
-
-    rows: list[Row]
-    ids: Tensor
-    mask: Tensor
-    cache: TreeCache
-    done: int = 0
-    seconds: float = 0.0
 
 
 class Engine:
@@ -68,18 +50,37 @@ class Engine:
         max_rows: requests that decode at the same time; others wait.
         prefill_tokens: prompt tokens that one step runs at most. Longer prompts are run in chunks,
             so that other requests do not wait for them.
+        cache_tokens: tokens that the key-value caches may have (`budget.bytes_per_token` tells the
+            bytes of each); None for no limit. A request begins when there is room for its longest
+            text and its largest tree, so that it never fails for memory later. Caches are
+            rectangles of rows, and have 256 columns or a multiple.
+        prefix_tokens: tokens of earlier texts whose keys and values are kept, so that a prompt that
+            begins with them need not run them again. They are part of `cache_tokens`, and give way
+            to requests. Models whose rotary factors change with the length keep none.
 
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
+        prefixes: states of earlier texts.
         waiting: requests that wait for a row, in the order they came, and among them cancelled
             ones.
     """
 
-    def __init__(self, model: TreeModel, max_rows: int = 64, prefill_tokens: int = 2048):
+    def __init__(
+        self,
+        model: TreeModel,
+        max_rows: int = 64,
+        prefill_tokens: int = 2048,
+        cache_tokens: int | None = None,
+        prefix_tokens: int = 0,
+    ):
         for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if prefix_tokens < 0:
+            raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
+        self.budget = CacheBudget(model, cache_tokens)
+        self.prefixes = Prefixes(prefix_tokens)
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self._schedule = AdaptiveTree(model.tree, model.calibration, model.history)
@@ -96,8 +97,8 @@ class Engine:
         Raises:
             ValueError: a token id lies outside the vocabulary, more log-probabilities are wanted
                 than there are tokens, the tree does not fit the heads, the text's length does not
-                fit the model's positions, or a processor cannot be copied for each branch of
-                the tree.
+                fit the model's positions or the cache, or a processor cannot be copied for each
+                branch of the tree.
         """
         model, schedule = self.model, request.schedule or self._schedule
         schedule.largest.check_heads(model.heads.config.num_heads, model.heads.config.choices)
@@ -113,6 +114,7 @@ class Engine:
         row = Row(next(self._numbers), request, schedule)
         if schedule.largest.max_depth and not row.processors.forkable:
             raise ValueError(f"{row.processors.unforked()}: pass schedule=FixedTree(PLAIN)")
+        self.budget.check(row)
         self.waiting.append(row)
         return row
 
@@ -126,8 +128,18 @@ class Engine:
         The next step returns their last events. Waiting requests stay.
         """
         with self._lock:
-            rows = [*self.rows, *(self._prefill.rows if self._prefill is not None else ())]
-            self._fail([row for row in rows if not row.finished], error)
+            rows = [row for row in (*self.rows, *self._joining) if not row.finished]
+            self._fail(rows, error)
+
+    @property
+    def reserved(self) -> int:
+        """Tokens of the caches that the requests under way may need; prefixes are not counted."""
+        return self.budget.needed(self.rows, self._joining).tokens
+
+    @property
+    def _joining(self) -> list[Row]:
+        """The rows that are being prefilled."""
+        return self._prefill.rows if self._prefill is not None else []
 
     @property
     def idle(self) -> bool:
@@ -150,6 +162,12 @@ class Engine:
             events, self._events = self._events, []
             return events
 
+    def check(self) -> None:
+        """Raise a RuntimeError that names the fault if rows, caches and budget do not agree."""
+        with self._lock:
+            cache = self._cache
+            check_integrity(self.rows, self._joining, cache, self.budget, self.prefixes, self.idle)
+
     def close(self) -> None:
         """Drop requests that have not ended and events that no step has returned yet; give the
         cache back to the model.
@@ -157,6 +175,7 @@ class Engine:
         with self._lock, self.model.lock:
             self.waiting.clear()
             self.rows, self._prefill, self._events = [], None, []
+            self.prefixes.limit(0)
             self._leave()
 
     # --- the loop
@@ -225,6 +244,7 @@ class Engine:
             return
         for place in reversed(range(len(self.rows))):
             if self.rows[place].finished:
+                self._remember(place)
                 with self._undone_on_failure():
                     self._cache.evict(place)
                     left = list(self.rows)
@@ -234,16 +254,44 @@ class Engine:
             cache, self._cache = self._cache, None
             self.model.give_back(cache)
 
-    def _admit(self) -> None:
-        """Run the prompts of waiting requests, or the next chunk of a long prompt."""
-        clock = Clock()
-        rows = self._prefill.rows if self._prefill is not None else self._next_rows()
-        if not rows:
+    def _remember(self, place: int) -> None:
+        """Keep the states of a row's text for later prompts."""
+        row, cache = self.rows[place], self._cache
+        known = self._reuses and row.weights is self.prefixes.weights
+        if cache is None or not known or row.finish_reason == "error":
             return
+        others = [each for each in self.rows if not each.finished]
+        spare = self.budget.spare(cache, others, self._joining)
+        ids = row.ids[: cache.length[place]]
+        self.prefixes.store(ids, cache, place, self.prefixes.most if spare is None else spare)
+
+    @property
+    def _reuses(self) -> bool:
+        """True if prompts reuse states; never where a longer text has other rotary factors."""
+        return self.prefixes.most > 0 and self.model.positions.change is None
+
+    def _admit(self) -> None:
+        """Run the prompts of waiting requests, or the next chunk of a long prompt.
+
+        Prompts that begin like earlier texts run one by one, as many as a step may run tokens.
+        """
+        left = self.prefill_tokens
+        while left > 0 and (rows := self._joining or self._next_rows()):
+            left -= self._run_prompts(rows, left)
+            self._leave()
+            for place, row in enumerate(self.rows):
+                if row in rows:
+                    self._remember(place)
+            if not rows[0].cached:
+                break
+
+    def _run_prompts(self, rows: list[Row], most: int) -> int:
+        """Run up to `most` columns of prompts; return how many were run."""
+        clock, begin, end = Clock(), 0, most
         try:
             prefill = self._prefill = self._prefill or self._new_prefill(rows)
             width, begin = prefill.ids.shape[1], prefill.done
-            end = min(width, begin + self.prefill_tokens)
+            end = min(width, begin + most)
             if self.model.positions.has_long_factors(width):
                 end = width  # a chunk would get the rotary factors of a short text
             logits, hidden = self.model.prefill(
@@ -256,6 +304,7 @@ class Engine:
                 self._join(prefill, logits[:, None], hidden[:, None])
         except Exception as error:  # such as too little memory: these requests end, others continue
             self._fail(rows, error)
+        return end - begin
 
     def _next_rows(self) -> list[Row]:
         """Return waiting requests that fit into the free rows and into one forward."""
@@ -271,7 +320,13 @@ class Engine:
                 break  # one forward has the same rotary factors for all rows
             if chosen and width * (len(chosen) + 1) > self.prefill_tokens:
                 break
-            chosen.append(row)
+            if not self.budget.fits(self.rows, [*chosen, row]):
+                break
+            shares = self._reuses and self.prefixes.shared(row.ids) > 0
+            if not (chosen and shares):
+                chosen.append(row)
+            if shares:
+                break  # its cache begins with states that other prompts do not have
         return chosen
 
     def _new_prefill(self, rows: list[Row]) -> Prefill:
@@ -279,8 +334,16 @@ class Engine:
         for row in rows:
             row.waited = time.perf_counter() - row.submitted
         ids, mask = left_padded([row.ids for row in rows], self.model.device)
-        expected = needed(rows[0]) if len(rows) == 1 else ids.shape[1]
-        return Prefill(rows, ids, mask, self.model.new_cache(expected))
+        if self._cache is None:
+            self._cache = self.model.take_cache()
+        cache = self.budget.prepare(self._cache, self.rows, rows, self.prefixes)
+        if self._reuses:
+            self.prefixes.use(self.model.weights_state)
+            for row in rows:
+                row.weights = self.prefixes.weights
+            if len(rows) == 1:
+                rows[0].cached = self.prefixes.load(rows[0].ids, cache)
+        return Prefill(rows, ids, mask, cache, rows[0].cached)
 
     def _join(self, prefill: Prefill, logits: Tensor, hidden: Tensor) -> None:
         """Give each prefilled request its first token, and a row of the cache.
@@ -289,22 +352,19 @@ class Engine:
             logits: [B, 1, V] after the prompts.
             hidden: [B, 1, H] likewise.
         """
-        rows, clock = prefill.rows, Clock()
+        rows, cache, clock = prefill.rows, self._cache, Clock()
+        assert cache is not None, "the prefill began with one"
         with self._undone_on_failure(rows):
             groups = grouped(rows, [PLAIN] * len(rows), prefill.ids[:, -1], None)
             paths, delivered = accept(groups, rows, logits)
             advance(rows, paths, hidden)
-            if self._cache is None:
-                self._cache = self.model.take_cache()
             places = [place for place, row in enumerate(rows) if not row.finished]
             if places:
                 joining = [rows[place] for place in places]
-                expected = max(map(needed, joining))
-                self._cache.slots.expected = max(self._cache.slots.expected, expected)
                 longest = [row.request.max_length for row in joining]
-                self._cache.admit(prefill.cache, places, longest)
+                cache.admit(prefill.cache, places, longest)
                 self.rows = [*self.rows, *joining]
-                self.model.compile_steps(self._cache)
+                self.model.compile_steps(cache)
             timing = StepTiming(0, prefill.seconds + clock.total)
             self._events = self._events + events_of(groups, rows, paths, delivered, logits, timing)
 
@@ -334,16 +394,3 @@ class Engine:
             for row, state in zip(rows, saved, strict=True):
                 row.restore(state)
             raise
-
-
-def needed(row: Row) -> int:
-    """Return the number of columns that a row needs at most, including its last tree's nodes."""
-    return row.request.max_length + len(row.schedule.largest)
-
-
-def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids [B, P] with zeros before shorter prompts, and the mask [B, P] of tokens."""
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

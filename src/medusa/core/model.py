@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..runtime.capture import Captures
 from ..runtime.packing import PackedStack, Packing, unpack, worth_packing
 from ..runtime.products import PackedWeight, packable
-from ..runtime.state import execution_state
+from ..runtime.state import execution_state, weights_state
 from ..runtime.twin import Runner, twin
 from .cache import TreeCache
 from .checks import (
@@ -195,6 +195,11 @@ class TreeModel(nn.Module):
     def windows(self) -> Mapping[str, int | None]:
         """Number of positions that each kind of attention layer sees; None is all of them."""
         return self._layout.windows
+
+    @property
+    def weights_state(self) -> tuple[Any, ...]:
+        """A value that changes with the base model's weights, as `refresh` has read them."""
+        return weights_state(self.runner.model)
 
     @property
     def lm_head(self) -> nn.Module:

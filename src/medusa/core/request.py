@@ -176,6 +176,8 @@ class Row:
         error: the exception that ended the text.
         stats: steps, tokens and times of this request; its steps are shared with other rows.
         waited: seconds from `Engine.submit` to the begin of the prefill; None before.
+        cached: tokens of the prompt whose states were taken from earlier texts.
+        weights: execution state of the model at the prefill, if the states may be reused.
     """
 
     number: int
@@ -189,6 +191,8 @@ class Row:
     stats: DecodingStats = field(default_factory=DecodingStats)
     submitted: float = field(default_factory=time.perf_counter)
     waited: float | None = None
+    cached: int = 0
+    weights: Any = None
 
     def __post_init__(self) -> None:
         self.ids = list(self.request.ids)

@@ -31,6 +31,10 @@ RETIME = 128
 
 Without a calibration the first two come after `WINDOW` steps.
 """
+PROBING = 0.04
+"""Share of the time that probes may take."""
+RARELY = 10
+"""Factor by which probes are rarer of trees that are too slow even if all is accepted."""
 MARGIN = 1.03
 """Factor by which a smaller tree must seem faster before it is chosen."""
 UNMEASURED_COST = 0.02
@@ -51,9 +55,14 @@ class Calibration:
     latency: Mapping[int, float]
     made: Mapping[str, Any] = field(default_factory=dict)
 
-    def cost(self, nodes: int) -> float:
-        """Return the overhead of a step of `nodes` nodes, interpolated between measured sizes."""
-        return overhead(self.latency, nodes)
+    def cost(self, nodes: int, rows: int = 1) -> float:
+        """Return the time of a step of `nodes` nodes a row in plain steps of as many rows.
+
+        It is interpolated between measured sizes. Latencies are measured with one row; more rows
+        are taken for as many more nodes, which rather overestimates what a tree costs.
+        """
+        several = overhead(self.latency, nodes * rows) / overhead(self.latency, rows)
+        return several if rows == 1 else max(1.0, several)
 
 
 UNCALIBRATED = Calibration(PUBLISHED_ACCURACIES, {1: 1.0, 1001: 1.0 + 1000 * UNMEASURED_COST})
@@ -111,12 +120,36 @@ class Rung:
 
     Attributes:
         tokens: moving average of the tokens that a step with it gives, or would have given.
-        cost: its step time in plain steps, as calibrated.
     """
 
     tree: CandidateTree
     tokens: float
-    cost: float
+
+
+@dataclass
+class Timings:
+    """Durations of steps with about the same number of rows.
+
+    Attributes:
+        medians: median of the last durations, by nodes.
+        since_plain: steps since plain decoding was last timed.
+        since_probe: steps since a larger tree was last probed.
+        wait: steps between two probes.
+    """
+
+    medians: dict[int, float] = field(default_factory=dict)
+    since_plain: int = 0
+    since_probe: int = 0
+    wait: int = WAITS[0]
+    _recent: dict[int, deque[float]] = field(default_factory=dict)
+
+    def time(self, nodes: int, seconds: float) -> None:
+        """Take a step's duration into account."""
+        recent = self._recent.setdefault(nodes, deque(maxlen=2 * PROBE))
+        recent.append(seconds)
+        if len(recent) > 1:
+            self.medians[nodes] = statistics.median(recent)
+        self.since_plain = 0 if nodes == 1 else self.since_plain + 1
 
 
 class History:
@@ -124,26 +157,20 @@ class History:
 
     Attributes:
         tokens: average tokens that a step gave, or would have given, by nodes.
-        since_plain: steps since plain decoding was last timed.
-        since_probe: steps since the largest tree was last probed.
-        wait: steps between two probes.
     """
 
     def __init__(self) -> None:
         self.tokens: dict[int, float] = {}
-        self.since_plain, self.since_probe, self.wait = 0, 0, WAITS[0]
         self._steps: dict[int, int] = {}
-        self._recent: dict[tuple[int, int], deque[float]] = {}
-        self._medians: dict[tuple[int, int], float] = {}
+        self._timings: dict[int, Timings] = {}
+
+    def of(self, rows: int) -> Timings:
+        """Return the durations of steps with about as many rows: up to the same power of two."""
+        return self._timings.setdefault(size_class(rows), Timings())
 
     def time(self, nodes: int, seconds: float, rows: int = 1) -> None:
         """Take a step's duration into account."""
-        kind = _size_class(rows), nodes
-        recent = self._recent.setdefault(kind, deque(maxlen=2 * PROBE))
-        recent.append(seconds)
-        if len(recent) > 1:
-            self._medians[kind] = statistics.median(recent)
-        self.since_plain = 0 if nodes == 1 else self.since_plain + 1
+        self.of(rows).time(nodes, seconds)
 
     def gain(self, nodes: int, tokens: float) -> None:
         """Take into account how many tokens a step gave, or would have given."""
@@ -153,18 +180,22 @@ class History:
 
     def overhead(self, nodes: int, rows: int = 1) -> float | None:
         """Return a step's time in plain steps; None where either has not been timed."""
-        size = _size_class(rows)
-        step, plain = self._medians.get((size, nodes)), self._medians.get((size, 1))
+        medians = self.of(rows).medians
+        step, plain = medians.get(nodes), medians.get(1)
         return step / plain if step and plain else None
 
 
-def _size_class(rows: int) -> int:
+def size_class(rows: int) -> int:
     """Return the next power of two: requests join and leave, and steps of 31 rows are like 32."""
     return 1 << (rows - 1).bit_length()
 
 
 class AdaptiveTree:
     """The schedule that chooses the tree with most tokens a second, or plain decoding.
+
+    What a tree costs depends on the number of rows, so durations are kept for each power of two.
+    When the rows of a step are many more or fewer than before, the next step has the tree that is
+    fastest there.
 
     Args:
         tree: the largest tree to use.
@@ -182,13 +213,12 @@ class AdaptiveTree:
     ):
         self.largest = tree
         self.timed, self.history = history is not None, history or History()
-        self.calibrated = bool(calibration.made)
+        self.calibration, self.calibrated = calibration, bool(calibration.made)
         known = self.history.tokens
         self.ladder = [
             Rung(
                 each,
                 known.get(len(each), each.expected(calibration.accuracies)),
-                calibration.cost(len(each)),
             )
             for each in ladder(tree, calibration)
         ]
@@ -198,7 +228,7 @@ class AdaptiveTree:
         ]
         self.plain = len(self.ladder) - 1
         self.rows = 1  # of the last step
-        self.probing, self.timing = 0, 0
+        self.probing, self.probed, self.timing = 0, 0, 0
         costed = self.calibrated or self.history.overhead(len(tree)) is not None
         self.current = self._best() if known and costed else 0
         self.due = RETIME if costed else WINDOW
@@ -217,10 +247,15 @@ class AdaptiveTree:
     def _next(self) -> int:
         if self.timing:
             return self.plain
-        return 0 if self.probing else self.current
+        return self.probed if self.probing else self.current
+
+    @property
+    def timings(self) -> Timings:
+        """Durations of steps with as many rows as the last one."""
+        return self.history.of(self.rows)
 
     def observe(self, reached: Sequence[int], seconds: float | None) -> None:
-        ran, self.rows = self._next(), len(reached)
+        ran, before, self.rows = self._next(), self.rows, len(reached)
         if self.timed and seconds is not None:
             self.history.time(len(self.ladder[ran].tree), seconds, self.rows)
         rate = 1 / (PROBE if self.probing else WINDOW)
@@ -228,33 +263,68 @@ class AdaptiveTree:
             tokens = statistics.fmean(gains[node] for node in reached)
             rung.tokens += rate * (tokens - rung.tokens)
             self.history.gain(len(rung.tree), tokens)
-        if self.timing:
+        if self.timed and size_class(before) != size_class(self.rows):
+            self._reload()
+        elif self.timing:
             self.timing -= 1
         elif self.probing:
             self._probed()
         else:
             self._settle()
 
+    def _reload(self) -> None:
+        """Begin anew with another number of rows: choose the tree that seems fastest there."""
+        self.probing, self.timing, self.current = 0, 0, self._best()
+        if self.history.overhead(1, self.rows) is None:
+            self.due = PROBE  # a calibration is made with one row, and tells little about others
+
+    def _is_timed(self, number: int) -> bool:
+        """Return True if a tree was timed with about as many rows as the last step had."""
+        return self.history.overhead(len(self.ladder[number].tree), self.rows) is not None
+
     def _probed(self) -> None:
         """End a probe after its last step: choose the best tree; without gain, wait longer."""
         self.probing -= 1
         if not self.probing:
-            self.current, history = self._best(), self.history
-            history.since_probe = 0
-            history.wait = WAITS[0] if self.current == 0 else min(2 * history.wait, WAITS[1])
+            self.current, timings = self._best(), self.timings
+            timings.since_probe = 0
+            paid = self.current <= self.probed
+            timings.wait = WAITS[0] if paid else min(2 * timings.wait, WAITS[1])
 
     def _settle(self) -> None:
         """After an ordinary step choose a smaller tree if it seems faster, or begin a due probe."""
-        best, history = self._best(), self.history
+        best, timings = self._best(), self.timings
         if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
-            self.current, history.since_probe = best, 0
-        history.since_probe += 1
-        if self.current and history.since_probe >= history.wait:
+            self.current, timings.since_probe = best, 0
+        timings.since_probe += 1
+        if self.current and timings.since_probe >= self._prepare_probe():
             self.probing = PROBE
-        elif self.timed and history.since_plain >= self.due and self.current != self.plain:
+        elif self.timed and timings.since_plain >= self.due and self.current != self.plain:
             # a median takes two steps
-            self.timing = 2 if history.overhead(1, self.rows) is None else 1
+            self.timing = 2 if self.history.overhead(1, self.rows) is None else 1
             self.due = RETIME
+
+    def _prepare_probe(self) -> float:
+        """Choose a larger tree to probe; return the steps after which the probe is due.
+
+        It is the largest that would be faster if its longest candidate were always accepted. If
+        there is none, the next larger tree is probed rarely, as costs may change. Probes take no
+        more than their share of the time, except of a tree that was not timed yet.
+        """
+        least = MARGIN * self._speed(self.current)
+        promising = (
+            number
+            for number in range(self.current)
+            if (1 + self.ladder[number].tree.max_depth) / self._cost(number) > least
+        )
+        number = next(promising, None)
+        share = PROBING / RARELY if number is None else PROBING
+        self.probed = self.current - 1 if number is None else number
+        wait = self.timings.wait
+        if self.timed and not self._is_timed(self.probed):
+            return wait
+        extra = self._cost(self.probed) / self._cost(self.current) - 1
+        return max(wait, PROBE * extra / share)
 
     def _best(self) -> int:
         return max(range(len(self.ladder)), key=lambda number: (self._speed(number), -number))
@@ -266,12 +336,13 @@ class AdaptiveTree:
     def _cost(self, number: int) -> float:
         """Return a rung's cost in plain steps.
 
-        It is measured if the rung and plain decoding were timed, else calibrated. Without a
-        calibration for this machine it lies between those of the sizes that were timed.
+        It is measured if the rung and plain decoding were timed with about as many rows. Otherwise
+        it is calibrated, or lies between those of the sizes that were timed, if the calibration is
+        not of this machine or the rows are several.
         """
-        size, calibrated = len(self.ladder[number].tree), self.ladder[number].cost
+        size = len(self.ladder[number].tree)
         if not self.timed:
-            return calibrated
+            return self.calibration.cost(size)
         timed = {
             len(rung.tree): overhead
             for rung in self.ladder
@@ -279,7 +350,10 @@ class AdaptiveTree:
         }
         if size in timed:
             return timed[size]
-        return calibrated if self.calibrated or len(timed) < 2 else interpolated(timed, size)
+        if len(timed) < 2 or (self.calibrated and self.rows == 1):
+            # without a calibration only trying the tree tells whether it is dear with many rows
+            return self.calibration.cost(size, self.rows if self.calibrated else 1)
+        return interpolated(timed, size)
 
 
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:

@@ -31,6 +31,22 @@ def execution_state(module: nn.Module) -> tuple[Any, ...]:
     return torch_settings, tuple(map(_own_state, module.modules()))
 
 
+def weights_state(module: nn.Module) -> tuple[Any, ...]:
+    """Return a value that changes when a module may compute other results than before.
+
+    Besides the execution state it has the version counters of parameters and buffers, which
+    changes in place increase. Only changes through `.data` of a weight that is not packed go
+    unnoticed.
+    """
+    versions = tuple(
+        0 if tensor.is_inference() else tensor._version
+        for each in module.modules()
+        for tensor in (*stored_parameters(each).values(), *each._buffers.values())
+        if tensor is not None
+    )
+    return execution_state(module), versions
+
+
 def _own_state(module: nn.Module) -> tuple[Any, ...]:
     """Return the execution state of one module without its children."""
     buffers = [buffer for buffer in module._buffers.values() if buffer is not None]

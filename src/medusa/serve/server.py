@@ -12,6 +12,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from transformers import PreTrainedTokenizerBase
 
+from ..core.budget import bytes_per_token
 from ..core.engine import Engine
 from ..loading import MedusaModel
 from .answers import Answerer, AnswerError, Answers
@@ -53,7 +54,7 @@ class Server:
     ):
         self.settings, self.started = settings, int(time.time())
         self.metrics = Metrics(model.heads.config.num_heads)
-        self.worker = Worker(Engine(model, settings.max_rows), self.metrics.observe)
+        self.worker = Worker(engine_of(model, settings), self.metrics.observe)
         self.metrics.watch(self.worker)
         self.answerer = Answerer(model, tokenizer, self.worker, settings)
 
@@ -135,6 +136,15 @@ class Server:
         """Return the list of the one model."""
         model = {"id": self.settings.name, "object": "model", "created": self.started}
         return {"object": "list", "data": [{**model, "owned_by": "medusa"}]}
+
+
+def engine_of(model: MedusaModel, settings: ServerSettings) -> Engine:
+    """Return an engine whose caches keep to the settings' memory."""
+    if settings.cache_bytes is None:
+        return Engine(model, settings.max_rows)
+    tokens = settings.cache_bytes // bytes_per_token(model)
+    prefixes = int(tokens * settings.prefix_share)
+    return Engine(model, settings.max_rows, cache_tokens=tokens, prefix_tokens=prefixes)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -17,7 +17,7 @@ def usage(answers: Answers) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": max(getattr(row, "cached", 0) for row in rows)},
+        "prompt_tokens_details": {"cached_tokens": max(row.cached for row in rows)},
         "medusa": medusa_figures(answers),
     }
 
