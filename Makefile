@@ -52,7 +52,7 @@ reproduce-training: $(STAMP) ## Train the embedded model in all ways and compare
 
 clean: ## Delete .venv, caches and build outputs
 	rm -rf $(VENV) .venv-oldest .venv-newest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks tools scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks tools scripts deploy -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt scripts/create-venv.sh scripts/install-torch.sh
 	@PYTHON="$(PYTHON)" bash scripts/create-venv.sh $(VENV)
