@@ -19,12 +19,14 @@ def encode_chat(
     messages: list[dict[str, Any]],
     template: str | None = None,
     tools: list[dict[str, Any]] | None = None,
+    unfinished: bool = False,
 ) -> Tensor:
     """Return token ids [1, P] of a conversation, up to where the assistant's answer begins.
 
     Args:
         template: Jinja text of a chat template; by default the tokenizer's own.
         tools: functions that the model may call, in OpenAI's form.
+        unfinished: the last message is the assistant's, and the answer continues it.
 
     Raises:
         ValueError: the chat template refuses the conversation.
@@ -34,7 +36,8 @@ def encode_chat(
             messages,
             tools=tools,
             chat_template=template,
-            add_generation_prompt=True,
+            add_generation_prompt=not unfinished,
+            continue_final_message=unfinished,
             return_dict=True,
             return_tensors="pt",
         )["input_ids"]
@@ -67,10 +70,15 @@ class Detokenizer:
     The cost of a piece does not grow with the text: only tokens since the piece before the last
     one are decoded again. They are needed because the text of a token may depend on the token
     before it, such as a space in front of a word.
+
+    Args:
+        kept: special tokens that are part of the text; other special tokens are left out.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kept: Sequence[str] = ()):
         self.tokenizer = tokenizer
+        # decode leaves out all special tokens or none; here some of them may stay
+        self._left_out = _special_ids(tokenizer, kept) if kept else None
         self._ids: list[int] = []
         self._returned = 0  # how many of these tokens have been returned as text
 
@@ -92,9 +100,20 @@ class Detokenizer:
         return rest
 
     def _decode(self, ids: list[int]) -> str:
+        skip = self._left_out is None
+        shown = ids if self._left_out is None else [id for id in ids if id not in self._left_out]
         return str(
-            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self.tokenizer.decode(
+                shown, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
         )
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, kept: Sequence[str]) -> set[int]:
+    """Return the ids of all special tokens but some."""
+    added = {id: str(each) for id, each in tokenizer.added_tokens_decoder.items() if each.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {id for id, text in {**added, **named}.items() if text not in kept}
 
 
 def stream_text(

@@ -1,1 +1,1 @@
-"""An HTTP server that decodes with Medusa: OpenAI's protocol over the engine."""
+"""An HTTP server that decodes with Medusa: OpenAI's and Anthropic's protocols over the engine."""

@@ -176,6 +176,7 @@ class Answerer:
         *,
         processors: Sequence[LogitsProcessor] = (),
         logprobs: int | None = None,
+        kept: Sequence[str] = (),
     ) -> Answers:
         """Begin to answer a prompt.
 
@@ -184,6 +185,7 @@ class Answerer:
             wanted: limits and sampling.
             processors: further logits processors, such as grammars.
             logprobs: number of most probable tokens to report for each token; None reports none.
+            kept: special tokens that are part of the text.
 
         Raises:
             WorkerError: the server is shutting down, or its engine has failed.
@@ -192,13 +194,13 @@ class Answerer:
         events: Events = asyncio.Queue()
         found: dict[int, Answer] = {}
         try:
-            for index in range(wanted.n or 1):
+            for index in range(wanted.count):
                 request = self._request(ids, wanted, processors, logprobs, index)
                 row = self.worker.submit(request, events)
                 found[row.number] = Answer(
                     index,
                     row,
-                    Detokenizer(self.tokenizer),
+                    Detokenizer(self.tokenizer, kept),
                     Shown(wanted.stops),
                     wanted.medusa.stream_token_by_token,
                 )

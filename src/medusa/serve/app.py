@@ -21,6 +21,10 @@ from .chat_fields import ChatRequest
 from .completions import CompletionRequest, begin_completion
 from .errors import ApiError
 from .guard import Guard
+from .messages import begin_message, count_tokens
+from .messages_fields import CountRequest, MessagesRequest
+from .responses import begin_response
+from .responses_fields import ResponsesRequest
 from .server import Server
 from .settings import ServerSettings
 
@@ -75,6 +79,21 @@ def _add_answers(app: FastAPI, server: Server) -> None:
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
         return await server.reply(begin_completion, body, request)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation in OpenAI's newer protocol."""
+        return await server.reply(begin_response, body, request)
+
+    @app.post("/v1/messages")
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        """Answer a conversation in Anthropic's protocol."""
+        return await server.reply(begin_message, body, request)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count(body: CountRequest) -> dict[str, int]:
+        """Return the number of tokens of a conversation."""
+        return server.begun(count_tokens, body)
 
 
 def _add_facts(app: FastAPI, server: Server) -> None:

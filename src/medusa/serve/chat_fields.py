@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .fields import MOST_LOGPROBS, Fields, Sampling
+from .fields import MOST_LOGPROBS, Fields, Sampling, as_parts
 
 
 class TextPart(Fields):
@@ -14,6 +14,10 @@ class TextPart(Fields):
 
     type: Literal["text"]
     text: str
+
+
+Texts = Annotated[list[TextPart], as_parts("text")]
+"""A text, or a list of parts."""
 
 
 class FunctionCall(Fields):
@@ -36,7 +40,7 @@ class Message(Fields):
     """A message of a conversation, of whatever role."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Texts | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -45,9 +49,7 @@ class Message(Fields):
     @property
     def text(self) -> str:
         """The content as one text."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or ())
 
 
 class Function(Fields):

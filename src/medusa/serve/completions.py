@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
-from uuid import uuid4
 
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from ..text import encode_text
-from .answers import Answerer, Answers, Token
-from .chat import REASONS
+from .answers import Answerer, Token
+from .choices import Choice, Choices
 from .errors import ApiError
-from .events import event
 from .fields import MOST_LOGPROBS, Sampling
-from .steps import step_fields
-from .usage import usage
+from .reading import Part, Reading
 
 Ids = Annotated[list[int], Field(min_length=1)]
 
@@ -31,64 +26,25 @@ class CompletionRequest(Sampling):
 
 
 @dataclass
-class Completion:
+class Completion(Choices):
     """A completion request that is being answered."""
 
     request: CompletionRequest
-    answers: Answers
-    tokenizer: PreTrainedTokenizerBase
-    id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
     _offsets: dict[int, int] = field(default_factory=dict)
 
-    async def whole(self) -> dict[str, Any]:
-        """Return the response when all answers have ended."""
-        count = len(self.answers.answers)
-        texts, reasons = [""] * count, ["stop"] * count
-        tokens: list[list[Token]] = [[] for _ in range(count)]
-        async for piece in self.answers:
-            texts[piece.index] += piece.text
-            tokens[piece.index] += piece.tokens
-            if piece.finish_reason is not None:
-                reasons[piece.index] = REASONS.get(piece.finish_reason, piece.finish_reason)
-        choices = [
-            self._choice(index, texts[index], reasons[index], tokens[index])
-            for index in range(count)
-        ]
-        return {**self._head(), "choices": choices, "usage": usage(self.answers)}
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """Yield the chunks of the answers."""
-        async for piece in self.answers:
-            reason = piece.finish_reason and REASONS.get(piece.finish_reason, piece.finish_reason)
-            choice = self._choice(piece.index, piece.text, reason, piece.tokens)
-            chunk = {**self._head(), "choices": [choice]}
-            if self.request.medusa.steps:
-                steps = self.answers.answers[piece.index].steps
-                chunk["medusa"] = step_fields(piece, steps, self.tokenizer)
-            yield event(chunk)
-        options = self.request.stream_options
-        if options is not None and options.include_usage:
-            yield event({**self._head(), "choices": [], "usage": usage(self.answers)})
-        yield event("[DONE]")
-
-    def _head(self) -> dict[str, Any]:
+    def whole_choice(self, part: Part) -> Choice:
+        """Return the choice of a whole answer, or of a part."""
         return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.request.model,
+            "index": part.index,
+            "text": part.text,
+            "logprobs": self._logprobs(part.index, part.tokens),
+            "finish_reason": part.reason,
         }
 
-    def _choice(
-        self, index: int, text: str, reason: str | None, tokens: Sequence[Token]
-    ) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, tokens),
-            "finish_reason": reason,
-        }
+    def choices(self, part: Part) -> list[Choice]:
+        """Return the choice of the chunk for a part."""
+        return [self.whole_choice(part)]
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if self.request.logprobs is None:
@@ -125,4 +81,4 @@ def begin_completion(answerer: Answerer, request: CompletionRequest) -> Completi
     if not ids:
         raise ApiError(400, "the prompt is empty", "prompt")
     answers = answerer.answer(ids, request, logprobs=request.logprobs)
-    return Completion(request, answers, answerer.tokenizer)
+    return Completion(request, Reading(answers), answerer.tokenizer)

@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's protocol."""
+"""Errors in the shapes of OpenAI's and Anthropic's protocols."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-"""Types of errors by status; other statuses below 500 are invalid requests."""
+"""OpenAI's types of errors by status; other statuses below 500 are invalid requests."""
+ANTHROPIC_KINDS = {
+    **KINDS,
+    403: "permission_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+ANTHROPIC_PATH = "/v1/messages"
 
 
 class ApiError(Exception):
@@ -39,17 +47,19 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     @property
-    def kind(self) -> str:
-        """The type of the error in the protocol."""
-        return KINDS.get(
-            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
-        )
-
-    @property
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's clients read it."""
-        fields = {"message": self.message, "type": self.kind, "param": self.param}
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = KINDS.get(self.status, other)
+        fields = {"message": self.message, "type": kind, "param": self.param}
         return {"error": {**fields, "code": self.code}}
+
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error as Anthropic's clients read it."""
+        other = "api_error" if self.status >= 500 else "invalid_request_error"
+        kind = ANTHROPIC_KINDS.get(self.status, other)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -67,32 +77,36 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     return ApiError(400, message, param, code)
 
 
-def response(error: ApiError) -> JSONResponse:
-    """Return the response for an error."""
+def response(error: ApiError, path: str) -> JSONResponse:
+    """Return the response for an error, in the shape of the protocol that a path belongs to."""
+    if path.startswith(ANTHROPIC_PATH):
+        # a server that cannot answer now has a status of its own in this protocol
+        status = 529 if error.status == 503 else error.status
+        return JSONResponse(error.anthropic_body, status, headers=error.headers)
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     """Answer with the error."""
     assert isinstance(error, ApiError)
-    return response(error)
+    return response(error, request.url.path)
 
 
-async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that does not have the fields of its endpoint."""
     assert isinstance(error, (RequestValidationError, ValidationError))
-    return response(of_validation(error.errors()))
+    return response(of_validation(error.errors()), request.url.path)
 
 
-async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unknown path or method."""
     assert isinstance(error, HTTPException)
-    return response(ApiError(error.status_code, str(error.detail)))
+    return response(ApiError(error.status_code, str(error.detail)), request.url.path)
 
 
-async def on_fault(_: Request, error: Exception) -> JSONResponse:
+async def on_fault(request: Request, error: Exception) -> JSONResponse:
     """Answer after an error that nothing else handles; the traceback goes to the log."""
-    return response(unexpected(error))
+    return response(unexpected(error), request.url.path)
 
 
 def unexpected(error: Exception) -> ApiError:

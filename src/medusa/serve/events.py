@@ -27,23 +27,30 @@ def event(data: Any, name: str | None = None) -> bytes:
     return f"{head}data: {text}\n\n".encode()
 
 
+def typed(data: dict[str, Any]) -> bytes:
+    """Return an event whose name is the type of its data."""
+    return event(data, data["type"])
+
+
 def streamed(
     events: AsyncIterator[bytes],
     cancel: Callable[[], None],
     failed: Callable[[ApiError], bytes],
     keep_alive: float,
+    ping: bytes = KEEP_ALIVE,
 ) -> EventSourceResponse:
     """Return a response that streams events.
 
     Args:
         cancel: called when the stream has ended, or its client has gone.
         failed: returns the event that tells of an error, after which the stream ends.
-        keep_alive: seconds without an event after which a comment is sent.
+        keep_alive: seconds without an event after which `ping` is sent.
+        ping: an event, or a comment, that has no effect.
     """
 
     async def body() -> AsyncIterator[bytes]:
         try:
-            async for each in kept_alive(events, keep_alive):
+            async for each in kept_alive(events, keep_alive, ping):
                 yield each
         except (AnswerError, WorkerError) as error:
             yield failed(of_failure(error))
@@ -61,8 +68,10 @@ def of_failure(error: Exception) -> ApiError:
     return ApiError(503 if isinstance(error, WorkerError) else 500, str(error))
 
 
-async def kept_alive(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """Yield events, and a comment whenever none came for some seconds."""
+async def kept_alive(
+    events: AsyncIterator[bytes], seconds: float, ping: bytes
+) -> AsyncIterator[bytes]:
+    """Yield events, and a ping whenever none came for some seconds."""
     iterator = aiter(events)
     pending: asyncio.Task[bytes] | None = None
     try:
@@ -70,7 +79,7 @@ async def kept_alive(events: AsyncIterator[bytes], seconds: float) -> AsyncItera
             pending = pending or asyncio.ensure_future(anext(iterator))
             done, _ = await asyncio.wait({pending}, timeout=seconds)
             if not done:
-                yield KEEP_ALIVE
+                yield ping
                 continue
             try:
                 each = pending.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MOST_ANSWERS, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
 
@@ -15,18 +15,35 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class MedusaFields(Fields):
-    """How Medusa takes part in an answer; not a part of OpenAI's protocol.
+def as_parts(kind: str) -> BeforeValidator:
+    """Return a validator that turns a text into a list of one part."""
+
+    def parts(value: Any) -> Any:
+        return [{"type": kind, "text": value}] if isinstance(value, str) else value
+
+    return BeforeValidator(parts, json_schema_input_type=str | list[dict[str, Any]])
+
+
+class MedusaSwitches(Fields):
+    """How Medusa takes part in an answer; not a part of the protocols.
 
     Attributes:
         enabled: verify trees of candidates; otherwise decode plainly.
         stream_token_by_token: send a chunk for each token. By default a chunk holds the tokens of
             a step, so that the sizes of chunks show how many candidates were accepted.
-        steps: describe each step in its chunk.
     """
 
     enabled: bool = True
     stream_token_by_token: bool = False
+
+
+class MedusaFields(MedusaSwitches):
+    """How Medusa takes part in an answer, and what its chunks tell of it.
+
+    Attributes:
+        steps: describe each step in its chunk.
+    """
+
     steps: bool = False
 
 
@@ -42,13 +59,24 @@ class StreamOptions(Fields):
     include_obfuscation: Literal[False] | None = None
 
 
-class Sampling(Fields):
+class Body(Fields):
+    """Fields of every request that wants answers."""
+
+    model: str
+    stream: bool | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of answers wanted."""
+        return 1
+
+
+class Sampling(Body):
     """Fields that chats and completions share.
 
     Fields that are left out take the values of the model's generation configuration.
     """
 
-    model: str
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -61,7 +89,6 @@ class Sampling(Fields):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -72,6 +99,11 @@ class Sampling(Fields):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: set stream to true, or leave it out")
         return self
+
+    @property
+    def count(self) -> int:
+        """The number of answers wanted."""
+        return self.n or 1
 
     @property
     def stops(self) -> list[str]:

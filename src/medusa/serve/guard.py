@@ -52,7 +52,7 @@ class Guard:
             self._check(scope, headers)
             await self.app(scope, self._bounded(receive), marked)
         except ApiError as error:
-            await response(error)(scope, receive, marked)
+            await response(error, scope["path"])(scope, receive, marked)
         finally:
             logger.log(
                 logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO,

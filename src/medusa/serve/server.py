@@ -6,19 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from ..core.budget import bytes_per_token
 from ..core.engine import Engine
 from ..loading import MedusaModel
 from .answers import Answerer, AnswerError, Answers
-from .errors import ApiError
-from .events import event, of_failure, streamed
-from .fields import Sampling
+from .errors import ApiError, of_validation
+from .events import of_failure, streamed
+from .fields import Body, Sampling
 from .metrics import Metrics
 from .settings import ServerSettings
 from .worker import Worker, WorkerError
@@ -26,19 +27,30 @@ from .worker import Worker, WorkerError
 GRACE = 30.0
 """Seconds that requests under way have to end when the server stops."""
 T = TypeVar("T")
-R = TypeVar("R", bound=Sampling)
+R = TypeVar("R", bound=Body)
 
 
 class Reply(Protocol):
-    """An answer in the form of a protocol."""
+    """An answer in the form of a protocol.
 
-    answers: Answers
+    Attributes:
+        ping: sent in a stream that has nothing to say for long.
+    """
+
+    ping: ClassVar[bytes]
+
+    @property
+    def answers(self) -> Answers:
+        """The answers under way."""
 
     async def whole(self) -> dict[str, Any]:
         """Return the response when the answer has ended."""
 
     def events(self) -> AsyncIterator[bytes]:
         """Yield the events of a stream."""
+
+    def failed(self, error: ApiError) -> bytes:
+        """Return the end of a stream that failed."""
 
 
 class Server:
@@ -81,19 +93,15 @@ class Server:
         Raises:
             ApiError: the request cannot be served.
         """
-        self._check(wanted)
-        try:
-            reply = begin(self.answerer, wanted)
-        except (ValueError, ImportError) as error:
-            raise ApiError(400, str(error)) from error
-        except WorkerError as error:
-            raise of_failure(error) from error
+        self._check_room(wanted.count)
+        reply = self.begun(begin, wanted)
         if wanted.stream:
             return streamed(
                 reply.events(),
                 reply.answers.cancel,
-                lambda error: event(error.body),
+                reply.failed,
                 self.settings.keep_alive,
+                reply.ping,
             )
         try:
             return JSONResponse(await unless_gone(request, reply.whole()))
@@ -102,8 +110,13 @@ class Server:
         finally:
             reply.answers.cancel()
 
-    def _check(self, wanted: Sampling) -> None:
-        name, most = self.settings.name, self.settings.max_waiting
+    def begun(self, begin: Callable[[Answerer, R], T], wanted: R) -> T:
+        """Return what a function of a request returns, or makes the model begin.
+
+        Raises:
+            ApiError: the request names another model, or the function failed.
+        """
+        name = self.settings.name
         if wanted.model != name:
             raise ApiError(
                 404,
@@ -111,7 +124,18 @@ class Server:
                 "model",
                 "model_not_found",
             )
-        if self.worker.waiting + (wanted.n or 1) > most:
+        try:
+            return begin(self.answerer, wanted)
+        except ValidationError as error:
+            raise of_validation(error.errors()) from error
+        except (ValueError, ImportError) as error:
+            raise ApiError(400, str(error)) from error
+        except WorkerError as error:
+            raise of_failure(error) from error
+
+    def _check_room(self, count: int) -> None:
+        most = self.settings.max_waiting
+        if self.worker.waiting + count > most:
             raise ApiError(
                 429, f"{most} requests wait already: try again later", headers={"Retry-After": "1"}
             )

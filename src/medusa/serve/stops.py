@@ -37,16 +37,20 @@ class Shown:
 
     Args:
         strings: texts that end the answer.
+
+    Attributes:
+        found: the stop string that has ended the text; None before.
     """
 
     def __init__(self, strings: Sequence[str]):
         self.strings = strings
+        self.found: str | None = None
         self._held = ""
 
     def push(self, text: str) -> str:
         """Add text; return what may be shown of it and of what was held back."""
         text = self._held + text
-        end = min((text.find(each) for each in self.strings if each in text), default=None)
+        end = self._end(text)
         if end is not None:
             self._held = text[end:]
             return text[:end]
@@ -56,9 +60,14 @@ class Shown:
 
     def flush(self) -> str:
         """Return what is held back, up to a stop string, when the answer has ended."""
-        ends = [self._held.find(each) for each in self.strings if each in self._held]
-        text, self._held = self._held[: min(ends, default=len(self._held))], ""
+        text, self._held = self._held[: self._end(self._held)], ""
         return text
+
+    def _end(self, text: str) -> int | None:
+        """Return where the first stop string begins; None if there is none."""
+        places = [(text.find(each), each) for each in self.strings if each in text]
+        end, self.found = min(places, default=(None, self.found))
+        return end
 
 
 def beginning(text: str, string: str) -> int:

@@ -1,23 +1,62 @@
-"""Numbers of tokens and steps of an answer, as the protocol reports them."""
+"""Numbers of tokens and steps of an answer, as the protocols report them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from .answers import Answers
 
 
-def usage(answers: Answers) -> dict[str, Any]:
-    """Return the protocol's `usage`, with Medusa's figures under `medusa`."""
+class Counts(NamedTuple):
+    """Tokens of a prompt, those of them whose states were cached, and tokens of its answers."""
+
+    prompt: int
+    cached: int
+    new: int
+
+
+def counts(answers: Answers) -> Counts:
+    """Return the numbers of tokens so far."""
     rows = [each.row for each in answers.answers]
     prompt = len(rows[0].request.ids)
-    new = sum(len(row.ids) - len(row.request.ids) for row in rows)
+    cached = max(row.cached for row in rows)
+    return Counts(prompt, cached, sum(len(row.ids) - len(row.request.ids) for row in rows))
+
+
+def usage(answers: Answers) -> dict[str, Any]:
+    """Return `usage` of chats and completions, with Medusa's figures under `medusa`."""
+    found = counts(answers)
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": new,
-        "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": max(row.cached for row in rows)},
+        "prompt_tokens": found.prompt,
+        "completion_tokens": found.new,
+        "total_tokens": found.prompt + found.new,
+        "prompt_tokens_details": {"cached_tokens": found.cached},
+        "medusa": medusa_figures(answers),
+    }
+
+
+def responses_usage(answers: Answers) -> dict[str, Any]:
+    """Return `usage` of responses."""
+    found = counts(answers)
+    return {
+        "input_tokens": found.prompt,
+        "input_tokens_details": {"cached_tokens": found.cached, "cache_write_tokens": 0},
+        "output_tokens": found.new,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": found.prompt + found.new,
+        "medusa": medusa_figures(answers),
+    }
+
+
+def messages_usage(answers: Answers) -> dict[str, Any]:
+    """Return `usage` of messages; their input tokens are those that were not cached."""
+    found = counts(answers)
+    return {
+        "input_tokens": found.prompt - found.cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": found.cached,
+        "output_tokens": found.new,
         "medusa": medusa_figures(answers),
     }
 
