@@ -261,7 +261,8 @@ def test_the_page_says_when_the_server_goes_away_and_when_it_is_back(browser):
 
 def test_markdown_makes_elements_and_never_html(page):
     text = (
-        "# Title\n\nfor x in y:\n    print(x)\n\nSome **bold**, *italic*, `co<de>` and <img src=x onerror=alert(1)>.\n"
+        "# Title\n\nfor x in y:\n    print(x)\n\n"
+        "Some **bold**, *italic*, `co<de>` and <img src=x onerror=alert(1)>.\n"
         "- one\n  - two\n\n1. first\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n"
         "[good](https://example.org) [bad](javascript:alert(1))\n```python\nx = '<b>'\n"
     )

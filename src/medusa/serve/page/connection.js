@@ -40,39 +40,49 @@ export class Connection {
     }
     const tree = state.tree_nodes > 1 ? `trees of ${state.tree_nodes} nodes` : "no Medusa heads";
     this.say(`${this.model}: ready, ${tree}`);
-    this.parts.alert.textContent = "";
+    this.warn("");
     this.change(true);
   }
 
   /** Show an error of a request, and find out whether the server is still there. */
   failed(error) {
-    if (error instanceof Refused && error.status === 401) this.askKey(error.message);
-    else if (error instanceof Refused) this.parts.alert.textContent = error.message;
+    if (error instanceof Refused && error.status === 401) this.askKey();
+    else if (error instanceof Refused) this.warn(error.message);
     else this.lost("The server does not answer. It may have been stopped, or the network is down.");
   }
 
-  askKey(message) {
+  askKey() {
     this.model = null;
     this.parts.keyForm.hidden = false;
-    this.parts.alert.textContent = `The server wants an API key: ${message}.`;
+    this.warn("The server wants an API key; it is missing or wrong.");
     this.say("API key needed");
     this.change(false);
   }
 
   lost(reason) {
     this.model = null; // the server may come back with another model
-    this.parts.alert.textContent = `${reason} This page tries again until it is back.`;
+    this.warn(`${reason} This page tries again until it is back.`);
     this.say("not connected");
     this.change(false);
   }
 
-  /** Show the state; screen readers hear only changes. */
+  /** Show the state. */
   say(text) {
-    if (this.parts.state.textContent !== text) this.parts.state.textContent = text;
+    show(this.parts.state, text);
+  }
+
+  /** Show what is wrong; an empty text removes it. */
+  warn(text) {
+    show(this.parts.alert, text);
   }
 
   change(ready) {
     this.ready = ready;
     this.onChange();
   }
+}
+
+/** Show a text, unless it is there: screen readers hear only changes. */
+function show(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }

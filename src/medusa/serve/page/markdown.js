@@ -1,6 +1,6 @@
 // A small Markdown renderer. It makes DOM nodes, so that a model's text is never read as HTML.
-// Line breaks and indents in a paragraph stay, because models rely on them. Pictures become links: the page loads
-// nothing from elsewhere.
+// Line breaks and indents in a paragraph stay, because models rely on them. Pictures become links:
+// the page loads nothing from elsewhere.
 
 import { element } from "./dom.js";
 import { inline } from "./inline.js";
