@@ -44,7 +44,6 @@ def create_app(model: MedusaModel, tokenizer: Any, settings: ServerSettings) -> 
             ApiError: errors.on_api_error,
             RequestValidationError: errors.on_invalid,
             HTTPException: errors.on_http_error,
-            Exception: errors.on_fault,
         },
     )
     app.state.server = server

@@ -35,7 +35,9 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.code = status, code
+        self.message = printable(message)
+        self.param = None if param is None else printable(param)
         self.headers = dict(headers or {})
 
     @property
@@ -50,6 +52,11 @@ class ApiError(Exception):
         """The error as OpenAI's clients read it."""
         fields = {"message": self.message, "type": self.kind, "param": self.param}
         return {"error": {**fields, "code": self.code}}
+
+
+def printable(text: str) -> str:
+    """Return text that UTF-8 can hold: half characters, which JSON may contain, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -84,15 +91,13 @@ async def on_invalid(_: Request, error: Exception) -> JSONResponse:
     return response(of_validation(error.errors()))
 
 
-async def on_http_error(_: Request, error: Exception) -> JSONResponse:
-    """Answer an unknown path or method."""
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    return response(ApiError(error.status_code, str(error.detail)))
-
-
-async def on_fault(_: Request, error: Exception) -> JSONResponse:
-    """Answer after an error that nothing else handles; the traceback goes to the log."""
-    return response(unexpected(error))
+    message, code = str(error.detail), None
+    if error.status_code in (404, 405):
+        message, code = f"there is no {request.method} {request.url.path} here", "unknown_url"
+    return response(ApiError(error.status_code, message, None, code, error.headers))
 
 
 def unexpected(error: Exception) -> ApiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -53,21 +54,25 @@ class Server:
     ):
         self.settings, self.started = settings, int(time.time())
         self.metrics = Metrics(model.heads.config.num_heads)
-        self.worker = Worker(Engine(model, settings.max_rows), self.metrics.observe)
+        self.worker = Worker(Engine(model, settings.max_rows))
         self.metrics.watch(self.worker)
         self.answerer = Answerer(model, tokenizer, self.worker, settings)
+        # one thread, because tokenizers do not bear several
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
         """Run the worker; answer one token first, so that compiling delays no request."""
         self.worker.start()
-        first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
-        async for _piece in self.answerer.answer([0], first):
-            pass
         try:
+            first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
+            async for _piece in self.answerer.answer([0], first):
+                pass
+            self.worker.observe = self.metrics.observe
             yield
         finally:
             await self.worker.stop(GRACE)
+            self._preparing.shutdown(wait=False)
 
     async def reply(
         self, begin: Callable[[Answerer, R], Reply], wanted: R, request: Request
@@ -80,9 +85,11 @@ class Server:
         Raises:
             ApiError: the request cannot be served.
         """
-        self._check(wanted)
         try:
-            reply = begin(self.answerer, wanted)
+            # in another thread, because long prompts and large schemas take their time
+            reply = await asyncio.get_running_loop().run_in_executor(
+                self._preparing, self._begin, begin, wanted
+            )
         except (ValueError, ImportError) as error:
             raise ApiError(400, str(error)) from error
         except WorkerError as error:
@@ -101,8 +108,13 @@ class Server:
         finally:
             reply.answers.cancel()
 
+    def _begin(self, begin: Callable[[Answerer, R], Reply], wanted: R) -> Reply:
+        self._check(wanted)
+        return begin(self.answerer, wanted)
+
     def _check(self, wanted: Sampling) -> None:
-        name, most = self.settings.name, self.settings.max_waiting
+        """Refuse a request for another model, or one that finds no place."""
+        name, count = self.settings.name, wanted.n or 1
         if wanted.model != name:
             raise ApiError(
                 404,
@@ -110,9 +122,15 @@ class Server:
                 "model",
                 "model_not_found",
             )
-        if self.worker.waiting + (wanted.n or 1) > most:
+        most = self.settings.max_rows + self.settings.max_waiting
+        if count > most:
+            raise ApiError(400, f"n: this server gives at most {most} answers at a time", "n")
+        if self.worker.healthy and self.worker.active + count > most:
             raise ApiError(
-                429, f"{most} requests wait already: try again later", headers={"Retry-After": "1"}
+                429,
+                f"{self.worker.active} requests run or wait, and this server takes {most}: try "
+                "again later",
+                headers={"Retry-After": "1"},
             )
 
     def health(self) -> JSONResponse:
