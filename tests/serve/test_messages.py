@@ -57,6 +57,11 @@ def test_a_stream_is_the_same_message(client):
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+def read(message):
+    """Return the tokens of a message's prompt."""
+    return message.usage.input_tokens + message.usage.cache_read_input_tokens
+
+
 def test_blocks_and_a_system_prompt_are_texts(client):
     mark = {"cache_control": {"type": "ephemeral"}}
     half = len(PROMPT) // 2
@@ -64,9 +69,9 @@ def test_blocks_and_a_system_prompt_are_texts(client):
     blocks[1] |= mark
     assert ask(client, blocks).content[0].text == ask(client).content[0].text
     systems = ("Be brief.", [{"type": "text", "text": "Be brief.", **mark}])
-    counts = {ask(client, system=each).usage.input_tokens for each in systems}
+    counts = {read(ask(client, system=each)) for each in systems}
     assert len(counts) == 1
-    assert counts.pop() > ask(client).usage.input_tokens
+    assert counts.pop() > read(ask(client))
 
 
 def test_the_stop_sequence_is_named(client):
@@ -93,7 +98,7 @@ def test_a_last_message_of_the_assistant_is_continued(client):
 def test_tokens_are_counted(client):
     messages = [{"role": "user", "content": PROMPT}]
     counted = client.messages.count_tokens(model="demo", messages=messages)
-    assert counted.input_tokens == ask(client).usage.input_tokens
+    assert counted.input_tokens == read(ask(client))
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,8 @@ class ServeOptions:
 def serve(options: ServeOptions, model: ModelOptions) -> None:
     """Answer requests over HTTP, in OpenAI's protocol, until Ctrl-C."""
     try:
-        import uvicorn
-
         from ..serve.app import create_app
+        from ..serve.listening import Listener
     except ImportError as error:
         raise ImportError(
             f"{error.name} is not installed: pip install 'medusa-decoding[serve]'"
@@ -95,4 +94,4 @@ def serve(options: ServeOptions, model: ModelOptions) -> None:
     note(
         f"http://{options.host}:{options.port} serves {options.name or model.model}; Ctrl-C ends it"
     )
-    uvicorn.run(app, host=options.host, port=options.port, log_config=None, access_log=False)
+    Listener(app, options.host, options.port).run()

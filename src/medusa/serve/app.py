@@ -48,7 +48,6 @@ def create_app(model: MedusaModel, tokenizer: Any, settings: ServerSettings) -> 
             ApiError: errors.on_api_error,
             RequestValidationError: errors.on_invalid,
             HTTPException: errors.on_http_error,
-            Exception: errors.on_fault,
         },
     )
     app.state.server = server
@@ -93,7 +92,7 @@ def _add_answers(app: FastAPI, server: Server) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count(body: CountRequest) -> dict[str, int]:
         """Return the number of tokens of a conversation."""
-        return server.begun(count_tokens, body)
+        return await server.begun(count_tokens, body)
 
 
 def _add_facts(app: FastAPI, server: Server) -> None:

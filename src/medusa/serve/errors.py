@@ -43,7 +43,9 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.code = status, code
+        self.message = printable(message)
+        self.param = None if param is None else printable(param)
         self.headers = dict(headers or {})
 
     @property
@@ -60,6 +62,11 @@ class ApiError(Exception):
         other = "api_error" if self.status >= 500 else "invalid_request_error"
         kind = ANTHROPIC_KINDS.get(self.status, other)
         return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+
+def printable(text: str) -> str:
+    """Return text that UTF-8 can hold: half characters, which JSON may contain, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -99,14 +106,13 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer an unknown path or method."""
+    """Answer an unknown path or method, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    return response(ApiError(error.status_code, str(error.detail)), request.url.path)
-
-
-async def on_fault(request: Request, error: Exception) -> JSONResponse:
-    """Answer after an error that nothing else handles; the traceback goes to the log."""
-    return response(unexpected(error), request.url.path)
+    message, code = str(error.detail), None
+    if error.status_code in (404, 405):
+        message, code = f"there is no {request.method} {request.url.path} here", "unknown_url"
+    found = ApiError(error.status_code, message, None, code, error.headers)
+    return response(found, request.url.path)
 
 
 def unexpected(error: Exception) -> ApiError:

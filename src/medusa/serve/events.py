@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from .answers import AnswerError
 from .errors import ApiError, unexpected
@@ -18,6 +19,27 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Stream(EventSourceResponse):
+    """A response that streams events.
+
+    Args:
+        events: the events.
+        ended: called once the stream has ended, or its client has gone, even before its first
+            event.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], ended: Callable[[], None]):
+        super().__init__(events, headers=HEADERS)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 def event(data: Any, name: str | None = None) -> bytes:
@@ -38,8 +60,8 @@ def streamed(
     failed: Callable[[ApiError], bytes],
     keep_alive: float,
     ping: bytes = KEEP_ALIVE,
-) -> EventSourceResponse:
-    """Return a response that streams events.
+) -> Stream:
+    """Return a response that streams events, and ends properly when an answer fails.
 
     Args:
         cancel: called when the stream has ended, or its client has gone.
@@ -57,10 +79,8 @@ def streamed(
         except Exception as error:  # a fault of the server: the stream ends properly even so
             logger.exception("a stream failed")
             yield failed(unexpected(error))
-        finally:
-            cancel()
 
-    return EventSourceResponse(body(), headers=HEADERS)
+    return Stream(body(), cancel)
 
 
 def of_failure(error: Exception) -> ApiError:

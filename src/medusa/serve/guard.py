@@ -12,14 +12,30 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, response
+from .errors import ApiError, response, unexpected
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/", "/health", "/page")
 """Paths that need no API key: the page asks for the key itself."""
-VALID_ID = re.compile(r"[\w.:-]{1,128}")
+VALID_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def request_id(headers: Headers) -> str:
+    """Return the id that a client gave its request, or a new one."""
+    given = headers.get("x-request-id", "")
+    return given if VALID_ID.fullmatch(given) else uuid4().hex
+
+
+def log_request(scope: Scope, number: str, status: int, seconds: float) -> None:
+    """Write a line about a request that has ended; status 0 stands for a response never begun."""
+    fields = {"id": number, "method": scope["method"], "path": scope["path"], "status": status}
+    logger.log(
+        logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO,
+        "request",
+        extra={"fields": {**fields, "seconds": round(seconds, 4)}},
+    )
 
 
 class Guard:
@@ -36,10 +52,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers, begin = Headers(scope=scope), time.perf_counter()
-        given = headers.get("x-request-id", "")
-        number = given if VALID_ID.fullmatch(given) else uuid4().hex
+        number, status = request_id(headers), 0
         scope.setdefault("state", {})["request_id"] = number
-        status = 0
 
         async def marked(message: Message) -> None:
             nonlocal status
@@ -53,20 +67,12 @@ class Guard:
             await self.app(scope, self._bounded(receive), marked)
         except ApiError as error:
             await response(error, scope["path"])(scope, receive, marked)
+        except Exception as error:
+            logger.exception("a request failed", extra={"fields": {"id": number}})
+            if not status:
+                await response(unexpected(error), scope["path"])(scope, receive, marked)
         finally:
-            logger.log(
-                logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO,
-                "request",
-                extra={
-                    "fields": {
-                        "id": number,
-                        "method": scope["method"],
-                        "path": scope["path"],
-                        "status": status,
-                        "seconds": round(time.perf_counter() - begin, 4),
-                    }
-                },
-            )
+            log_request(scope, number, status, time.perf_counter() - begin)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Refuse a request without the API key, or with a body that says it is too large."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -66,21 +67,25 @@ class Server:
     ):
         self.settings, self.started = settings, int(time.time())
         self.metrics = Metrics(model.heads.config.num_heads)
-        self.worker = Worker(engine_of(model, settings), self.metrics.observe)
+        self.worker = Worker(engine_of(model, settings))
         self.metrics.watch(self.worker)
         self.answerer = Answerer(model, tokenizer, self.worker, settings)
+        # one thread, because tokenizers do not bear several
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
         """Run the worker; answer one token first, so that compiling delays no request."""
         self.worker.start()
-        first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
-        async for _piece in self.answerer.answer([0], first):
-            pass
         try:
+            first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
+            async for _piece in self.answerer.answer([0], first):
+                pass
+            self.worker.observe = self.metrics.observe
             yield
         finally:
             await self.worker.stop(GRACE)
+            self._preparing.shutdown(wait=False)
 
     async def reply(
         self, begin: Callable[[Answerer, R], Reply], wanted: R, request: Request
@@ -94,7 +99,7 @@ class Server:
             ApiError: the request cannot be served.
         """
         self._check_room(wanted.count)
-        reply = self.begun(begin, wanted)
+        reply = await self.begun(begin, wanted)
         if wanted.stream:
             return streamed(
                 reply.events(),
@@ -110,13 +115,15 @@ class Server:
         finally:
             reply.answers.cancel()
 
-    def begun(self, begin: Callable[[Answerer, R], T], wanted: R) -> T:
+    async def begun(self, begin: Callable[[Answerer, R], T], wanted: R) -> T:
         """Return what a function of a request returns, or makes the model begin.
+
+        It runs in a thread of its own, because long prompts and large schemas take their time.
 
         Raises:
             ApiError: the request names another model, or the function failed.
         """
-        name = self.settings.name
+        name, loop = self.settings.name, asyncio.get_running_loop()
         if wanted.model != name:
             raise ApiError(
                 404,
@@ -125,7 +132,7 @@ class Server:
                 "model_not_found",
             )
         try:
-            return begin(self.answerer, wanted)
+            return await loop.run_in_executor(self._preparing, begin, self.answerer, wanted)
         except ValidationError as error:
             raise of_validation(error.errors()) from error
         except (ValueError, ImportError) as error:
@@ -134,10 +141,16 @@ class Server:
             raise of_failure(error) from error
 
     def _check_room(self, count: int) -> None:
-        most = self.settings.max_waiting
-        if self.worker.waiting + count > most:
+        """Refuse a request that finds no place."""
+        most = self.settings.max_rows + self.settings.max_waiting
+        if count > most:
+            raise ApiError(400, f"n: this server gives at most {most} answers at a time", "n")
+        if self.worker.healthy and self.worker.active + count > most:
             raise ApiError(
-                429, f"{most} requests wait already: try again later", headers={"Retry-After": "1"}
+                429,
+                f"{self.worker.active} requests run or wait, and this server takes {most}: try "
+                "again later",
+                headers={"Retry-After": "1"},
             )
 
     def health(self) -> JSONResponse:

@@ -1,0 +1,154 @@
+"""Tests of the worker over real HTTP: clients that go away, and faults of the model's steps."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx2
+import pytest
+from running import demo_app, prompts, running
+
+PROMPT = prompts(1)[0]
+
+
+@pytest.fixture
+def served(demo_model):
+    """A server of its own, and its address."""
+    app = demo_app(*demo_model, max_rows=2)
+    with running(app) as address:
+        yield app.state.server, address
+
+
+def body(tokens=20, **fields):
+    messages = [{"role": "user", "content": PROMPT}]
+    return {"model": "demo", "messages": messages, "max_tokens": tokens, "temperature": 0, **fields}
+
+
+def ask(address, **fields):
+    return httpx2.post(f"{address}/v1/chat/completions", json=body(**fields), timeout=60)
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def failing(engine, monkeypatch, times):
+    """Let the model's next steps fail."""
+    verify, left = engine.model.verify, [times]
+
+    def verify_or_fail(*arguments):
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("the device is broken")
+        return verify(*arguments)
+
+    monkeypatch.setattr(engine.model, "verify", verify_or_fail)
+
+
+@pytest.fixture
+def slow(served, monkeypatch):
+    """Make each step of the model take a while."""
+    model = served[0].worker.engine.model
+    verify = model.verify
+
+    def verify_slowly(*arguments):
+        time.sleep(0.05)
+        return verify(*arguments)
+
+    monkeypatch.setattr(model, "verify", verify_slowly)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.usefixtures("slow")
+def test_a_client_that_goes_away_frees_its_row(served, stream):
+    server, address = served
+    long = body(200, stream=stream, logit_bias={"0": -100}, medusa={"enabled": False})
+    url = f"{address}/v1/chat/completions"
+    with (
+        httpx2.Client(timeout=0.5) as client,  # too short for the whole answer
+        suppress(httpx2.TimeoutException),
+        client.stream("POST", url, json=long) as reply,
+    ):
+        next(reply.iter_lines())
+        assert stream
+        assert server.worker.active
+    until(lambda: not server.worker.engine.rows and not server.worker.active, 2)
+    assert ask(address).status_code == 200
+
+
+def test_a_step_that_fails_ends_its_requests_and_no_other(served, monkeypatch):
+    server, address = served
+    expected = ask(address).json()["choices"]
+    failing(server.worker.engine, monkeypatch, 1)
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda _: ask(address), range(6)))
+    failed = [each for each in replies if each.status_code == 500]
+    assert 1 <= len(failed) <= 2  # rows of the batch; the others waited
+    assert all("device is broken" in each.json()["error"]["message"] for each in failed)
+    good = [each.json()["choices"] for each in replies if each.status_code == 200]
+    assert good == [expected] * (6 - len(failed))
+
+
+def test_a_stream_whose_step_fails_ends_with_an_error(served, monkeypatch):
+    server, address = served
+    failing(server.worker.engine, monkeypatch, 1)
+    lines = ask(address, stream=True).text.strip().splitlines()
+    assert "device is broken" in lines[-1]
+    assert ask(address).status_code == 200
+
+
+def test_steps_that_keep_failing_end_the_server_s_work(served, monkeypatch):
+    server, address = served
+    failing(server.worker.engine, monkeypatch, 3)
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: ask(address), range(8)))
+    assert {each.status_code for each in replies} <= {500, 503}
+    assert any(each.status_code == 503 for each in replies)
+    health = httpx2.get(f"{address}/health")
+    assert health.status_code == 503
+    assert "device is broken" in health.json()["reason"]
+    assert ask(address).status_code == 503
+
+
+def test_a_fault_of_the_figures_harms_no_request(served):
+    server, address = served
+
+    def broken(events):
+        raise RuntimeError("no figures")
+
+    server.worker.observe = broken
+    assert ask(address).status_code == 200
+
+
+def test_a_fault_in_delivery_is_told_to_everybody(served, monkeypatch):
+    server, address = served
+
+    def broken(event):
+        raise RuntimeError("not delivered")
+
+    monkeypatch.setattr(server.worker, "_deliver_one", broken)
+    assert ask(address).status_code == 503
+    assert httpx2.get(f"{address}/health").status_code == 503
+
+
+@pytest.mark.parametrize("text", ['{"\\ud800": 1}', "[" * 100_000, '{"model": NaN}', "{", ""])
+def test_a_body_that_is_no_request_is_refused(served, text):
+    headers = {"content-type": "application/json"}
+    reply = httpx2.post(f"{served[1]}/v1/completions", content=text, headers=headers)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_more_requests_than_may_wait_are_refused(demo_model):
+    with running(demo_app(*demo_model, max_rows=1, max_waiting=0)) as address:
+        assert ask(address).status_code == 200
+        assert ask(address, n=2).status_code == 400
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda _: ask(address), range(8)))
+        refused = [each for each in replies if each.status_code == 429]
+        assert len(refused) + sum(each.status_code == 200 for each in replies) == 8
+        assert refused
+        assert all(each.headers["retry-after"] == "1" for each in refused)
