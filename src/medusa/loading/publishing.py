@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download
 from yaml import YAMLError
-from yaml import YAMLError
 
 from ..formats import card, names, native
 from ..formats.bases import Origin
