@@ -25,6 +25,9 @@ from .settings import ServerSettings
 from .stops import Shown, with_stop_strings
 from .worker import Events, Worker
 
+LEAST_TEMPERATURE = 1e-5
+"""Lower temperatures decode greedily: logits divided by them would overflow."""
+
 
 @dataclass(frozen=True)
 class Token:
@@ -245,6 +248,8 @@ class Answerer:
 
     def _check(self, ids: Sequence[int], wanted: Sampling) -> None:
         tokens = self.model.heads.config.vocab_size
+        if not 0 <= min(ids) <= max(ids) < tokens:
+            raise ValueError(f"prompt: token ids must lie in 0 to {tokens - 1}, the vocabulary")
         if wrong := [each for each in wanted.logit_bias or () if not 0 <= each < tokens]:
             raise ValueError(f"logit_bias: {wrong[0]} is no token of the model; it has {tokens}")
         most = self.settings.max_prompt
@@ -263,9 +268,9 @@ def generation_config(wanted: Sampling, settings: ServerSettings) -> GenerationC
     """Return the generation configuration of a request; the model's own fills what is left out."""
     given: dict[str, Any] = {"max_new_tokens": wanted.max_tokens or settings.max_new_tokens}
     if wanted.temperature is not None:
-        given["do_sample"] = wanted.temperature > 0
-    if wanted.temperature:
-        given["temperature"] = wanted.temperature
+        given["do_sample"] = wanted.temperature >= LEAST_TEMPERATURE
+        if given["do_sample"]:
+            given["temperature"] = wanted.temperature
     if wanted.top_k is not None:
         given["top_k"] = max(wanted.top_k, 0)  # -1 means the same in other servers
     for name in ("top_p", "min_p", "repetition_penalty"):

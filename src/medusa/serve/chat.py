@@ -8,7 +8,7 @@ from typing import Any
 
 from .answers import Answerer, Token
 from .chat_fields import ChatRequest, ToolCall
-from .choices import Choice, Choices
+from .choices import Choice, Choices, finite
 from .conversation import converse
 from .reading import Part
 
@@ -63,7 +63,7 @@ class Chat(Choices):
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.tokenizer.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}
 
 
 def _written(call: ToolCall) -> dict[str, Any]:

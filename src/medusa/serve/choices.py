@@ -20,6 +20,13 @@ from .steps import step_fields
 from .usage import usage
 
 Choice = dict[str, Any]
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have; OpenAI's server writes the same number."""
+
+
+def finite(logprob: float) -> float:
+    """Return a log-probability as JSON can hold it."""
+    return max(logprob, LEAST_LOGPROB)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..text import encode_text
 from .answers import Answerer, Token
-from .choices import Choice, Choices
+from .choices import Choice, Choices, finite
 from .errors import ApiError
 from .fields import MOST_LOGPROBS, Sampling
 from .reading import Part, Reading
@@ -58,8 +58,10 @@ class Completion(Choices):
             offset = self._offsets.get(index, 0)
             self._offsets[index] = offset + len(token.text)
             found["tokens"].append(decode([token.id]))
-            found["token_logprobs"].append(token.logprobs.logprob)
-            found["top_logprobs"].append({decode([each]): p for each, p in token.logprobs.top})
+            found["token_logprobs"].append(finite(token.logprobs.logprob))
+            found["top_logprobs"].append(
+                {decode([each]): finite(value) for each, value in token.logprobs.top}
+            )
             found["text_offset"].append(offset)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 MOST_ANSWERS, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
 
@@ -65,6 +66,14 @@ class Body(Fields):
     model: str
     stream: bool | None = None
 
+    @model_validator(mode="after")
+    def _holds_text(self) -> Self:
+        try:
+            self.model_dump_json()
+        except ValueError as error:  # half of a surrogate pair, or values nested without end
+            raise ValueError(f"the body cannot be written as JSON in UTF-8: {error}") from error
+        return self
+
     @property
     def count(self) -> int:
         """The number of answers wanted."""
@@ -87,7 +96,7 @@ class Sampling(Body):
     n: int | None = Field(default=None, ge=1, le=MOST_ANSWERS)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -98,8 +98,12 @@ class Server:
         Raises:
             ApiError: the request cannot be served.
         """
-        self._check_room(wanted.count)
-        reply = await self.begun(begin, wanted)
+
+        def begin_where_room(answerer: Answerer, wanted: R) -> Reply:
+            self._check_room(wanted.count)
+            return begin(answerer, wanted)
+
+        reply = await self.begun(begin_where_room, wanted)
         if wanted.stream:
             return streamed(
                 reply.events(),
