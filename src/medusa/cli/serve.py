@@ -1,4 +1,4 @@
-"""`medusa serve`: answer requests over HTTP, in OpenAI's protocol."""
+"""`medusa serve`: answer requests over HTTP, in OpenAI's and Anthropic's protocols."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions, model: ModelOptions) -> None:
-    """Answer requests over HTTP, in OpenAI's protocol, until Ctrl-C."""
+    """Answer requests over HTTP, in OpenAI's and Anthropic's protocols, until Ctrl-C."""
     try:
         from ..serve.app import create_app
         from ..serve.listening import Listener
