@@ -6,6 +6,7 @@ The clock and the interleaved rounds come from `medusa.hardware.timing`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medusa import files
+from medusa.evaluation.suites import Question, read_suite
 from medusa.hardware import memory
 from medusa.hardware.provenance import provenance
 from medusa.hardware.timing import Timed
@@ -195,3 +197,14 @@ def _dated(folder: Path, report: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     measured = report["provenance"]
     return folder / f"{measured['date']}-{slug(measured['device'])}"
+
+
+def first_turns(file: str, limit: int | None) -> list[Question]:
+    """Return the first turns of MT-Bench's questions, one of each category in turn.
+
+    Args:
+        file: MT-Bench's question.jsonl.
+        limit: number of questions of each category; None is all.
+    """
+    found = read_suite("mt-bench", file, limit)
+    return [dataclasses.replace(each, later=(), temperature=None) for each in found]

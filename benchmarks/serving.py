@@ -36,11 +36,10 @@ from medusa.evaluation.suites import Question
 from medusa.hardware.timing import interleaved, paired_ratios, spread, timed
 from medusa.text import encode_text
 
-from .harness import argument_parser, new_report, parse_arguments, publish_for_device
+from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
 from .load import Answered, Endpoint, Load, run_load
 from .models import INFLATED_WIDTH
 from .servers import llama_server, medusa_server, program, started, transformers_server
-from .smollm2 import questions
 
 MODELS = ("demo", "inflated", "smollm2")
 SERVER, GENERATE = "medusa serve", "generate"
@@ -87,7 +86,7 @@ def served(name: str, options: argparse.Namespace) -> Iterator[Served]:
     how = {"prepack": options.prepack, "compile": options.compile or None}
     asked: Sequence[Question] = task_questions(16)
     if name == "smollm2":
-        asked = questions(options.questions, None)
+        asked = first_turns(options.questions, None)
     prompts = [str(each.messages[0]["content"]) for each in asked]
     with tempfile.TemporaryDirectory() as temporary:
         base, chosen = demo.FOLDER / "base", ModelOptions(model="demo", dtype="float32", **how)

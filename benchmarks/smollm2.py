@@ -10,7 +10,6 @@ tree of 64 nodes, and sampled with rejection and with typical acceptance, in tur
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,11 +26,10 @@ from medusa.evaluation.bench import Bench, BenchSettings, run_bench
 from medusa.evaluation.bench_report import Answered, figures, grouped
 from medusa.evaluation.certificate import certificate
 from medusa.evaluation.methods import METHODS, Method, medusa, transformers_run
-from medusa.evaluation.suites import Question, read_suite
 from medusa.loading import MedusaModel, NamedModel, load
 
 from .gguf_files import write_gguf
-from .harness import argument_parser, new_report, parse_arguments, publish_for_device
+from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
 from .llama_cpp import LlamaCpp
 
 PLAIN = "plain"
@@ -46,16 +44,6 @@ Q4_1 = "llama.cpp Q4_1"
 """The anchor: llama.cpp on the file that most people would run."""
 TYPES = ("q8_0", "f16", "bf16")
 """Other types of weights that llama.cpp runs on."""
-
-
-def questions(file: str, limit: int | None) -> list[Question]:
-    """Return the first turns of MT-Bench's questions, one of each category in turn.
-
-    Args:
-        limit: number of questions of each category; None is all.
-    """
-    found = read_suite("mt-bench", file, limit)
-    return [dataclasses.replace(each, later=(), temperature=None) for each in found]
 
 
 def large_tree(model: MedusaModel) -> CandidateTree:
@@ -187,7 +175,7 @@ def greedy_rows(
     new_bench: Callable[..., Bench], options: argparse.Namespace, console: Console
 ) -> list[dict[str, Any]]:
     """Return the rows of greedy decoding: Medusa, plain decoding and the others."""
-    asked = questions(options.questions, options.limit)
+    asked = first_turns(options.questions, options.limit)
     categories = {each.category for each in asked}
     beside = len(categories) * options.others_limit if options.others_limit else len(asked)
     settings = BenchSettings(options.max_new_tokens, rounds=options.repeats)
@@ -217,7 +205,7 @@ def sampled_rows(
     new_bench: Callable[..., Bench], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return the rows of sampling: plainly, with typical acceptance and with rejection."""
-    asked = questions(options.questions, options.limit)
+    asked = first_turns(options.questions, options.limit)
     settings = BenchSettings(options.max_new_tokens, TEMPERATURE, options.repeats)
     ways = {f"{MEDUSA}, {name}": way(acceptance=name) for name in ("typical", "rejection")}
     bench = new_bench({PLAIN: METHODS["plain"], **ways}, settings)

@@ -54,7 +54,11 @@ def serving(answer):
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
-            head = b"".join(iter(self.rfile.readline, b"\r\n"))
+            head = b""
+            while (line := self.rfile.readline()) != b"\r\n":
+                if not line:
+                    return  # a client that connected and asked for nothing
+                head += line
             _, _, length = head.lower().partition(b"content-length:")
             request = json.loads(self.rfile.read(int(length.split()[0]))) if length else None
             with lock:
