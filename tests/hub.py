@@ -114,7 +114,7 @@ class Hub:
 
 @dataclass
 class Request:
-    """What a client asked for."""
+    """A request of a client, as the hub reads it."""
 
     hub: Hub
     body: bytes

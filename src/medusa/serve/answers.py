@@ -119,7 +119,6 @@ class Answers:
     """The answers to one call, as they are decoded. Iterate over their pieces.
 
     Attributes:
-        prompt_tokens: tokens of the prompt.
         answers: one for each answer asked for.
     """
 

@@ -103,7 +103,7 @@ class MessagesTool(Fields):
 
 
 class ToolChoice(Fields):
-    """Whether and which tools the model must call."""
+    """The choice of the tools that the model may or must call."""
 
     type: Literal["auto", "any", "none", "tool"]
     name: str | None = None
@@ -143,7 +143,7 @@ class CountRequest(Body):
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last message is the begin of the answer."""
+        """True if the last message is the begin of the answer."""
         return self.messages[-1].role == "assistant"
 
     @property

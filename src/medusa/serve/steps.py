@@ -1,4 +1,4 @@
-"""What a step of Medusa did, for the page that draws it."""
+"""Descriptions of Medusa's steps, for the page that draws them."""
 
 from __future__ import annotations
 

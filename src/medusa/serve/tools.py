@@ -18,7 +18,7 @@ ANY_OBJECT = {"type": "object"}
 LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """How enforced JSON is written: on one line, as `json.dumps` does."""
 BETWEEN = re.compile(r"[\s;,]*")
-"""What may stand between two calls in JSON: Llama's models write a semicolon."""
+"""Characters that may stand between two calls in JSON: Llama's models write a semicolon."""
 
 
 @dataclass(frozen=True)
