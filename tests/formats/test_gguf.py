@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from models import tiny
+from packaging.version import Version
 from typer.testing import CliRunner
 
 from benchmarks.gguf_files import write_gguf
@@ -16,6 +18,11 @@ from medusa.formats import bases
 from medusa.formats import gguf as gguf_format
 from medusa.formats.gguf import files_of, is_gguf
 from medusa.loading import NamedModel
+
+reads_gguf = pytest.mark.skipif(
+    Version(transformers.__version__) < Version(gguf_format.OLDEST_TRANSFORMERS),
+    reason="needs a newer transformers",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +48,7 @@ def file(tmp_path, base, tokenizer):
     return tmp_path / "tiny.gguf"
 
 
+@reads_gguf
 def test_a_file_gives_the_model_that_it_was_made_of(file, base, cache):
     model = bases.load(str(file))
     ids = torch.arange(20)[None]
@@ -53,6 +61,7 @@ def test_a_file_gives_the_model_that_it_was_made_of(file, base, cache):
     assert len([each for each in cache.iterdir() if each.is_dir()]) == 1
 
 
+@reads_gguf
 def test_a_file_of_that_name_in_the_working_directory_is_not_read(
     file, base, tmp_path, monkeypatch, tokenizer
 ):
@@ -83,6 +92,7 @@ def test_the_dtype_of_mixed_files_loses_no_more_than_need_be(monkeypatch, tmp_pa
     assert gguf_format._dtype(tmp_path / "any.gguf") == dtype
 
 
+@reads_gguf
 @pytest.mark.parametrize(
     ("kind", "dtype", "error"),
     [
@@ -100,6 +110,7 @@ def test_the_dtype_is_that_of_the_file(tmp_path, base, tokenizer, kind, dtype, e
     torch.testing.assert_close(mine, theirs, rtol=error, atol=error * theirs.abs().max().item())
 
 
+@reads_gguf
 def test_a_changed_file_is_converted_again(file, base, tokenizer):
     before = files_of(str(file))
     with torch.no_grad():
@@ -110,6 +121,7 @@ def test_a_changed_file_is_converted_again(file, base, tokenizer):
     assert torch.equal(bases.load(file).model.norm.weight, base.model.norm.weight)
 
 
+@reads_gguf
 def test_the_tokenizer_config_and_ends_are_read(file, tokenizer):
     named = NamedModel.find(file)
     text = "one two three\nthe cat"
@@ -119,6 +131,7 @@ def test_the_tokenizer_config_and_ends_are_read(file, tokenizer):
     assert named.end_ids() == {1}
 
 
+@reads_gguf
 def test_heads_name_the_file(file, base, tmp_path):
     model = MedusaModel.from_base(file, num_heads=2)
     model.save_pretrained(tmp_path / "heads")
@@ -134,6 +147,7 @@ def test_heads_name_the_file(file, base, tmp_path):
         again.save_pretrained(tmp_path / "changed")
 
 
+@reads_gguf
 def test_a_file_trains_and_generates_on_the_command_line(file, chats, tmp_path):
     out = tmp_path / "heads"
     options = ["--num-heads", "1", "--epochs", "1"]
@@ -159,6 +173,12 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_without_the_package_the_remedy_is_named(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r"pip install 'medusa-decoding\[gguf\]'"):
+        bases.load(file)
+
+
+def test_an_old_transformers_is_refused(file, monkeypatch):
+    monkeypatch.setattr(gguf_format, "OLDEST_TRANSFORMERS", "100.1")
+    with pytest.raises(ImportError, match=r"100\.1 or newer; this is .*: pip install -U"):
         bases.load(file)
 
 

@@ -127,12 +127,8 @@ class ChatTemplate:
 
     def _marked_spans(self, chat: Messages, tools: Tools) -> list[Span]:
         """Return the spans that the template itself marks with `{% generation %}`."""
-        turns = [
-            {name: value for name, value in turn.items() if value is not None}
-            for turn in visible(chat)
-        ]
         _, spans = render_jinja_template(
-            conversations=[turns],
+            conversations=[visible(chat)],
             tools=tools,
             chat_template=self.text,
             return_assistant_tokens_mask=True,
@@ -264,9 +260,17 @@ class ChatTemplate:
 
 
 def visible(chat: Messages) -> Messages:
-    """Return a chat as templates see it, without this library's own keys."""
+    """Return a chat as templates see it, without this library's own keys and without None.
+
+    Newer versions of transformers leave out None likewise.
+    """
     return [
-        {name: value for name, value in turn.items() if name not in PRIVATE_KEYS} for turn in chat
+        {
+            name: value
+            for name, value in turn.items()
+            if value is not None and name not in PRIVATE_KEYS
+        }
+        for turn in chat
     ]
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from ..core.engine import PLAIN
 from ..loading import MedusaModel
@@ -144,17 +145,23 @@ def _medusa_run(model: MedusaModel, prompt: Tensor, arguments: dict[str, Any]) -
     )
 
 
-class _StepClock(StoppingCriteria):
-    """Records the end of each step: transformers asks its stopping criteria once a step."""
+class _StepClock(BaseStreamer):
+    """Records the end of each step, and its number of tokens.
+
+    transformers gives a streamer the prompt, and then the tokens of each step.
+    """
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self.lengths: list[int] = []
+        self.counts: list[int] = []
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+    def put(self, value: Tensor) -> None:
+        """Record a step."""
         self.times.append(time.perf_counter())
-        self.lengths.append(input_ids.shape[1])
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.counts.append(value.numel())
+
+    def end(self) -> None:
+        """Do nothing: the last step has been recorded."""
 
 
 def transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str, Any]) -> Run:
@@ -165,13 +172,14 @@ def transformers_run(model: PreTrainedModel, prompt: Tensor, arguments: dict[str
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        stopping_criteria=StoppingCriteriaList([clock]),
+        streamer=clock,
         **arguments,
     )
     ended = time.perf_counter()
     ids = output[0, prompt.shape[1] :].tolist()
-    first, steps = clock.times[0], differences(clock.times)
-    accepted = tuple(map(int, differences(clock.lengths)))
+    _, first, *_ = clock.times
+    steps = differences(clock.times[1:])
+    accepted = tuple(clock.counts[2:])
     return Run(ids, len(steps), first - started, ended - first, steps, accepted=accepted)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..files import cache_folder, locked
@@ -19,6 +20,8 @@ DTYPES = {frozenset({"F32"}): torch.float32, frozenset({"F16"}): torch.float16}
 
 Some matrices of a float16 file may be in float32.
 """
+OLDEST_TRANSFORMERS = "5.18"
+"""Older versions take the token that begins a text for the one that ends it."""
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -34,7 +37,8 @@ def files_of(name: str) -> str:
     `cache_folder()`, in the subfolder `gguf`.
 
     Raises:
-        ImportError: the file is not converted yet, and the package gguf is not installed.
+        ImportError: the file is not converted yet, and the package gguf is not installed or
+            transformers is too old.
         ValueError: transformers cannot read the file.
     """
     if not is_gguf(name):
@@ -55,10 +59,15 @@ def convert(file: Path, folder: Path) -> None:
     """Write a GGUF file's model and tokenizer to a new folder, as `save_pretrained` does.
 
     Raises:
-        ImportError: the package gguf is not installed.
+        ImportError: the package gguf is not installed, or transformers is too old.
         ValueError: transformers cannot read the file.
     """
     dtype = _dtype(file)
+    if Version(transformers.__version__) < Version(OLDEST_TRANSFORMERS):
+        raise ImportError(
+            f"GGUF files need transformers {OLDEST_TRANSFORMERS} or newer; this is "
+            f"{transformers.__version__}: pip install -U transformers"
+        )
     # an absolute path, because transformers looks for a relative one in the working directory first
     source: dict[str, Any] = {"gguf_file": str(file.absolute())}
     # newer versions of transformers keep quantised weights packed where a kernel computes with them
