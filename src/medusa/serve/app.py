@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,6 +19,7 @@ from . import errors
 from .chat import begin_chat
 from .chat_fields import ChatRequest
 from .completions import CompletionRequest, begin_completion
+from .description import ANSWER, ANTHROPIC_ERRORS, ERRORS, HEALTH
 from .errors import ApiError
 from .guard import Guard
 from .messages import begin_message, count_tokens
@@ -69,27 +70,27 @@ def _middleware(settings: ServerSettings) -> list[Middleware]:
 
 
 def _add_answers(app: FastAPI, server: Server) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses={**ANSWER, **ERRORS})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await server.reply(begin_chat, body, request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses={**ANSWER, **ERRORS})
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
         return await server.reply(begin_completion, body, request)
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses={**ANSWER, **ERRORS})
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation in OpenAI's newer protocol."""
         return await server.reply(begin_response, body, request)
 
-    @app.post("/v1/messages")
+    @app.post("/v1/messages", responses={**ANSWER, **ANTHROPIC_ERRORS})
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation in Anthropic's protocol."""
         return await server.reply(begin_message, body, request)
 
-    @app.post("/v1/messages/count_tokens")
+    @app.post("/v1/messages/count_tokens", responses=ANTHROPIC_ERRORS)
     async def count(body: CountRequest) -> dict[str, int]:
         """Return the number of tokens of a conversation."""
         return await server.begun(count_tokens, body)
@@ -101,12 +102,12 @@ def _add_facts(app: FastAPI, server: Server) -> None:
         """List the models."""
         return server.models()
 
-    @app.get("/health")
+    @app.get("/health", responses=HEALTH)
     async def health() -> Response:
         """Say whether the server takes requests."""
         return server.health()
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the figures for Prometheus."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
