@@ -1,7 +1,7 @@
 import json
 import signal
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,10 +74,15 @@ def chats(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until its `now` is set."""
+    """A clock for progress and logs that stands still until its `now` is set.
+
+    Only they see it: with the process's own clock, servers of other tests would stand still, too.
+    """
 
     class Clock:
         now = 0.0
 
-    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    still = SimpleNamespace(monotonic=lambda: Clock.now)
+    for module in ("log", "progress"):
+        monkeypatch.setattr(f"medusa.training.{module}.time", still)
     return Clock
