@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -34,9 +35,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@dataclass
+class Program:
+    """A server that runs.
+
+    Attributes:
+        address: its URL.
+        log: file of what it prints.
+    """
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+
 @contextmanager
-def started(command: Sequence[str], threads: int) -> Iterator[str]:
-    """Run a server that takes `--port` and answers at /health; give its address.
+def started(command: Sequence[str], threads: int) -> Iterator[Program]:
+    """Run a server that takes `--port` and answers at /health, and end it.
 
     Args:
         threads: CPU threads that torch may use in it.
@@ -47,23 +67,28 @@ def started(command: Sequence[str], threads: int) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=log, stderr=log, env=environment
         )
+        found = Program(address, process, Path(log.name))
         try:
             if not _ready(process, address):
-                log.seek(0)
-                text = log.read()[-2000:].decode(errors="replace")
+                text = found.printed[-2000:]
                 raise RuntimeError(f"{' '.join(command)} did not start:\n{text}")
-            yield address
+            yield found
         finally:
-            process.terminate()
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Ask a process to end, and kill it if it does not; return its exit status."""
+    process.terminate()
+    try:
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _ready(process: subprocess.Popen[bytes], address: str) -> bool:

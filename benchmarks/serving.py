@@ -108,7 +108,7 @@ def endpoints(
     """Start the servers of a model; return where they answer."""
     run = partial(started, threads=options.threads)
     rows = max(options.concurrency)
-    ours = stack.enter_context(run(medusa_server(model.arguments, rows)))
+    ours = stack.enter_context(run(medusa_server(model.arguments, rows))).address
     found = [Endpoint(SERVER, way, ours, model.name, METHODS[way]) for way in METHODS]
     if options.transformers:
         path = program("transformers")
@@ -117,7 +117,7 @@ def endpoints(
         else:
             dtype = "bfloat16" if model.name == "smollm2" else "float32"
             command = transformers_server(path, model.base, dtype, BLOCKS)
-            address = stack.enter_context(run(command))
+            address = stack.enter_context(run(command)).address
             found.append(Endpoint("transformers serve", dtype, address, str(model.base)))
     if options.llama_server is not None and model.name == "smollm2":
         path = program(options.llama_server)
@@ -126,7 +126,8 @@ def endpoints(
         else:
             file = smollm2.fetch_gguf(say)
             command = llama_server(path, file, options.threads, rows, CONTEXT)
-            found.append(Endpoint("llama-server", "Q4_1", stack.enter_context(run(command)), "any"))
+            address = stack.enter_context(run(command)).address
+            found.append(Endpoint("llama-server", "Q4_1", address, "any"))
     return [*found, *(running(each) for each in options.url)]
 
 

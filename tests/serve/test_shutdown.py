@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -54,3 +55,17 @@ def test_a_signal_lets_a_stream_finish_and_refuses_new_requests(served):
         assert not reachable(address)
         assert list(lines)[-2] == "data: [DONE]"
     assert process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_stream_at_once(served):
+    process, address = served
+    with stream(address) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        with suppress(httpx2.HTTPError):  # the connection may break before the stream has ended
+            assert len(list(lines)) < 8 * 400
+        assert process.wait(5) == 0

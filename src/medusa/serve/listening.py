@@ -14,6 +14,13 @@ from .worker import Status
 MARGIN = 5.0
 """Seconds that streams have to send their last events, after requests were cancelled."""
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle.
+
+Clients close theirs sooner. If the server were first, a request could be on its way meanwhile, and
+would be lost.
+"""
+
 
 class Listener(uvicorn.Server):
     """Serves an application.
@@ -29,6 +36,7 @@ class Listener(uvicorn.Server):
             port=port,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=int(GRACE + MARGIN),
         )
         super().__init__(config)

@@ -215,6 +215,10 @@ class Worker:
     def _end(self) -> None:
         """Drop the requests that are left, and tell everybody who waits for them."""
         try:
+            self.engine.check()
+        except RuntimeError:
+            logger.exception("the engine is not as it should be at its end")
+        try:
             self.engine.close()
         except Exception:
             logger.exception("the engine did not close")
