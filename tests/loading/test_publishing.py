@@ -58,6 +58,25 @@ def test_pushed_heads_load_by_name_and_give_the_same_text(hub, publish_base, nam
         assert torch.equal(sent, loaded)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's
+def test_an_adapter_of_the_base_is_pushed_with_the_heads(hub, publish_base):
+    peft = pytest.importorskip("peft")
+    publish_base()
+    own = AutoModelForCausalLM.from_pretrained("someone/base")
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=2, lora_alpha=64, target_modules=["q_proj"], init_lora_weights=False)
+    base = AutoModelForCausalLM.from_pretrained("someone/base")
+    MedusaModel.from_base(peft.get_peft_model(base, lora).get_base_model(), 2).push_to_hub(
+        "someone/heads"
+    )
+    files = hub.files("someone/heads")
+    assert "adapter/adapter_model.safetensors" in files
+    assert "this model with the adapter in this repository" in files[CARD].decode()
+    text = MedusaModel.from_pretrained("someone/heads").generate(prompt(), **OPTIONS)
+    assert text.equal(base.generate(prompt(), **OPTIONS))
+    assert not text.equal(own.generate(prompt(), **OPTIONS))
+
+
 def test_the_hubs_refusals_reach_the_user(hub, model, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     with pytest.raises(OSError, match="401"):
