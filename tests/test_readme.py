@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from peft_versions import own_methods
 from running import demo_app, running
 from test_layout import LAYERS, PACKAGE
 from transformers import dynamic_module_utils
@@ -44,7 +45,10 @@ PYTHON = [
     pytest.param(
         code,
         id=f"{page.name}-{number}",
-        marks=[pytest.mark.slow] if page.name in SLOW else [],
+        marks=[
+            *([pytest.mark.slow] if page.name in SLOW else []),
+            *([own_methods] if ".add_adapter(" in code else []),
+        ],
     )
     for page in PAGES
     for number, code in enumerate(blocks(page, "python"))

@@ -9,6 +9,7 @@ from models import VOCAB, tiny
 from medusa import CandidateTree, MedusaModel
 from medusa.core.budget import bytes_per_token
 from medusa.core.cache import TreeCache
+from medusa.core.checks import CACHE_ARGUMENTS
 from medusa.core.engine import PLAIN, Engine
 from medusa.core.request import Request
 from medusa.core.schedule import FixedTree
@@ -45,7 +46,7 @@ def watch(engine, monkeypatch):
 
     def measured_forward(inputs):
         outputs = forward(inputs)
-        measure(inputs["past_key_values"])
+        measure(next(inputs[name] for name in CACHE_ARGUMENTS if name in inputs))
         return outputs
 
     def measured_admit(cache, prefilled, *arguments):

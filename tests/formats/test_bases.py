@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from models import ARCHITECTURES, prompt, tiny
+from peft_versions import own_methods
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -127,7 +128,13 @@ def attached_later(folder):
 
 
 @pytest.mark.parametrize(
-    "made", [from_adapter_folder, from_loaded_adapter, from_peft_model, attached_later]
+    "made",
+    [
+        from_adapter_folder,
+        from_loaded_adapter,
+        from_peft_model,
+        pytest.param(attached_later, marks=own_methods),
+    ],
 )
 def test_an_adapter_is_saved_with_the_heads(folder, tmp_path, made):
     model = made(folder)
@@ -154,6 +161,7 @@ def test_an_adapter_that_was_scaled_after_training_is_not_saved(folder, tmp_path
     assert not (tmp_path / "heads" / CONFIG).exists()
 
 
+@own_methods
 def test_a_disabled_adapter_is_not_saved(folder, tmp_path):
     model = from_loaded_adapter(folder)
     model.base.disable_adapters()

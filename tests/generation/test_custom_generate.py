@@ -155,7 +155,7 @@ def test_what_cannot_be_decoded_is_refused():
     call = {"custom_generate": model.custom_generate, "max_new_tokens": 4}
     for options, words in (
         ({"num_beams": 2}, "num_beams=2"),
-        ({"past_key_values": DynamicCache()}, "past_key_values"),
+        ({"past_key_values": DynamicCache()}, "(past_key_values|cache) is not supported"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
     ):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import ScriptedHeads, tiny, varied_prompt
+from peft_versions import own_methods
 
 from medusa import CandidateTree, MedusaModel
 
@@ -92,6 +93,7 @@ def test_an_adapter_that_is_unloaded_leaves_the_base_model(models, kind):
     assert texts(*models, kind) == plain
 
 
+@own_methods
 def test_adapters_through_the_base_models_own_methods(models, kind):
     plain, found = texts(*models, kind), {}
     bases = [models[0].base, models[1]]
@@ -162,6 +164,7 @@ def test_a_peft_model_decodes_through_custom_generate(models, kind):
     assert given.tolist() != tiny(kind, torch.float32).generate(ids, **TEXT).tolist()
 
 
+@own_methods
 def test_requests_of_one_engine_follow_the_adapter(models, kind):
     """A request that begins after a switch gets the new adapter, without `generate`."""
     model, reference = models

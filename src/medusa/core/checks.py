@@ -16,6 +16,8 @@ Prepack = Literal["half", "int4"] | bool | None
 TREE_ATTENTION = ("eager", "sdpa", "flex_attention")
 """Attention implementations that take a mask of any shape, which a tree needs."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""Names under which models take their cache: since transformers 5.24, and before."""
 
 
 def check_base(base: PreTrainedModel) -> None:
@@ -39,8 +41,10 @@ def check_base(base: PreTrainedModel) -> None:
         raise ValueError(
             f"{name} has local attention by column, which cannot follow a tree; use another model"
         )
-    if getattr(config, "alibi", False) or not all(
-        takes(base, x) for x in ("position_ids", "past_key_values")
+    if (
+        getattr(config, "alibi", False)
+        or not takes(base, "position_ids")
+        or cache_argument(base) is None
     ):
         raise ValueError(
             f"{name} takes no explicit position ids (ALiBi or an older design), so nodes of a tree "
@@ -136,6 +140,11 @@ def vocabulary_of_inputs(base: PreTrainedModel) -> int:
 def takes(base: PreTrainedModel, argument: str) -> bool:
     """Return True if the model's forward has an argument of this name."""
     return argument in inspect.signature(base.forward).parameters
+
+
+def cache_argument(base: PreTrainedModel) -> str | None:
+    """Return the name under which the model's forward takes its cache; None if it takes none."""
+    return next((name for name in CACHE_ARGUMENTS if takes(base, name)), None)
 
 
 def new_heads(

@@ -24,6 +24,7 @@ from ..runtime.twin import Runner, twin
 from .cache import TreeCache
 from .checks import (
     Prepack,
+    cache_argument,
     capturable,
     check_base,
     check_heads,
@@ -40,8 +41,8 @@ from .schedule import UNCALIBRATED, Calibration, History
 from .tree import CandidateTree
 
 RUNNING = (
-    "captures programs lock _state _idle_cache _layout _packing _packed_heads _products _draft "
-    "_draft_product _runner"
+    "captures programs lock _state _idle_cache _layout _cache_argument _packing _packed_heads "
+    "_products _draft _draft_product _runner"
 ).split()
 """Attributes of the running model; copies and pickles are made without them."""
 
@@ -113,6 +114,7 @@ class TreeModel(nn.Module):
         self._state: tuple[Any, ...] = ()
         self._idle_cache: TreeCache | None = None
         self._layout = Layout.of(self.base)
+        self._cache_argument = str(cache_argument(self.base))
         self._packing, self._packed_heads = Packing(), PackedStack()
         self._products: list[PackedWeight] = []  # with the heads' own projections
         self._draft = DraftProjection()
@@ -297,7 +299,7 @@ class TreeModel(nn.Module):
                 "input_ids": input_ids,
                 "attention_mask": attention_mask if any(padding) else None,
                 "position_ids": positions,
-                "past_key_values": cache,
+                self._cache_argument: cache,
                 **({"logits_to_keep": 1} if takes(self.base, "logits_to_keep") else {}),
             }
         )
@@ -371,7 +373,7 @@ class TreeModel(nn.Module):
             "input_ids": tokens,
             "attention_mask": mask,
             "position_ids": positions,
-            "past_key_values": cache,
+            self._cache_argument: cache,
         }
         return self._forward(inputs)
 

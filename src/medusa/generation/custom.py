@@ -20,6 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from ..core.checks import CACHE_ARGUMENTS
 from ..core.forking import fork
 from ..core.model import TreeModel
 from ..core.processing import PREFIX_FREE, STATELESS, copied_processors
@@ -28,7 +29,7 @@ from .inputs import read_prompts
 from .options import ELSEWHERE, refuse_inputs, refuse_options
 from .stopping import Stop, end_of_positions
 
-PREPARED = ("past_key_values", "position_ids")
+PREPARED = (*CACHE_ARGUMENTS, "position_ids")
 """Inputs that transformers adds to a call."""
 
 
@@ -83,8 +84,9 @@ def requests_of_batch(
         ValueError: an option or an input is not supported; names the alternative.
     """
     refuse_options(config)
-    if getattr(arguments.get("past_key_values"), "_is_user_defined", False):
-        raise ValueError(f"past_key_values is not supported with Medusa heads; {ELSEWHERE} for it")
+    for name in CACHE_ARGUMENTS:
+        if getattr(arguments.get(name), "_is_user_defined", False):
+            raise ValueError(f"{name} is not supported with Medusa heads; {ELSEWHERE} for it")
     others = {name: value for name, value in arguments.items() if name not in PREPARED}
     mask = others.pop("attention_mask", None)
     refuse_inputs(model.base, others)

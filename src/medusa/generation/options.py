@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
 
 from ..core.acceptance import AcceptancePolicy, Greedy, Rejection, Typical
+from ..core.checks import CACHE_ARGUMENTS
 
 POLICIES: dict[str, type[AcceptancePolicy]] = {
     "greedy": Greedy,
@@ -24,7 +25,7 @@ UNSUPPORTED_ARGUMENTS = (
     "custom_generate",
     "inputs_embeds",
     "negative_prompt_ids",
-    "past_key_values",
+    *CACHE_ARGUMENTS,
 )
 """Arguments of transformers' `generate` that have no meaning here, whatever their value."""
 
