@@ -203,3 +203,17 @@ def test_the_last_token_of_a_prompt_is_always_run():
     prefixes.store(words(2 * SIZE), cache, 0, 5 * SIZE)
     assert prefixes.shared(words(2 * SIZE)) == SIZE
     assert prefixes.shared([*words(2 * SIZE), 1]) == 2 * SIZE
+
+
+def test_a_frozen_model_is_read_once(monkeypatch):
+    model, reads = model_of(), []
+    refresh = model.refresh
+    monkeypatch.setattr(model, "refresh", lambda: (reads.append(1), refresh()))
+    ids = words(2 * SIZE + 5)
+    for frozen, times in ((True, 1), (False, 3)):
+        engine = Engine(model, prefix_tokens=10 * SIZE, frozen=frozen)
+        reads.clear()
+        texts = [answered(engine, ids) for _ in range(3)]
+        assert len(reads) == times
+        assert [row.cached for row in texts] == [0, 2 * SIZE, 2 * SIZE]
+        assert texts[0].ids == texts[1].ids == texts[2].ids

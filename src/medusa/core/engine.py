@@ -57,6 +57,7 @@ class Engine:
         prefix_tokens: tokens of earlier texts whose keys and values are kept, so that a prompt that
             begins with them need not run them again. They are part of `cache_tokens`, and give way
             to requests. Models whose rotary factors change with the length keep none.
+        frozen: nobody changes the base model, so that it is read once, not before every prompt.
 
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
@@ -72,6 +73,7 @@ class Engine:
         prefill_tokens: int = 2048,
         cache_tokens: int | None = None,
         prefix_tokens: int = 0,
+        frozen: bool = False,
     ):
         for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value < 1:
@@ -80,12 +82,13 @@ class Engine:
             raise ValueError(f"prefix_tokens must be 0 or more, got {prefix_tokens}")
         self.model, self.max_rows, self.prefill_tokens = model, max_rows, prefill_tokens
         self.budget = CacheBudget(model, cache_tokens)
-        self.prefixes = Prefixes(prefix_tokens)
+        self.prefixes, self.frozen = Prefixes(prefix_tokens), frozen
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
         self._schedule = AdaptiveTree(model.tree, model.calibration, model.history)
         self._prefill: Prefill | None = None
         self._cache: TreeCache | None = None
+        self._read = False  # the base model, and it is frozen
         self._events: list[Event] = []
         self._cancelled: set[int] = set()
         self._numbers = itertools.count()
@@ -330,19 +333,20 @@ class Engine:
         return chosen
 
     def _new_prefill(self, rows: list[Row]) -> Prefill:
-        self.model.refresh()
+        if not self._read:
+            self.model.refresh()
+            if self._reuses:
+                self.prefixes.use(self.model.weights_state)
+            self._read = self.frozen
         for row in rows:
             row.waited = time.perf_counter() - row.submitted
+            row.weights = self.prefixes.weights
         ids, mask = left_padded([row.ids for row in rows], self.model.device)
         if self._cache is None:
             self._cache = self.model.take_cache()
         cache = self.budget.prepare(self._cache, self.rows, rows, self.prefixes)
-        if self._reuses:
-            self.prefixes.use(self.model.weights_state)
-            for row in rows:
-                row.weights = self.prefixes.weights
-            if len(rows) == 1:
-                rows[0].cached = self.prefixes.load(rows[0].ids, cache)
+        if self._reuses and len(rows) == 1:
+            rows[0].cached = self.prefixes.load(rows[0].ids, cache)
         return Prefill(rows, ids, mask, cache, rows[0].cached)
 
     def _join(self, prefill: Prefill, logits: Tensor, hidden: Tensor) -> None:

@@ -182,10 +182,12 @@ class Server:
 def engine_of(model: MedusaModel, settings: ServerSettings) -> Engine:
     """Return an engine whose caches keep to the settings' memory."""
     if settings.cache_bytes is None:
-        return Engine(model, settings.max_rows)
+        return Engine(model, settings.max_rows, frozen=True)
     tokens = settings.cache_bytes // bytes_per_token(model)
     prefixes = int(tokens * settings.prefix_share)
-    return Engine(model, settings.max_rows, cache_tokens=tokens, prefix_tokens=prefixes)
+    return Engine(
+        model, settings.max_rows, cache_tokens=tokens, prefix_tokens=prefixes, frozen=True
+    )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
