@@ -106,6 +106,8 @@ def test_only_named_origins_may_call(strict, client):
         b"[" * 100_000,
         b"null",
         b'{"model": "demo"}',
+        b'{"model": null, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"model": "demo", "unknown": null, "messages": [{"role": "user", "content": "x"}]}',
         b'{"model": "demo", "messages": [], "max_tokens": 1}',
         b'{"model": "demo", "max_tokens": 1, "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"model": "demo", "max_tokens": 1, "temperature": NaN, "messages": [{"role": "user"}]}',
@@ -133,6 +135,10 @@ def test_bad_bodies_get_an_error_of_the_client(client, body):
         {"messages": [{"role": "user", "content": "\0"}]},
         {"messages": [{"role": "user", "content": ""}]},
         {"presence_penalty": None, "n": None, "stream": None, "logit_bias": None},
+        {"medusa": None},
+        {"medusa": {"enabled": None, "steps": None}},
+        {"stream": True, "stream_options": {"include_usage": None}},
+        {"response_format": {"type": "text", "json_schema": None}},
     ],
 )
 def test_unusual_values_are_served(client, body):

@@ -11,9 +11,20 @@ MOST_ANSWERS, MOST_STOPS, MOST_LOGPROBS = 128, 16, 20
 
 
 class Fields(BaseModel):
-    """A part of a request; a field that it does not know is an error."""
+    """A part of a request.
+
+    A field that it does not know is an error; null stands for a field that is left out.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: each for key, each in value.items() if each is not None or key not in known}
 
 
 def as_parts(kind: str) -> BeforeValidator:
