@@ -43,6 +43,7 @@ def build_app() -> Any:
 
     from medusa.cli.models import load
     from medusa.cli.options import ModelOptions
+    from medusa.runtime.threads import in_passing_thread
     from medusa.serve.app import create_app
     from medusa.serve.logs import log_to_stderr
     from medusa.serve.settings import ServerSettings
@@ -51,13 +52,13 @@ def build_app() -> Any:
     torch.set_num_threads(max(1, setting("MEDUSA_CPUS", 1)))
     name = os.environ.get("MEDUSA_MODEL", "demo")
     device = "cuda" if setting("MEDUSA_GPUS", 0) else None
-    model, tokenizer = load(ModelOptions(model=name, device=device))
     settings = ServerSettings(
         name=os.environ.get("MEDUSA_NAME", name),
         max_rows=setting("MEDUSA_MAX_ROWS", 32),
         api_key=os.environ.get("MEDUSA_API_KEY"),
     )
-    return create_app(model, tokenizer, settings)
+    options = ModelOptions(model=name, device=device)
+    return in_passing_thread(lambda: create_app(*load(options), settings))
 
 
 def scaling() -> AutoscalingConfig:

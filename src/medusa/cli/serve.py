@@ -85,12 +85,12 @@ def serve(options: ServeOptions, model: ModelOptions) -> None:
         raise ImportError(
             f"{error.name} is not installed: pip install 'medusa-decoding[serve]'"
         ) from error
+    from ..runtime.threads import in_passing_thread
     from ..serve.logs import log_to_stderr
     from .models import load
 
     log_to_stderr()
-    loaded, tokenizer = load(model)
-    app = create_app(loaded, tokenizer, options.settings(model.model))
+    app = in_passing_thread(lambda: create_app(*load(model), options.settings(model.model)))
     note(
         f"http://{options.host}:{options.port} serves {options.name or model.model}; Ctrl-C ends it"
     )

@@ -36,7 +36,8 @@ def create_app(model: MedusaModel, tokenizer: Any, settings: ServerSettings) -> 
     """Return the ASGI application that serves a model.
 
     Args:
-        model: decodes the answers; the application steps it in a thread of its own.
+        model: decodes the answers; the application steps it in a thread of its own. On a CPU, call
+            this function, and load the model, with `runtime.threads.in_passing_thread`.
         tokenizer: the model's.
     """
     server = Server(model, tokenizer, settings)
