@@ -50,7 +50,7 @@ class Program:
 
     @property
     def printed(self) -> str:
-        """What it has printed so far."""
+        """The text that it has printed so far."""
         return self.log.read_text(errors="replace")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,11 +11,11 @@ from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
-from .answers import Answers
 from .errors import ApiError
-from .events import KEEP_ALIVE, event
+from .events import event
 from .fields import Sampling
 from .reading import Part, Reading
+from .reply import Reply
 from .steps import step_fields
 from .usage import usage
 
@@ -30,7 +30,7 @@ def finite(logprob: float) -> float:
 
 
 @dataclass
-class Choices(ABC):
+class Choices(Reply):
     """Numbered answers to a request, in a response or in chunks.
 
     Attributes:
@@ -47,15 +47,9 @@ class Choices(ABC):
     prefix: ClassVar[str]
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
-    ping: ClassVar[bytes] = KEEP_ALIVE
 
     def __post_init__(self) -> None:
         self.id = f"{self.prefix}-{uuid4().hex}"
-
-    @property
-    def answers(self) -> Answers:
-        """The answers under way."""
-        return self.reading.answers
 
     @abstractmethod
     def whole_choice(self, part: Part) -> Choice:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from .answers import Answerer, Answers
+from .answers import Answerer
 from .chat_fields import ToolCall
 from .conversation import converse, prompt_ids
 from .errors import ApiError
 from .events import typed
 from .messages_fields import CountRequest, MessagesRequest
 from .reading import Part, Reading
+from .reply import GrowingReply
 from .usage import messages_usage
 
 Fields = dict[str, Any]
@@ -23,7 +24,7 @@ REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 @dataclass
-class MessagesReply:
+class MessagesReply(GrowingReply):
     """A message that is being written.
 
     Attributes:
@@ -37,20 +38,9 @@ class MessagesReply:
     stop: Fields = field(default_factory=lambda: {"stop_reason": None, "stop_sequence": None})
     ping: ClassVar[bytes] = typed({"type": "ping"})
 
-    @property
-    def answers(self) -> Answers:
-        """The answer under way."""
-        return self.reading.answers
-
-    async def whole(self) -> Fields:
-        """Return the message when it has ended."""
-        async for part in self.reading:
-            self._add(part)
-        return self._message()
-
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of a stream."""
-        yield typed({"type": "message_start", "message": self._message()})
+        yield typed({"type": "message_start", "message": self._response()})
         async for part in self.reading:
             for each in self._add(part):
                 yield typed(each)
@@ -62,7 +52,7 @@ class MessagesReply:
         """Return the end of a stream that failed."""
         return typed(error.anthropic_body)
 
-    def _message(self) -> Fields:
+    def _response(self) -> Fields:
         return {
             "id": self.id,
             "type": "message",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
-from .answers import Answerer, Answers
+from .answers import Answerer
 from .chat_fields import ToolCall
 from .conversation import converse
 from .errors import ApiError
-from .events import KEEP_ALIVE, typed
+from .events import typed
 from .reading import Part, Reading
+from .reply import GrowingReply
 from .responses_fields import ResponsesRequest
 from .usage import responses_usage
 
@@ -21,7 +22,7 @@ Fields = dict[str, Any]
 
 
 @dataclass
-class ResponsesReply:
+class ResponsesReply(GrowingReply):
     """A response that is being written.
 
     Attributes:
@@ -36,18 +37,6 @@ class ResponsesReply:
     id: str = field(default_factory=lambda: f"resp_{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     _events: int = 0
-    ping: ClassVar[bytes] = KEEP_ALIVE
-
-    @property
-    def answers(self) -> Answers:
-        """The answer under way."""
-        return self.reading.answers
-
-    async def whole(self) -> Fields:
-        """Return the response when it has ended."""
-        async for part in self.reading:
-            self._add(part)
-        return self._response()
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of a stream."""

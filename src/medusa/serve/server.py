@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from ..core.budget import bytes_per_token
 from ..core.engine import Engine
 from ..loading import MedusaModel
-from .answers import Answerer, AnswerError, Answers
+from .answers import Answerer, AnswerError
 from .errors import ApiError, of_validation
 from .events import of_failure, streamed
 from .fields import Body, Sampling
 from .metrics import Metrics
+from .reply import Reply
 from .settings import ServerSettings
 from .worker import Worker, WorkerError
 
@@ -29,29 +30,6 @@ GRACE = 30.0
 """Seconds that requests under way have to end when the server stops."""
 T = TypeVar("T")
 R = TypeVar("R", bound=Body)
-
-
-class Reply(Protocol):
-    """An answer in the form of a protocol.
-
-    Attributes:
-        ping: sent in a stream that has nothing to say for long.
-    """
-
-    ping: ClassVar[bytes]
-
-    @property
-    def answers(self) -> Answers:
-        """The answers under way."""
-
-    async def whole(self) -> dict[str, Any]:
-        """Return the response when the answer has ended."""
-
-    def events(self) -> AsyncIterator[bytes]:
-        """Yield the events of a stream."""
-
-    def failed(self, error: ApiError) -> bytes:
-        """Return the end of a stream that failed."""
 
 
 class Server:
