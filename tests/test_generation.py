@@ -775,7 +775,7 @@ def test_steps_yield_the_same_tokens_in_order(model, ids, text):
 def test_steps_of_a_prompt_that_is_prefilled_in_chunks():
     model = MedusaModel.from_base(tiny(max_position_embeddings=4096), num_heads=3)
     session = model.steps(prompt(2100), max_new_tokens=3, do_sample=False)
-    tokens = [token for step in session.tokens() for token in step]
+    tokens = [token for event in session.events() for token in event.tokens]
     assert tokens == session.rows[0].ids[2100:]
     assert len(tokens) == 3
 

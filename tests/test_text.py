@@ -36,7 +36,7 @@ def test_accepted_candidates_are_told_apart(base_folder, tokenizer):
     ids = encode_text(tokenizer, "one two three", raw=True)
     answer = model.base.generate(ids, max_new_tokens=30, do_sample=False)
     model.heads = ScriptedHeads(model, answer.tolist(), 1.0)
-    pieces = list(stream_text(model.steps(ids, max_new_tokens=24).tokens(), tokenizer))
+    pieces = list(stream_text(model.steps(ids, max_new_tokens=24).events(), tokenizer))
     new = answer[0, ids.shape[1] :][:24]
     assert "".join(text for text, _ in pieces) == tokenizer.decode(new, skip_special_tokens=True)
     assert any(accepted for _, accepted in pieces)

@@ -10,6 +10,8 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .core.request import Event
+
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """The character that tokenizers return for an incomplete character."""
 
@@ -117,21 +119,21 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, kept: Sequence[str]) -> set
 
 
 def stream_text(
-    steps: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+    events: Iterable[Event], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[str, bool]]:
     """Yield the text of an answer as its tokens come.
 
-    Each piece comes with True where its tokens are accepted candidates. It comes with False where
-    they are the base model's own token, which ends each step.
+    Each piece comes with True where its tokens are accepted candidates, and with False where they
+    are the base model's own token, which usually ends a step.
 
     Args:
-        steps: the new tokens of each decoding step.
+        events: the events of the answer's steps.
     """
     detokenizer = Detokenizer(tokenizer)
-    for tokens in steps:
-        if len(tokens) > 1:
-            yield detokenizer.push(tokens[:-1]), True
-        yield detokenizer.push(tokens[-1:]), False
+    for event in events:
+        if event.accepted:
+            yield detokenizer.push(event.tokens[: event.accepted]), True
+        yield detokenizer.push(event.tokens[event.accepted :]), False
     yield detokenizer.flush(), False
 
 

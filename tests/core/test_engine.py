@@ -475,6 +475,7 @@ def test_events_carry_the_verified_tree_of_requests_that_want_it(policy):
         assert [int(tree.parent[node]) for node in path[1:]] == path[:-1]
         given = [tokens[node] for node in path[1:]]
         assert given == event.tokens[: len(given)]
+        assert event.accepted == len(given)
         assert len(event.tokens) - len(given) in ((0, 1) if event.finish_reason else (1,))
         last, accepted = event.tokens[-1], accepted + len(given)
     assert accepted
@@ -493,6 +494,7 @@ def test_candidates_past_the_end_of_the_text_are_not_accepted():
         assert last.tokens == text[length - len(last.tokens) : length]
         accepted = [verified.tokens[node] for node in verified.path[1:]]
         assert accepted == last.tokens[: len(accepted)]
+        assert last.accepted == len(accepted)
 
 
 def test_rows_that_share_a_policy_and_a_tree_are_judged_in_one_call(monkeypatch):

@@ -218,3 +218,29 @@ def test_a_given_tree_is_always_used():
         ids, max_new_tokens=90, do_sample=False, tree=tree, return_dict_in_generate=True
     )
     assert set(output.stats.step_nodes) == {3}
+
+
+def test_a_slow_first_step_of_a_size_does_not_count():
+    """The first step of a size may generate code."""
+    history = History()
+    for nodes, seconds in ((1, 0.02), (4, 0.5), (1, 0.02), (4, 0.03)):
+        history.time(nodes, seconds, rows=16)
+    assert history.overhead(4, rows=16) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("slow", [0, 2, 4, 8, 16, 40])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize(("reach", "least", "most"), [(always, 0.9, 1.0), (never, 0.0, 0.1)])
+def test_a_slow_beginning_does_not_mislead_for_long(slow, rows, reach, least, most):
+    """A new process takes memory and generates code, so that its first steps are slow."""
+    curve = {1: 10.0, 64: 20.0, 256: 40.0}
+    calibrated = Calibration(UNCALIBRATED.accuracies, curve, {"device": "a machine"})
+    schedule, sizes = AdaptiveTree(TREE, calibrated, History()), []
+    for step in range(900):
+        tree = schedule.tree()
+        sizes.append(len(tree))
+        seconds = interpolated(curve, rows * len(tree)) / 1000
+        reached = [reach(tree, step)] * rows
+        schedule.observe(reached, seconds * (20 if step < slow else 1))
+    ended = sizes[-300:]
+    assert least <= sum(size > 1 for size in ended) / len(ended) <= most

@@ -174,8 +174,8 @@ def test_requests_of_one_engine_follow_the_adapter(models, kind):
     for name in ("first", "second", "first"):
         for base in (model.base, reference):
             base.set_adapter(name)
-        steps = model.steps(varied_prompt(kind), tree=TREE, **TEXT).tokens()
-        tokens = [token for step in steps for token in step]
+        steps = model.steps(varied_prompt(kind), tree=TREE, **TEXT).events()
+        tokens = [token for step in steps for token in step.tokens]
         assert tokens == reference.generate(varied_prompt(kind), **TEXT)[0, -16:].tolist()
 
 

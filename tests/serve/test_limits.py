@@ -210,6 +210,7 @@ def test_the_figures_are_those_of_the_answers():
     drafts = figure(text, "vllm:spec_decode_num_drafts_total")
     accepted = figure(text, "vllm:spec_decode_num_accepted_tokens_total")
     assert 0 < drafts <= usage["medusa"]["steps"]
-    assert accepted == usage["completion_tokens"] - 1 - usage["medusa"]["steps"]
+    # a step gives a token of the model's own besides, unless the text ends before it
+    assert accepted - (usage["completion_tokens"] - 1 - usage["medusa"]["steps"]) in (0, 1)
     first = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"}'
     assert 0 < figure(text, first) <= drafts

@@ -4,9 +4,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import anthropic
 import httpx2
+import openai
 import pytest
 from running import demo_app, prompts, running
+from transformers import LogitsProcessor
+
+from medusa.generation.grammar import Grammar
 
 PROMPT = prompts(1)[0]
 
@@ -48,17 +53,21 @@ def failing(engine, monkeypatch, times):
     monkeypatch.setattr(engine.model, "verify", verify_or_fail)
 
 
+def slow_down(model, name, seconds, monkeypatch):
+    """Make a method of the model take longer."""
+    method = getattr(model, name)
+
+    def slowly(*arguments):
+        time.sleep(seconds)
+        return method(*arguments)
+
+    monkeypatch.setattr(model, name, slowly)
+
+
 @pytest.fixture
 def slow(served, monkeypatch):
     """Make each step of the model take a while."""
-    model = served[0].worker.engine.model
-    verify = model.verify
-
-    def verify_slowly(*arguments):
-        time.sleep(0.05)
-        return verify(*arguments)
-
-    monkeypatch.setattr(model, "verify", verify_slowly)
+    slow_down(served[0].worker.engine.model, "verify", 0.05, monkeypatch)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -78,6 +87,47 @@ def test_a_client_that_goes_away_frees_its_row(served, stream):
         assert server.worker.active
     until(lambda: not server.worker.engine.rows and not server.worker.active, 20)
     assert ask(address).status_code == 200
+
+
+def test_streams_are_kept_alive_during_a_slow_prefill(demo_model, monkeypatch):
+    app = demo_app(*demo_model, keep_alive=0.05)
+    with running(app) as address:
+        expected = ask(address).json()["choices"][0]["message"]["content"]
+        slow_down(app.state.server.worker.engine.model, "prefill", 0.5, monkeypatch)
+        lines = ask(address, stream=True).text.splitlines()
+        begin = next(place for place, line in enumerate(lines) if '"delta":{"content":"' in line)
+        assert lines[:begin].count(": keep-alive") >= 3
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        pieces = client.chat.completions.create(**body(stream=True))
+        assert "".join(each.choices[0].delta.content or "" for each in pieces) == expected
+        stream = anthropic.Anthropic(base_url=address, api_key="none").messages.stream
+        with stream(**{**body(), "max_tokens": 20}) as events:
+            assert events.get_final_text() == expected
+
+
+class BrokenProcessor(LogitsProcessor):
+    """Fails at the first token after the prefill."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("the grammar is broken")
+        return scores
+
+
+def test_a_grammar_that_fails_ends_its_request_alone(served, monkeypatch):
+    _, address = served
+    expected = ask(address).json()["choices"]
+    monkeypatch.setattr(Grammar, "json_schema", lambda *_: BrokenProcessor())
+    formats = [{"response_format": {"type": "json_object"}}, {}] * 3
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda fields: ask(address, **fields), formats))
+    assert [each.status_code for each in replies] == [500, 200] * 3
+    assert all("grammar is broken" in each.json()["error"]["message"] for each in replies[::2])
+    assert [each.json()["choices"] for each in replies[1::2]] == [expected] * 3
 
 
 def test_a_step_that_fails_ends_its_requests_and_no_other(served, monkeypatch):

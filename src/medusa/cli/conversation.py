@@ -102,7 +102,7 @@ class Chat:
             return
         answer, stopped = "", False
         try:
-            for piece, accepted in stream_text(session.tokens(), self.tokenizer):
+            for piece, accepted in stream_text(session.events(), self.tokenizer):
                 answer += piece
                 show(piece, accepted)
         except KeyboardInterrupt:

@@ -70,7 +70,7 @@ def generate(prompt: PromptOptions, answer: AnswerOptions, model: ModelOptions) 
 
     medusa, tokenizer = load(model)
     session = start(medusa, tokenizer, encode_text(tokenizer, text, prompt.raw), answer)
-    for piece, accepted in stream_text(session.tokens(), tokenizer):
+    for piece, accepted in stream_text(session.events(), tokenizer):
         show(piece, accepted)
     show("\n", False)
     if prompt.stats:

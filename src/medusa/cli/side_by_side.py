@@ -140,7 +140,7 @@ class Pane:
     ) -> None:
         """Decode an answer and show its text; the time that showing it takes is not counted."""
         session = model.steps(ids, tree=tree, **arguments)
-        for piece, accepted in stream_text(session.tokens(), tokenizer):
+        for piece, accepted in stream_text(session.events(), tokenizer):
             self.text.append(piece, style="bold green" if accepted else "")
             stats = session.stats
             rate = stats.tokens / stats.decoding_seconds if stats.decoding_seconds else 0.0

@@ -248,7 +248,7 @@ class Event:
 
     Attributes:
         row: the request under way.
-        tokens: new token ids, in order; the last of them is the base model's own.
+        tokens: new token ids, in order.
         finish_reason: why the text ended with these tokens; None where it goes on.
         logprobs: log-probabilities of each token, if the request wants them.
         timing: duration of the step; None where the request was cancelled.
@@ -256,6 +256,8 @@ class Event:
             wants them.
         logits: [n, V] float32 logits before the processors, likewise.
         candidates: the verified tree, if the request wants it; None for its prefill.
+        accepted: number of the tokens that are accepted candidates. The one after them is the base
+            model's own, unless the text ended before it.
     """
 
     row: Row
@@ -266,6 +268,7 @@ class Event:
     scores: Tensor | None = None
     logits: Tensor | None = None
     candidates: Candidates | None = None
+    accepted: int = 0
 
     @property
     def request(self) -> int:

@@ -35,6 +35,10 @@ PROBING = 0.04
 """Share of the time that probes may take."""
 RARELY = 10
 """Factor by which probes are rarer of trees that are too slow even if all is accepted."""
+RECENT = 2 * PROBE
+"""Durations of which the median is taken."""
+DOUBT = 1.2
+"""Factor by which a smaller tree may seem to take longer than a larger one."""
 MARGIN = 1.03
 """Factor by which a smaller tree must seem faster before it is chosen."""
 UNMEASURED_COST = 0.02
@@ -145,11 +149,23 @@ class Timings:
 
     def time(self, nodes: int, seconds: float) -> None:
         """Take a step's duration into account."""
-        recent = self._recent.setdefault(nodes, deque(maxlen=2 * PROBE))
+        recent = self._recent.setdefault(nodes, deque(maxlen=RECENT))
         recent.append(seconds)
         if len(recent) > 1:
-            self.medians[nodes] = statistics.median(recent)
+            # of two the shorter: first steps are slow where they take memory or generate code
+            self.medians[nodes] = statistics.median_low(recent)
+            self._forget_slower(nodes)
         self.since_plain = 0 if nodes == 1 else self.since_plain + 1
+
+    def is_sure(self, nodes: int) -> bool:
+        """Return True if a median is of as many durations as are kept."""
+        return len(self._recent.get(nodes, ())) == RECENT
+
+    def _forget_slower(self, nodes: int) -> None:
+        """Forget smaller trees that took longer: all steps were slower when they were timed."""
+        for other, duration in list(self.medians.items()):
+            if other < nodes and duration > DOUBT * self.medians[nodes]:
+                del self.medians[other], self._recent[other]
 
 
 class History:
@@ -216,10 +232,7 @@ class AdaptiveTree:
         self.calibration, self.calibrated = calibration, bool(calibration.made)
         known = self.history.tokens
         self.ladder = [
-            Rung(
-                each,
-                known.get(len(each), each.expected(calibration.accuracies)),
-            )
+            Rung(each, known.get(len(each), each.expected(calibration.accuracies)))
             for each in ladder(tree, calibration)
         ]
         self._gains = [
@@ -231,7 +244,6 @@ class AdaptiveTree:
         self.probing, self.probed, self.timing = 0, 0, 0
         costed = self.calibrated or self.history.overhead(len(tree)) is not None
         self.current = self._best() if known and costed else 0
-        self.due = RETIME if costed else WINDOW
 
     def fork(self) -> AdaptiveTree:
         """Return a copy, which from then on learns from its own rows."""
@@ -275,12 +287,19 @@ class AdaptiveTree:
     def _reload(self) -> None:
         """Begin anew with another number of rows: choose the tree that seems fastest there."""
         self.probing, self.timing, self.current = 0, 0, self._best()
-        if self.history.overhead(1, self.rows) is None:
-            self.due = PROBE  # a calibration is made with one row, and tells little about others
 
     def _is_timed(self, number: int) -> bool:
         """Return True if a tree was timed with about as many rows as the last step had."""
         return self.history.overhead(len(self.ladder[number].tree), self.rows) is not None
+
+    @property
+    def _due(self) -> int:
+        """Steps after which plain decoding is timed again, or for the first time."""
+        if self._is_timed(self.plain):
+            return RETIME
+        if self.rows > 1:
+            return PROBE  # a calibration is made with one row, and tells little about others
+        return RETIME if self.calibrated else WINDOW
 
     def _probed(self) -> None:
         """End a probe after its last step: choose the best tree; without gain, wait longer."""
@@ -299,17 +318,15 @@ class AdaptiveTree:
         timings.since_probe += 1
         if self.current and timings.since_probe >= self._prepare_probe():
             self.probing = PROBE
-        elif self.timed and timings.since_plain >= self.due and self.current != self.plain:
-            # a median takes two steps
-            self.timing = 2 if self.history.overhead(1, self.rows) is None else 1
-            self.due = RETIME
+        elif self.timed and self.current != self.plain and timings.since_plain >= self._due:
+            self.timing = 1 if self._is_timed(self.plain) else 2  # a median takes two steps
 
     def _prepare_probe(self) -> float:
         """Choose a larger tree to probe; return the steps after which the probe is due.
 
         It is the largest that would be faster if its longest candidate were always accepted. If
         there is none, the next larger tree is probed rarely, as costs may change. Probes take no
-        more than their share of the time, except of a tree that was not timed yet.
+        more than their share of the time, except of a tree that was timed in few steps.
         """
         least = MARGIN * self._speed(self.current)
         promising = (
@@ -321,7 +338,7 @@ class AdaptiveTree:
         share = PROBING / RARELY if number is None else PROBING
         self.probed = self.current - 1 if number is None else number
         wait = self.timings.wait
-        if self.timed and not self._is_timed(self.probed):
+        if self.timed and not self.timings.is_sure(len(self.ladder[self.probed].tree)):
             return wait
         extra = self._cost(self.probed) / self._cost(self.current) - 1
         return max(wait, PROBE * extra / share)

@@ -226,6 +226,7 @@ def events_of(
                 scores[place][before] if row.request.scores else None,
                 logits[place][before].float() if row.request.logits else None,
                 verified.get(place),
+                accepted=min(max(0, len(path) - 1), len(new)),  # a path begins with the root
             )
         )
     return made

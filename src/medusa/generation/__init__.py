@@ -77,12 +77,10 @@ class Session:
         finally:
             engine.close()
 
-    def tokens(self) -> Iterator[list[int]]:
-        """Yield the new tokens of each step of a single sequence."""
+    def events(self) -> Iterator[Event]:
+        """Yield what a single sequence got from each step."""
         for events in self:
-            # none while a long prompt is prefilled in chunks
-            for event in events:
-                yield event.tokens
+            yield from events  # none while a long prompt is prefilled in chunks
 
     def _stream(self, tokens: Sequence[int]) -> None:
         if self.streamer is not None:

@@ -34,7 +34,8 @@ class Token:
     """A token of an answer.
 
     Attributes:
-        text: the text that it completes.
+        text: the text that it completes. Where the texts of single tokens are not wanted, the
+            first token of a step has the text of all.
         accepted: it is an accepted candidate; otherwise it is the base model's own.
         logprobs: its log-probability, where it was asked for.
     """
@@ -70,6 +71,8 @@ class Answer:
 
     Attributes:
         row: its request in the engine.
+        token_by_token: make a piece of each token.
+        split: each token needs its own text; to find it takes as long again for each token.
         steps: steps so far, the prefill not counted.
     """
 
@@ -78,6 +81,7 @@ class Answer:
     detokenizer: Detokenizer
     shown: Shown
     token_by_token: bool = False
+    split: bool = True
     steps: int = 0
 
     def pieces(self, event: Event) -> list[Piece]:
@@ -98,17 +102,21 @@ class Answer:
 
     def _tokens(self, event: Event) -> list[Token]:
         logprobs: Sequence[TokenLogprobs | None] = event.logprobs or [None] * len(event.tokens)
-        last = len(event.tokens) - 1
-        ended = event.finish_reason == "stop"
+        each = zip(event.tokens, self._texts(event), logprobs, strict=True)
         return [
-            Token(
-                each,
-                "" if ended and place == last else self.detokenizer.push([each]),
-                place < last,
-                logprobs[place],
-            )
-            for place, each in enumerate(event.tokens)
+            Token(token, text, place < event.accepted, logprob)
+            for place, (token, text, logprob) in enumerate(each)
         ]
+
+    def _texts(self, event: Event) -> list[str]:
+        """Return the text of each token; a token that ends the answer has none."""
+        shown = len(event.tokens) - (event.finish_reason == "stop")
+        tokens = event.tokens[:shown]
+        if self.split:
+            texts = [self.detokenizer.push([each]) for each in tokens]
+        else:
+            texts = [self.detokenizer.push(tokens), *[""] * (shown - 1)] if tokens else []
+        return texts + [""] * (len(event.tokens) - shown)
 
 
 class AnswerError(RuntimeError):
@@ -204,7 +212,8 @@ class Answerer:
                     row,
                     Detokenizer(self.tokenizer, kept),
                     Shown(wanted.stops),
-                    wanted.medusa.stream_token_by_token,
+                    token_by_token=wanted.medusa.stream_token_by_token,
+                    split=_needs_texts(wanted, logprobs),
                 )
         except Exception:
             Answers(self.worker, found, events).cancel()
@@ -276,6 +285,12 @@ def generation_config(wanted: Sampling, settings: ServerSettings) -> GenerationC
         if getattr(wanted, name) is not None:
             given[name] = getattr(wanted, name)
     return GenerationConfig(**given)
+
+
+def _needs_texts(wanted: Sampling, logprobs: int | None) -> bool:
+    """Return True if a protocol will report the text of each token."""
+    switches = wanted.medusa
+    return switches.stream_token_by_token or switches.steps or logprobs is not None
 
 
 def _penalties(wanted: Sampling, prompt: int) -> list[LogitsProcessor]:

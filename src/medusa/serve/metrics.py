@@ -90,8 +90,8 @@ class Metrics:
         if timing is not None and timing.nodes > 1 and count:
             self._drafts.inc()
             self._candidates.inc(timing.nodes - 1)
-            self._accepted.inc(count - 1)
-            for position in self._positions[: count - 1]:
+            self._accepted.inc(event.accepted)
+            for position in self._positions[: event.accepted]:
                 position.inc()
         if event.finish_reason is not None:
             self._requests.labels(event.finish_reason).inc()
