@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from .different import different
+
 NUMBERS = (
     "even numbers",
     "odd numbers",
@@ -103,9 +105,6 @@ FORMS = (
     "```python\ndef {name}({arguments}):\n    # return {what}\n    pass\n```\nFill in the body.",
 )
 
-PATIENCE = 1000
-"""Repeated prompts in a row after which there are thought to be no others."""
-
 
 def code_prompts(count: int, seed: int = 0) -> Iterator[str]:
     """Yield different requests; the same ones for the same seed.
@@ -113,17 +112,7 @@ def code_prompts(count: int, seed: int = 0) -> Iterator[str]:
     Raises:
         ValueError: there are not so many.
     """
-    rng = random.Random(seed)
-    given: set[str] = set()
-    repeated = 0
-    while len(given) < count:
-        prompt = _prompt(rng)
-        if prompt not in given:
-            given.add(prompt)
-            repeated = 0
-            yield prompt
-        elif (repeated := repeated + 1) > PATIENCE:
-            raise ValueError(f"there are fewer than {count} different code prompts")
+    return different(_prompt, count, seed)
 
 
 def _prompt(rng: random.Random) -> str:

@@ -26,6 +26,7 @@ from medusa.formats import names
 from medusa.training.answers_file import AnswerLine
 
 from .code_prompts import code_prompts
+from .task_prompts import task_prompts
 
 LIMIT = 384
 """Maximum number of new tokens of an answer."""
@@ -48,13 +49,15 @@ class Part:
 
 def parts(options: argparse.Namespace) -> dict[str, Part]:
     """Return the parts of the data by name: greedy answers and sampled ones of each kind."""
-    code = options.work / "code-prompts.jsonl"
+    code, tasks = (options.work / f"{kind}-prompts.jsonl" for kind in ("code", "tasks"))
     own = ("--self-prompts", str(options.self_prompts))
     found = {
         "own-greedy": Part(own, 0.0, 1),
         "own-sampled": Part(own, 0.7, 2),
         "code-greedy": Part(("--prompts", str(code)), 0.0, 3),
         "code-sampled": Part(("--prompts", str(code)), 0.7, 4),
+        "tasks-greedy": Part(("--prompts", str(tasks)), 0.0, 7),
+        "tasks-sampled": Part(("--prompts", str(tasks)), 0.7, 8),
     }
     if options.gsm8k is not None:
         problems = ("--prompts", options.gsm8k, "--limit", str(options.problems))
@@ -83,9 +86,10 @@ def medusa(*arguments: object, threads: int | None = None) -> None:
 
 def make_data(options: argparse.Namespace, base: Path) -> None:
     """Let the model answer all prompts, and split the answers in those to train on and others."""
-    prompts = list(code_prompts(options.code_prompts))
-    lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-    (options.work / "code-prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    made = {"code": code_prompts(options.code_prompts), "tasks": task_prompts(options.task_prompts)}
+    for kind, prompts in made.items():
+        lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        (options.work / f"{kind}-prompts.jsonl").write_text("".join(lines), encoding="utf-8")
     with ThreadPoolExecutor(options.processes) as pool:
         files = list(pool.map(partial(answer, options, base), parts(options).items()))
     lines_by_question: dict[str, list[str]] = {}
@@ -161,6 +165,7 @@ def parse_options() -> argparse.Namespace:
         "--self-prompts", type=int, default=5000, help="conversations the model begins itself"
     )
     parser.add_argument("--code-prompts", type=int, default=1500, help="requests for functions")
+    parser.add_argument("--task-prompts", type=int, default=3000, help="requests of other kinds")
     parser.add_argument(
         "--gsm8k", help="file or dataset with the training problems of GSM8K (default: none)"
     )
