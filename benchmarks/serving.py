@@ -77,13 +77,15 @@ class Served:
         for name in ("base", "dtype", "prepack"):
             if (value := getattr(chosen, name)) is not None:
                 found += [f"--{name}", value]
-        return [*found, "--name", self.name, *(["--compile"] if chosen.compile else [])]
+        if chosen.compile is not None:
+            found.append("--compile" if chosen.compile else "--no-compile")
+        return [*found, "--name", self.name]
 
 
 @contextmanager
 def served(name: str, options: argparse.Namespace) -> Iterator[Served]:
     """Give a model by its name; the inflated one is written to a temporary folder."""
-    how = {"prepack": options.prepack, "compile": options.compile or None}
+    how = {"prepack": options.prepack, "compile": options.compile}
     asked: Sequence[Question] = task_questions(16)
     if name == "smollm2":
         asked = first_turns(options.questions, None)
@@ -252,7 +254,8 @@ def parse_options() -> argparse.Namespace:
     add("--questions", help="MT-Bench's question.jsonl, for smollm2")
     add("--dtype", default="auto", help="of SmolLM2's weights (default: auto)")
     add("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
-    add("--compile", action="store_true", help="compile the steps")
+    compiling = "compile the steps (default: as the calibration found faster)"
+    add("--compile", action=argparse.BooleanOptionalAction, help=compiling)
     add("--transformers", action="store_true", help="measure transformers' server, too")
     add("--llama-server", metavar="PROGRAM", help="measure llama.cpp's server, too")
     add("--url", action="append", default=[], metavar="NAME=URL", help="another server")

@@ -122,8 +122,8 @@ def replay(
     """Decode as many answers at a time as there are rows; return tokens and milliseconds a step."""
     following, place = iter(answers), [0] * rows
     current = [next(following) for _ in range(rows)]
-    tokens, steps, duration = 0, 0, 0.0
-    while None not in current:
+    tokens, steps, duration, ended = 0, 0, 0.0, False
+    while not ended:
         here = list(zip(current, place, strict=True))
         mask, step = choose(torch.stack([each.survival[at] for each, at in here]))
         accepted = torch.stack([each.accepted[at] for each, at in here])
@@ -132,7 +132,9 @@ def replay(
             left = len(current[row].survival) - place[row]
             tokens, place[row] = tokens + min(count, left), place[row] + count
             if count >= left:
-                current[row], place[row] = next(following, None), 0
+                another = next(following, None)
+                current[row], place[row] = another or current[row], 0
+                ended = ended or another is None
     return tokens / steps, duration / steps
 
 

@@ -647,3 +647,40 @@ def test_an_engine_changes_neither_requests_nor_signal_handlers():
     run(engine)
     assert rows[0].ids == rows[1].ids
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_cancelled_requests_leave_the_queue_from_its_middle():
+    engine = Engine(model_of(), max_rows=1)
+    first = engine.submit(Request([1, 2, 3], 60))
+    waiting = [engine.submit(Request([4, 2, number], 60)) for number in range(1, 6)]
+    engine.step()
+    for row in waiting[1:4]:
+        engine.cancel(row.number)
+    events = engine.step()
+    assert {event.request for event in events if event.finish_reason == "cancelled"} == {
+        row.number for row in waiting[1:4]
+    }
+    assert list(engine.waiting) == [waiting[0], waiting[4]]
+    run(engine)
+    assert {first.finish_reason, waiting[0].finish_reason, waiting[4].finish_reason} == {"length"}
+
+
+def test_a_schedule_beside_smaller_trees_is_timed_with_all_rows(monkeypatch):
+    timed = []
+    for number, tree in ((0, TREES[2]), (1, PLAIN)):
+        schedule = FixedTree(tree)
+        monkeypatch.setattr(
+            schedule,
+            "observe",
+            lambda reached, seconds, rows, number=number: timed.append((number, seconds, rows)),
+            raising=False,
+        )
+        if number == 0:
+            engine = Engine(model_of())
+        engine.submit(Request([1, 2, 3], 30, schedule=schedule))
+    engine.step()
+    engine.step()
+    assert [(number, seconds is None, rows) for number, seconds, rows in timed[:2]] == [
+        (0, False, 2),
+        (1, True, 2),
+    ]

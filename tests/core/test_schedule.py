@@ -244,3 +244,37 @@ def test_a_slow_beginning_does_not_mislead_for_long(slow, rows, reach, least, mo
         schedule.observe(reached, seconds * (20 if step < slow else 1))
     ended = sizes[-300:]
     assert least <= sum(size > 1 for size in ended) / len(ended) <= most
+
+
+def test_steps_that_cannot_be_timed_do_not_make_plain_decoding_run_again_and_again():
+    """Beside rows with larger trees, a schedule's steps have no duration of their own."""
+    schedule = AdaptiveTree(TREE, CALIBRATED, History())
+    play(schedule, RETIME + 1, always)
+    assert len(schedule.tree()) == 1, "it is time to time plain decoding"
+    sizes = []
+    for step in range(200):
+        tree = schedule.tree()
+        sizes.append(len(tree))
+        schedule.observe([always(tree, step)], None, rows=2)
+    assert sizes.count(1) < 10
+
+
+def test_a_busy_machine_does_not_end_a_tree_for_good():
+    schedule, busy = AdaptiveTree(TREE, CALIBRATED, History()), range(300, 330)
+    sizes = []
+    for step in range(2500):
+        tree = schedule.tree()
+        sizes.append(len(tree))
+        seconds = CURVE[len(tree)] / 1000 * (5 if step in busy else 1)
+        schedule.observe([always(tree, step)], seconds)
+    assert sizes[-500:].count(16) > 400
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_plain_steps_that_are_slower_than_a_tree_s_are_not_timed_all_the_time(rows):
+    schedule, sizes = AdaptiveTree(TREE, CALIBRATED, History()), []
+    for step in range(2000):
+        tree = schedule.tree()
+        sizes.append(len(tree))
+        schedule.observe([always(tree, step)] * rows, 0.02 if len(tree) == 1 else 0.01)
+    assert sizes[-1000:].count(1) < 40

@@ -214,6 +214,17 @@ def test_what_is_not_supported_is_refused_by_name(client, wrong, field):
     assert refused.value.body["type"] == "invalid_request_error"
 
 
+def test_what_the_client_got_can_be_sent_back(client):
+    """OpenAI's client adds fields to parsed messages, and sends nulls of those it does not know."""
+    completions, asked = client.chat.completions, [{"role": "user", "content": PROMPT}]
+    own = {"model": "demo", "max_tokens": 200, "prompt_cache_key": "x", "store": False}
+    parsed = completions.parse(**own, messages=asked).choices[0].message
+    whole = completions.create(**own, messages=asked).choices[0].message.model_dump()
+    for message in (parsed, whole):
+        again = completions.create(**own, messages=[*asked, message, *asked])
+        assert again.choices[0].finish_reason == "stop"
+
+
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError, match="only 'demo'"):
         client.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "x"}])

@@ -8,6 +8,7 @@ import anthropic
 import httpx2
 import openai
 import pytest
+import torch
 from running import demo_app, prompts, running
 from transformers import LogitsProcessor
 
@@ -95,7 +96,7 @@ def test_streams_are_kept_alive_during_a_slow_prefill(demo_model, monkeypatch):
         expected = ask(address).json()["choices"][0]["message"]["content"]
         slow_down(app.state.server.worker.engine.model, "prefill", 0.5, monkeypatch)
         lines = ask(address, stream=True).text.splitlines()
-        begin = next(place for place, line in enumerate(lines) if '"delta":{"content":"' in line)
+        begin = next(place for place, line in enumerate(lines) if '"delta": {"content"' in line)
         assert lines[:begin].count(": keep-alive") >= 3
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         pieces = client.chat.completions.create(**body(stream=True))
@@ -163,6 +164,39 @@ def test_steps_that_keep_failing_end_the_server_s_work(served, monkeypatch):
     assert health.status_code == 503
     assert "device is broken" in health.json()["reason"]
     assert ask(address).status_code == 503
+
+
+def test_steps_of_one_request_and_of_several_are_compiled_at_the_start(demo_model, monkeypatch):
+    model, tokenizer = demo_model
+    several = set()
+    monkeypatch.setattr(model, "compile_steps", lambda cache: several.add(len(cache.lengths) > 1))
+    with running(demo_app(model, tokenizer)):
+        assert several == {False, True}
+
+
+def test_stop_strings_of_the_model_end_answers(demo_model, monkeypatch):
+    model, tokenizer = demo_model
+    with running(demo_app(model, tokenizer)) as address:
+        whole = ask(address).json()["choices"][0]["message"]["content"]
+    stop = whole[4:7]
+    monkeypatch.setattr(model.base.generation_config, "stop_strings", [stop])
+    with running(demo_app(model, tokenizer)) as address:
+        choice = ask(address).json()["choices"][0]
+    assert choice["message"]["content"] == whole[: whole.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_too_little_memory_for_earlier_texts_ends_no_request(served, monkeypatch):
+    server, address = served
+    expected = ask(address).json()["choices"]
+
+    def copied(*_):
+        raise torch.OutOfMemoryError("no memory for a copy")
+
+    monkeypatch.setattr("medusa.core.cache.TreeCache.copied", copied)
+    for _ in range(4):
+        assert ask(address).json()["choices"] == expected
+    assert server.worker.healthy
 
 
 def test_a_fault_of_the_figures_harms_no_request(served):

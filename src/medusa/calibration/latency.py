@@ -52,7 +52,9 @@ class TimingRounds:
             self.seconds.append({})
         return self._waiting[-1]
 
-    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+    def observe(
+        self, reached: Sequence[int], seconds: float | None, rows: int | None = None
+    ) -> None:
         """Record the time of the step that `tree` was called for."""
         if seconds is not None:
             self.seconds[-1][len(self._waiting.pop())] = seconds

@@ -87,7 +87,7 @@ class BenchOutputs:
 def run(options: BenchOptions, outputs: BenchOutputs, model: ModelOptions) -> None:
     """Answer questions by several methods in turn, and compare their speed and their answers.
 
-    Each suite sets its temperatures; --temperature is for suites that do not.
+    MT-Bench sets the temperature of each category; --temperature is for all other suites.
     """
     from .bench_run import run as answer
 

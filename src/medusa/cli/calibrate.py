@@ -41,7 +41,7 @@ class CalibrationOptions:
         default=None,
         min=1,
         max=LARGEST_LENGTH,
-        show_default="the lengths of the recorded texts",
+        show_default="quartiles of the context lengths of the recorded answers",
     )
     rounds: int = option(
         "Number of times that a step of each size is timed in each context",

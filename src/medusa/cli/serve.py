@@ -51,7 +51,9 @@ class ServeOptions:
         min=1,
     )
     max_seconds: float = option(
-        "Number of seconds after which an answer ends", default=600.0, min=0.0
+        "Maximum number of seconds from a request's arrival to the end of its answer",
+        default=600.0,
+        min=0.0,
     )
     origin: list[str] | None = option(
         "Web origin whose pages may call the server, such as https://example.org; may be repeated",

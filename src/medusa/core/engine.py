@@ -62,8 +62,7 @@ class Engine:
     Attributes:
         rows: requests that decode, in the order of the cache's rows.
         prefixes: states of earlier texts.
-        waiting: requests that wait for a row, in the order they came, and among them cancelled
-            ones.
+        waiting: requests that wait for a row, in the order they came.
     """
 
     def __init__(
@@ -199,7 +198,7 @@ class Engine:
             cache.keep(paths)
             advance(rows, paths, hidden)
             clock.lap("keep")
-            observe(rows, paths, clock.total)
+            observe(rows, trees, paths, clock.total)
             timing = StepTiming(tokens.shape[1], clock.total, clock.phases)
             self._events = self._events + events_of(groups, rows, paths, delivered, logits, timing)
 
@@ -220,8 +219,7 @@ class Engine:
 
     def _cancel(self) -> None:
         """End the requests that were cancelled."""
-        numbers = self._cancelled.copy()  # other threads may add to the set meanwhile
-        if not numbers:
+        if not (numbers := self._cancelled.copy()):  # other threads may add to the set meanwhile
             return
         # after an interrupt a row may still be in the queue, too
         known = dict.fromkeys((*self.rows, *self.waiting))
@@ -230,6 +228,8 @@ class Engine:
             for row in ended:
                 row.finish_reason = "cancelled"
             self._events = self._events + [Event(row, [], "cancelled") for row in ended]
+        for row in {*ended} & {*self.waiting}:
+            self.waiting.remove(row)
         self._cancelled -= numbers
 
     def _leave(self) -> None:
@@ -238,7 +238,7 @@ class Engine:
         An engine without requests gives its cache back. After an interrupt the next step does what
         is left of this, so nothing else may rely on it.
         """
-        # rows leave the queue from its front only, so that its length costs a step nothing
+        # from the front only, so that the queue's length costs a step nothing
         while self.waiting and not self.waiting[0].waits:
             self.waiting.popleft()
         if self._prefill is not None and not all(row.waits for row in self._prefill.rows):

@@ -34,10 +34,11 @@ from .checks import (
 )
 from .drafting import DraftProjection
 from .heads import LogitRule, MedusaHeads, Projection
+from .history import History
 from .layers import LayerPrograms, compiled_layers
 from .masks import Layout, TreeBatch
 from .positions import Positions
-from .schedule import UNCALIBRATED, Calibration, History
+from .schedule import UNCALIBRATED, Calibration
 from .tree import CandidateTree
 
 RUNNING = (

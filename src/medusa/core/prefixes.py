@@ -100,7 +100,11 @@ class Prefixes:
                 break
             self.limit(SIZE * (room - 1))
             key = parent, tuple(ids[begin : begin + SIZE])
-            block = Block(next(self._numbers), cache.copied(row, begin, begin + SIZE))
+            try:
+                states = cache.copied(row, begin, begin + SIZE)
+            except (MemoryError, torch.OutOfMemoryError):  # requests need the memory more
+                return self.limit(0)
+            block = Block(next(self._numbers), states)
             self._blocks[key], parent = block, block.number
             keys.append(key)
         self._touch(keys)

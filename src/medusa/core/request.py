@@ -256,6 +256,7 @@ class Event:
             wants them.
         logits: [n, V] float32 logits before the processors, likewise.
         candidates: the verified tree, if the request wants it; None for its prefill.
+        nodes: nodes of the tree that was verified for the request, with the root; 0 for a prefill.
         accepted: number of the tokens that are accepted candidates. The one after them is the base
             model's own, unless the text ended before it.
     """
@@ -268,6 +269,7 @@ class Event:
     scores: Tensor | None = None
     logits: Tensor | None = None
     candidates: Candidates | None = None
+    nodes: int = 0
     accepted: int = 0
 
     @property

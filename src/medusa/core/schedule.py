@@ -11,21 +11,15 @@ import copy
 import itertools
 import statistics
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from .history import PROBE, WAITS, History, Timings, size_class
 from .tree import PUBLISHED_ACCURACIES, CandidateTree
 
 WINDOW = 16
 """Steps over which accepted tokens are averaged."""
-PROBE = 4
-"""Steps of a probe of the largest tree."""
-MEMORY = 256
-"""Steps over which a model's history averages them."""
-WAITS = (32, 512)
-"""Steps before the first probe, and maximum between two; a probe without gain doubles the wait."""
 RETIME = 128
 """Steps after which a step of plain decoding is timed again.
 
@@ -35,10 +29,6 @@ PROBING = 0.04
 """Share of the time that probes may take."""
 RARELY = 10
 """Factor by which probes are rarer of trees that are too slow even if all is accepted."""
-RECENT = 2 * PROBE
-"""Durations of which the median is taken."""
-DOUBT = 1.2
-"""Factor by which a smaller tree may seem to take longer than a larger one."""
 MARGIN = 1.03
 """Factor by which a smaller tree must seem faster before it is chosen."""
 UNMEASURED_COST = 0.02
@@ -96,12 +86,15 @@ class TreeSchedule(Protocol):
     def tree(self) -> CandidateTree:
         """Return the tree of the next step."""
 
-    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+    def observe(
+        self, reached: Sequence[int], seconds: float | None, rows: int | None = None
+    ) -> None:
         """Record a step.
 
         Args:
             reached: the last accepted node of each row that verified the schedule's tree.
-            seconds: duration of the step; None where other rows verified other trees in it.
+            seconds: duration of the step; None where other rows verified a larger tree in it.
+            rows: all rows of the step; by default those of `reached`.
         """
 
 
@@ -114,7 +107,9 @@ class FixedTree:
     def tree(self) -> CandidateTree:
         return self.largest
 
-    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
+    def observe(
+        self, reached: Sequence[int], seconds: float | None, rows: int | None = None
+    ) -> None:
         pass
 
 
@@ -128,82 +123,6 @@ class Rung:
 
     tree: CandidateTree
     tokens: float
-
-
-@dataclass
-class Timings:
-    """Durations of steps with about the same number of rows.
-
-    Attributes:
-        medians: median of the last durations, by nodes.
-        since_plain: steps since plain decoding was last timed.
-        since_probe: steps since a larger tree was last probed.
-        wait: steps between two probes.
-    """
-
-    medians: dict[int, float] = field(default_factory=dict)
-    since_plain: int = 0
-    since_probe: int = 0
-    wait: int = WAITS[0]
-    _recent: dict[int, deque[float]] = field(default_factory=dict)
-
-    def time(self, nodes: int, seconds: float) -> None:
-        """Take a step's duration into account."""
-        recent = self._recent.setdefault(nodes, deque(maxlen=RECENT))
-        recent.append(seconds)
-        if len(recent) > 1:
-            # of two the shorter: first steps are slow where they take memory or generate code
-            self.medians[nodes] = statistics.median_low(recent)
-            self._forget_slower(nodes)
-        self.since_plain = 0 if nodes == 1 else self.since_plain + 1
-
-    def is_sure(self, nodes: int) -> bool:
-        """Return True if a median is of as many durations as are kept."""
-        return len(self._recent.get(nodes, ())) == RECENT
-
-    def _forget_slower(self, nodes: int) -> None:
-        """Forget smaller trees that took longer: all steps were slower when they were timed."""
-        for other, duration in list(self.medians.items()):
-            if other < nodes and duration > DOUBT * self.medians[nodes]:
-                del self.medians[other], self._recent[other]
-
-
-class History:
-    """Durations and tokens of a model's last steps, by nodes; kept from one request to the next.
-
-    Attributes:
-        tokens: average tokens that a step gave, or would have given, by nodes.
-    """
-
-    def __init__(self) -> None:
-        self.tokens: dict[int, float] = {}
-        self._steps: dict[int, int] = {}
-        self._timings: dict[int, Timings] = {}
-
-    def of(self, rows: int) -> Timings:
-        """Return the durations of steps with about as many rows: up to the same power of two."""
-        return self._timings.setdefault(size_class(rows), Timings())
-
-    def time(self, nodes: int, seconds: float, rows: int = 1) -> None:
-        """Take a step's duration into account."""
-        self.of(rows).time(nodes, seconds)
-
-    def gain(self, nodes: int, tokens: float) -> None:
-        """Take into account how many tokens a step gave, or would have given."""
-        steps = self._steps[nodes] = min(self._steps.get(nodes, 0) + 1, MEMORY)
-        before = self.tokens.get(nodes, tokens)
-        self.tokens[nodes] = before + (tokens - before) / steps
-
-    def overhead(self, nodes: int, rows: int = 1) -> float | None:
-        """Return a step's time in plain steps; None where either has not been timed."""
-        medians = self.of(rows).medians
-        step, plain = medians.get(nodes), medians.get(1)
-        return step / plain if step and plain else None
-
-
-def size_class(rows: int) -> int:
-    """Return the next power of two: requests join and leave, and steps of 31 rows are like 32."""
-    return 1 << (rows - 1).bit_length()
 
 
 class AdaptiveTree:
@@ -266,8 +185,10 @@ class AdaptiveTree:
         """Durations of steps with as many rows as the last one."""
         return self.history.of(self.rows)
 
-    def observe(self, reached: Sequence[int], seconds: float | None) -> None:
-        ran, before, self.rows = self._next(), self.rows, len(reached)
+    def observe(
+        self, reached: Sequence[int], seconds: float | None, rows: int | None = None
+    ) -> None:
+        ran, before, self.rows = self._next(), self.rows, rows or len(reached)
         if self.timed and seconds is not None:
             self.history.time(len(self.ladder[ran].tree), seconds, self.rows)
         rate = 1 / (PROBE if self.probing else WINDOW)
@@ -278,11 +199,11 @@ class AdaptiveTree:
         if self.timed and size_class(before) != size_class(self.rows):
             self._reload()
         elif self.timing:
-            self.timing -= 1
+            self.timing = self.timing - 1 if seconds is not None else 0
         elif self.probing:
             self._probed()
         else:
-            self._settle()
+            self._settle(can_time=self.timed and seconds is not None)
 
     def _reload(self) -> None:
         """Begin anew with another number of rows: choose the tree that seems fastest there."""
@@ -297,6 +218,8 @@ class AdaptiveTree:
         """Steps after which plain decoding is timed again, or for the first time."""
         if self._is_timed(self.plain):
             return RETIME
+        if self.timings.forgotten:
+            return min(PROBE << self.timings.forgotten, RETIME)
         if self.rows > 1:
             return PROBE  # a calibration is made with one row, and tells little about others
         return RETIME if self.calibrated else WINDOW
@@ -310,15 +233,21 @@ class AdaptiveTree:
             paid = self.current <= self.probed
             timings.wait = WAITS[0] if paid else min(2 * timings.wait, WAITS[1])
 
-    def _settle(self) -> None:
-        """After an ordinary step choose a smaller tree if it seems faster, or begin a due probe."""
+    def _settle(self, can_time: bool) -> None:
+        """After an ordinary step choose a smaller tree if it seems faster, or begin a due probe.
+
+        Args:
+            can_time: plain decoding may be timed now.
+        """
         best, timings = self._best(), self.timings
-        if best > self.current and self._speed(best) > MARGIN * self._speed(self.current):
+        unknown = timings.forgotten and not self._is_timed(self.plain)
+        faster = self._speed(best) > MARGIN * self._speed(self.current)
+        if best > self.current and faster and not unknown:
             self.current, timings.since_probe = best, 0
         timings.since_probe += 1
         if self.current and timings.since_probe >= self._prepare_probe():
             self.probing = PROBE
-        elif self.timed and self.current != self.plain and timings.since_plain >= self._due:
+        elif can_time and self.current != self.plain and timings.since_plain >= self._due:
             self.timing = 1 if self._is_timed(self.plain) else 2  # a median takes two steps
 
     def _prepare_probe(self) -> float:
@@ -340,7 +269,10 @@ class AdaptiveTree:
         wait = self.timings.wait
         if self.timed and not self.timings.is_sure(len(self.ladder[self.probed].tree)):
             return wait
-        extra = self._cost(self.probed) / self._cost(self.current) - 1
+        cost = self._cost(self.probed)
+        if self.calibrated:  # a tree that was timed while the machine was busy is not given up
+            cost = min(cost, self._assumed_cost(self.probed))
+        extra = cost / self._cost(self.current) - 1
         return max(wait, PROBE * extra / share)
 
     def _best(self) -> int:
@@ -368,9 +300,16 @@ class AdaptiveTree:
         if size in timed:
             return timed[size]
         if len(timed) < 2 or (self.calibrated and self.rows == 1):
-            # without a calibration only trying the tree tells whether it is dear with many rows
-            return self.calibration.cost(size, self.rows if self.calibrated else 1)
+            return self._assumed_cost(number)
         return interpolated(timed, size)
+
+    def _assumed_cost(self, number: int) -> float:
+        """Return a rung's calibrated cost in plain steps, or what is assumed without calibration.
+
+        Without one, only trying the tree tells whether it is dear with many rows.
+        """
+        rows = self.rows if self.calibrated else 1
+        return self.calibration.cost(len(self.ladder[number].tree), rows)
 
 
 def ladder(tree: CandidateTree, calibration: Calibration) -> list[CandidateTree]:

@@ -180,15 +180,25 @@ def advance(rows: Sequence[Row], paths: Sequence[Sequence[int]], hidden: Tensor)
             row.processors.advance(path[-1])
 
 
-def observe(rows: Sequence[Row], paths: Sequence[Sequence[int]], seconds: float) -> None:
-    """Report to each schedule the nodes that its rows accepted."""
+def observe(
+    rows: Sequence[Row],
+    trees: Sequence[CandidateTree],
+    paths: Sequence[Sequence[int]],
+    seconds: float,
+) -> None:
+    """Report to each schedule the nodes that its rows accepted.
+
+    The largest tree decides how long a step takes, so the schedules of others get no duration.
+    """
     schedules = {id(row.schedule): row.schedule for row in rows}
+    nodes = {id(row.schedule): len(tree) for row, tree in zip(rows, trees, strict=True)}
     reached: dict[int, list[int]] = {}
     for row, path in zip(rows, paths, strict=True):
         if path:
             reached.setdefault(id(row.schedule), []).append(path[-1])
-    for key, nodes in reached.items():
-        schedules[key].observe(nodes, seconds if len(schedules) == 1 else None)
+    for key, ends in reached.items():
+        largest = nodes[key] == max(nodes.values())
+        schedules[key].observe(ends, seconds if largest else None, len(rows))
 
 
 def events_of(
@@ -208,6 +218,7 @@ def events_of(
     """
     scores: dict[int, Tensor] = {}
     verified: dict[int, Candidates] = {}
+    nodes = {place: len(group.tree) for group in groups for place in group.places}
     for group in groups:
         if group.scores is not None:
             scores.update(zip(group.places, group.scores, strict=True))
@@ -226,6 +237,7 @@ def events_of(
                 scores[place][before] if row.request.scores else None,
                 logits[place][before].float() if row.request.logits else None,
                 verified.get(place),
+                nodes=nodes[place] if timing.nodes else 0,
                 accepted=min(max(0, len(path) - 1), len(new)),  # a path begins with the root
             )
         )

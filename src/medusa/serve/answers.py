@@ -179,6 +179,12 @@ class Answerer:
         found = self.model.base.generation_config.eos_token_id
         return [] if found is None else found if isinstance(found, list) else [found]
 
+    @property
+    def stop_strings(self) -> list[str]:
+        """The texts that end an answer by the model's generation configuration."""
+        found = self.model.base.generation_config.stop_strings
+        return [] if found is None else [found] if isinstance(found, str) else list(found)
+
     def answer(
         self,
         ids: Sequence[int],
@@ -211,7 +217,7 @@ class Answerer:
                     index,
                     row,
                     Detokenizer(self.tokenizer, kept),
-                    Shown(wanted.stops),
+                    Shown([*wanted.stops, *self.stop_strings]),
                     token_by_token=wanted.medusa.stream_token_by_token,
                     split=_needs_texts(wanted, logprobs),
                 )
@@ -240,6 +246,7 @@ class Answerer:
             logits_processor=own,
             generator=self._generator(wanted.seed, index),
             within_positions=True,
+            tokenizer=self.tokenizer,
         )
         request = session.requests[0]
         rule = with_stop_strings(request.stop, self.tokenizer, wanted.stops, len(ids))

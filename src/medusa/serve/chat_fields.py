@@ -21,10 +21,15 @@ Texts = Annotated[list[TextPart], as_parts("text")]
 
 
 class FunctionCall(Fields):
-    """A call of a function, with its arguments as JSON."""
+    """A call of a function, with its arguments as JSON.
+
+    Attributes:
+        parsed_arguments: accepted, because OpenAI's client sends it back; `arguments` counts.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(default=None, exclude=True)
 
 
 class ToolCall(Fields):
@@ -37,7 +42,12 @@ class ToolCall(Fields):
 
 
 class Message(Fields):
-    """A message of a conversation, of whatever role."""
+    """A message of a conversation, of whatever role.
+
+    Attributes:
+        parsed, annotations, audio, function_call: accepted, because OpenAI's client sends back what
+            it got; the last two must be null.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Texts | None = None
@@ -45,6 +55,10 @@ class Message(Fields):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    parsed: Any = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
 
     @property
     def text(self) -> str:
@@ -108,6 +122,9 @@ class ChatRequest(Sampling):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    store: Literal[False] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> ChatRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -84,12 +85,12 @@ class Metrics:
         self._new.inc(count)
         if timing is not None and not timing.nodes:
             self._prompt.inc(len(row.request.ids))
-            self._first.observe((row.waited or 0.0) + timing.seconds)
+            self._first.observe(time.perf_counter() - row.submitted)
         elif timing is not None and count:
             self._token.observe(timing.seconds / count)
-        if timing is not None and timing.nodes > 1 and count:
+        if event.nodes > 1 and count:
             self._drafts.inc()
-            self._candidates.inc(timing.nodes - 1)
+            self._candidates.inc(event.nodes - 1)
             self._accepted.inc(event.accepted)
             for position in self._positions[: event.accepted]:
                 position.inc()

@@ -84,6 +84,6 @@ class Reading:
         return replace(part, reason=self._reason(piece), stop_string=string)
 
     def _reason(self, piece: Piece) -> str:
-        if self._calls[piece.index]:
-            return "tool_calls"
-        return "length" if piece.finish_reason == "length" else "stop"
+        if piece.finish_reason == "length":  # calls may be missing
+            return "length"
+        return "tool_calls" if self._calls[piece.index] else "stop"

@@ -49,21 +49,23 @@ class Server:
         self.metrics.watch(self.worker)
         self.answerer = Answerer(model, tokenizer, self.worker, settings)
         # one thread, because tokenizers do not bear several
-        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._preparing = 0  # answers whose requests that thread reads, or will read
 
     @asynccontextmanager
     async def lifespan(self, _: object) -> AsyncIterator[None]:
-        """Run the worker; answer one token first, so that compiling delays no request."""
+        """Run the worker; answer a few tokens first, so that compiling delays no request."""
         self.worker.start()
         try:
-            first = Sampling(model=self.settings.name, max_tokens=2, temperature=0)
-            async for _piece in self.answerer.answer([0], first):
-                pass
+            for count in (1, 2):  # there are programs for one request, and for several
+                first = Sampling(model=self.settings.name, max_tokens=16, temperature=0, n=count)
+                async for _piece in self.answerer.answer([0], first):
+                    pass
             self.worker.observe = self.metrics.observe
             yield
         finally:
             await self.worker.stop(GRACE)
-            self._preparing.shutdown(wait=False)
+            self._preparer.shutdown(wait=False)
 
     async def reply(
         self, begin: Callable[[Answerer, R], Reply], wanted: R, request: Request
@@ -77,11 +79,12 @@ class Server:
             ApiError: the request cannot be served.
         """
 
-        def begin_where_room(answerer: Answerer, wanted: R) -> Reply:
-            self._check_room(wanted.count)
-            return begin(answerer, wanted)
-
-        reply = await self.begun(begin_where_room, wanted)
+        self._check_room(wanted.count)
+        self._preparing += wanted.count
+        try:
+            reply = await self.begun(begin, wanted)
+        finally:
+            self._preparing -= wanted.count
         if wanted.stream:
             return streamed(
                 reply.events(),
@@ -114,7 +117,7 @@ class Server:
                 "model_not_found",
             )
         try:
-            return await loop.run_in_executor(self._preparing, begin, self.answerer, wanted)
+            return await loop.run_in_executor(self._preparer, begin, self.answerer, wanted)
         except ValidationError as error:
             raise of_validation(error.errors()) from error
         except (ValueError, ImportError) as error:
@@ -127,11 +130,11 @@ class Server:
         most = self.settings.max_rows + self.settings.max_waiting
         if count > most:
             raise ApiError(400, f"n: this server gives at most {most} answers at a time", "n")
-        if self.worker.healthy and self.worker.active + count > most:
+        taken = self._preparing + self.worker.active
+        if self.worker.healthy and taken + count > most:
             raise ApiError(
                 429,
-                f"{self.worker.active} requests run or wait, and this server takes {most}: try "
-                "again later",
+                f"{taken} requests run or wait, and this server takes {most}: try again later",
                 headers={"Retry-After": "1"},
             )
 

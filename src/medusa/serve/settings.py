@@ -15,7 +15,8 @@ class ServerSettings:
         max_waiting: requests that wait at most; further ones are refused with status 429.
         max_prompt: tokens that a prompt may have; None leaves it to the model's positions.
         max_new_tokens: tokens of an answer whose request sets no limit.
-        max_seconds: seconds after which an answer ends, with finish reason "length".
+        max_seconds: seconds after a request's arrival, waiting included, from which its answer ends
+            at the next token, with finish reason "length".
         cache_bytes: memory for keys and values of the requests under way and of earlier texts; None
             for no limit.
         prefix_share: share of that memory which earlier texts may take while requests leave it; a

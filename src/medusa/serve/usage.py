@@ -64,7 +64,8 @@ def messages_usage(answers: Answers) -> dict[str, Any]:
 def medusa_figures(answers: Answers) -> dict[str, Any]:
     """Return decoding steps, tokens a step, and how often a step gave 1, 2, ... tokens."""
     stats = [each.row.stats for each in answers.answers]
-    accepted = sum((each.accepted for each in stats), Counter[int]())
+    # copies, because the engine's thread may count meanwhile
+    accepted = sum((each.accepted.copy() for each in stats), Counter[int]())
     steps = accepted.total()
     return {
         "steps": steps,
