@@ -102,7 +102,8 @@ def test_streams_are_kept_alive_during_a_slow_prefill(demo_model, monkeypatch):
         pieces = client.chat.completions.create(**body(stream=True))
         assert "".join(each.choices[0].delta.content or "" for each in pieces) == expected
         stream = anthropic.Anthropic(base_url=address, api_key="none").messages.stream
-        with stream(**{**body(), "max_tokens": 20}) as events:
+        asked = {name: body()[name] for name in ("model", "messages", "max_tokens")}
+        with stream(**asked, extra_body={"temperature": 0}) as events:
             assert events.get_final_text() == expected
 
 
