@@ -113,7 +113,8 @@ async def _run_load(
     endpoint: Endpoint, prompts: Sequence[str], concurrency: int, max_tokens: int
 ) -> Load:
     free = asyncio.Semaphore(concurrency)
-    limits = httpx2.Limits(max_connections=concurrency)
+    # each request opens a connection: a server may close one just when it is used again
+    limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=0)
     async with httpx2.AsyncClient(timeout=SILENCE, limits=limits) as client:
 
         async def one(prompt: str) -> Answered:

@@ -23,8 +23,11 @@ GRACE = 40.0
 
 
 def program(name: str) -> str | None:
-    """Return the path of a program beside this Python or on the PATH; None if there is none."""
-    beside = Path(sys.executable).with_name(name)
+    """Return the path of a program that is beside this Python, on the PATH, or given as a path.
+
+    None if there is none.
+    """
+    beside = Path(sys.executable).parent / name
     return str(beside) if beside.is_file() else shutil.which(name)
 
 
