@@ -4,7 +4,7 @@ The first turns of MT-Bench's 80 questions (FastChat, `llm_judge/data/mt_bench/q
 answered by plain decoding, by transformers' `generate`, by Medusa with the stored tree and with a
 tree of 64 nodes, and sampled with rejection and with typical acceptance, in turns. transformers'
 `generate` runs a model of its own in the checkpoint's dtype. llama.cpp takes part with
-`--llama-cpp FOLDER`, after `npm install node-llama-cpp --ignore-scripts` in that folder.
+`--llama-server PROGRAM`; docs/serving.md says how to build it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from medusa.loading import MedusaModel, NamedModel, load
 
 from .gguf_files import write_gguf
 from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
-from .llama_cpp import LlamaCpp
+from .llama_cpp import LOOKUP, LlamaCpp, llama_cpp
 
 PLAIN = "plain"
 MEDUSA = "Medusa"
@@ -83,16 +84,23 @@ def row(
     }
 
 
-def llama_cpps(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, LlamaCpp]:
-    """Return llama.cpp on the same weights in several types; GGUF files are written to a folder."""
+def llama_cpps(
+    options: argparse.Namespace, stack: ExitStack, console: Console
+) -> dict[str, LlamaCpp]:
+    """Start llama.cpp on the same weights in several types."""
     stored = smollm2.fetch_gguf(console.print)
     base = LlamaForCausalLM.from_pretrained(smollm2.fetch())
-    runner = partial(LlamaCpp, options.llama_cpp, threads=options.threads)
-    found = {Q4_1: runner(stored), f"{Q4_1}, prompt lookup": runner(stored, lookup=True)}
     tokenizer = AutoTokenizer.from_pretrained(smollm2.fetch())
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+    def run(file: Path, *arguments: str) -> LlamaCpp:
+        program, threads = options.llama_server, options.threads
+        return stack.enter_context(llama_cpp(program, file, threads, arguments))
+
+    found = {Q4_1: run(stored), f"{Q4_1}, prompt lookup": run(stored, *LOOKUP)}
     for kind in options.llama_cpp_types:
         write_gguf(base, folder / kind, kind, tokenizer)
-        found[f"llama.cpp {kind.upper()}"] = runner(folder / kind)
+        found[f"llama.cpp {kind.upper()}"] = run(folder / kind)
     return found
 
 
@@ -143,7 +151,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--greedy-only", action="store_true", help="do not sample")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each answer (default: 1)")
     parser.add_argument("--heads", type=Path, help="folder of heads (default: the package's)")
-    parser.add_argument("--llama-cpp", type=Path, help="folder with node-llama-cpp")
+    parser.add_argument("--llama-server", metavar="PROGRAM", help="llama.cpp's server")
     parser.add_argument(
         "--llama-cpp-types",
         nargs="*",
@@ -167,7 +175,8 @@ def main() -> None:
         rows += sampled_rows(new_bench, options)
     dtype = str(model.dtype).removeprefix("torch.")
     report = new_report(model=smollm2.HUB_ID, suite="mt-bench", dtype=dtype, **how, rows=rows)
-    kind = "-".join(filter(None, ("smollm2", dtype, options.prepack)))
+    part = "greedy" if options.greedy_only else None
+    kind = "-".join(filter(None, ("smollm2", dtype, options.prepack, part)))
     publish_for_device(options, report, kind, table(rows))
 
 
@@ -180,10 +189,10 @@ def greedy_rows(
     beside = len(categories) * options.others_limit if options.others_limit else len(asked)
     settings = BenchSettings(options.max_new_tokens, rounds=options.repeats)
     ours = {PLAIN: METHODS["plain"], MEDUSA: way()}
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
         libraries: dict[str, Any] = {GENERATE: transformers_method()}
-        if options.llama_cpp is not None:
-            libraries |= llama_cpps(options, Path(folder), console)
+        if options.llama_server is not None:
+            libraries |= llama_cpps(options, stack, console)
         few = new_bench(ours, settings)
         large = {f"{MEDUSA}, {LARGE} nodes": way(tree=large_tree(few.model))}
         all_methods = new_bench({**ours, **large, **libraries}, settings)
@@ -192,8 +201,6 @@ def greedy_rows(
             *run_bench(all_methods, asked[:beside], *kept),
             *run_bench(few, asked[beside:], *kept),
         ]
-        for method in libraries.values():
-            getattr(method, "close", lambda: None)()
     answered = Answered.of(records)
     rows = [row for name in all_methods.methods for row in rows_of(name, 0.0, answered)]
     medusa_row = next(row for row in rows if row["method"] == MEDUSA)

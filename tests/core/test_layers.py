@@ -5,7 +5,9 @@ import torch
 from models import ScriptedHeads, tiny, varied_prompt
 
 from medusa import CandidateTree, MedusaModel
+from medusa.core.engine import Engine
 from medusa.core.layers import CompiledLayer
+from medusa.core.request import Request
 
 NEW = 30
 TREE = CandidateTree.default(3, 8)
@@ -59,6 +61,28 @@ def test_packed_weights_rows_of_different_lengths_and_growing_caches(monkeypatch
     assert output[0].tolist() == texts[0][: ids.shape[1] + NEW]
     assert output[1, 4:].tolist() == texts[1][: ids.shape[1] - 4 + NEW]
     assert len(model.programs) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_requests_that_join_and_leave_need_no_further_programs(name):
+    model, ids = compiled(name), varied_prompt(name)
+    prompts = [ids[:, place:] for place in range(6)]
+    texts = scripted(model, prompts)
+    engine = Engine(model, max_rows=5)
+    rows = [
+        engine.submit(Request(each[0].tolist(), each.shape[1] + 12 + 3 * place))
+        for place, each in enumerate(prompts)
+    ]
+    counts = set()
+    while not engine.idle:
+        counts.add(len(engine.rows))
+        engine.step()
+    assert {1, 2, 3, 4, 5} < counts
+    for row, text in zip(rows, texts, strict=True):
+        assert row.ids == text[: len(row.ids)]
+    assert model.programs.failed is None
+    assert len(model.programs) == 2, "one for plain decoding, one for trees"
 
 
 def negated(model):

@@ -254,7 +254,7 @@ class LayerCache(TreeCache):
 
     def __init__(self, columns: Tensor, end: int, keys: Tensor, values: Tensor):
         super().__init__(1)
-        self.slots.rows, self.slots.columns, self.slots.end = len(columns), columns, end
+        self.slots.rows, self.slots.columns, self.slots.end = columns.shape[0], columns, end
         self._hold([keys, values])
 
     def update(

@@ -68,9 +68,9 @@ class Slots:
     def write(self, store: Tensor, states: Tensor) -> None:
         """Write states [B, heads, n, width] into a store [rows, heads, C, width]."""
         if self.columns is None:
-            store.narrow(0, 0, len(states)).narrow(2, self.begin, states.shape[2]).copy_(states)
+            store.narrow(0, 0, states.shape[0]).narrow(2, self.begin, states.shape[2]).copy_(states)
         else:
-            rows = torch.arange(len(states), device=states.device)[:, None]
+            rows = torch.arange(states.shape[0], device=states.device)[:, None]
             store[rows, :, self.columns.to(states.device)] = states.transpose(1, 2)
 
 
@@ -105,7 +105,7 @@ class TreeLayer(CacheLayerMixin):
         used = []
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             self.slots.write(store, states)
-            used.append(store.narrow(0, 0, len(states)).narrow(2, 0, self.slots.end))
+            used.append(store.narrow(0, 0, states.shape[0]).narrow(2, 0, self.slots.end))
         return used[0], used[1]
 
     def make_room(self) -> None:

@@ -59,7 +59,8 @@ class Program:
         fake = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
         with torch.inference_mode(False), torch.no_grad():
             symbolic, distinct_stores = _symbolic_arguments(fake, inputs, stores, weights)
-            traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
+            with fake:  # new tensors get symbolic sizes, too
+                traced = make_fx(function, _allow_non_fake_inputs=True)(*symbolic)
             with _compiler_settings():
                 self._run: Any = torch._inductor.compile(traced, list[Any](symbolic))
         self._guarded = [*range(len(inputs)), *distinct_stores]
