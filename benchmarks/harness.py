@@ -199,6 +199,13 @@ def _dated(folder: Path, report: dict[str, Any]) -> Path:
     return folder / f"{measured['date']}-{slug(measured['device'])}"
 
 
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scripts that answer MT-Bench's questions (see `first_turns`)."""
+    parser.add_argument("--questions", required=True, help="MT-Bench's question.jsonl")
+    parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
+
+
 def first_turns(file: str, limit: int | None) -> list[Question]:
     """Return the first turns of MT-Bench's questions, one of each category in turn.
 

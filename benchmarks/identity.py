@@ -25,7 +25,14 @@ from medusa.evaluation.suites import Question
 from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_chat
 
-from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
+from .harness import (
+    add_questions,
+    argument_parser,
+    first_turns,
+    new_report,
+    parse_arguments,
+    publish_for_device,
+)
 
 METHODS = ("Medusa", "plain")
 
@@ -76,9 +83,7 @@ def table(found: dict[str, Any]) -> Table:
 def parse_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--questions", required=True, help="MT-Bench's question.jsonl")
-    parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
+    add_questions(parser)
     parser.add_argument("--dtype", default="float32", help="of the weights (default: float32)")
     parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
     parser.add_argument("--nodes", type=int, default=9, help="of the tree (default: 9)")

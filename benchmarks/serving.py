@@ -37,6 +37,7 @@ from medusa.hardware.timing import interleaved, paired_ratios, spread, timed
 from medusa.text import encode_text
 
 from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
+from .llama_cpp import CONTEXT
 from .load import Answered, Endpoint, Load, run_load
 from .models import INFLATED_WIDTH
 from .servers import llama_server, medusa_server, program, started, transformers_server
@@ -46,8 +47,6 @@ SERVER, GENERATE = "medusa serve", "generate"
 MEDUSA, PLAIN_METHOD = "medusa", "plain"
 METHODS: dict[str, dict[str, Any]] = {MEDUSA: {}, PLAIN_METHOD: {"medusa": {"enabled": False}}}
 """Fields of a request that choose each method."""
-CONTEXT = 2048
-"""Tokens that a request may hold at llama.cpp's server."""
 BLOCKS = 2048
 """Blocks of the cache of transformers' server: 32 for each of 64 requests, or 1,024 tokens."""
 

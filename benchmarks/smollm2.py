@@ -30,7 +30,14 @@ from medusa.evaluation.methods import METHODS, Method, medusa, transformers_run
 from medusa.loading import MedusaModel, NamedModel, load
 
 from .gguf_files import write_gguf
-from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
+from .harness import (
+    add_questions,
+    argument_parser,
+    first_turns,
+    new_report,
+    parse_arguments,
+    publish_for_device,
+)
 from .llama_cpp import LOOKUP, LlamaCpp, llama_cpp
 
 PLAIN = "plain"
@@ -135,16 +142,14 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 def parse_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--questions", required=True, help="MT-Bench's question.jsonl")
+    add_questions(parser)
     parser.add_argument("--records", type=Path, help="folder from which a stopped run resumes")
-    parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
     parser.add_argument(
         "--others-limit",
         type=int,
         help=f"questions of each category that other libraries and the tree of {LARGE} nodes "
         "answer, too (default: all)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     parser.add_argument("--prepack", choices=("half", "int4"), help="pack weights in fewer bits")
     parser.add_argument("--compile", action="store_true", help="compile the steps")

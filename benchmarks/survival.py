@@ -30,7 +30,14 @@ from medusa.demo import smollm2
 from medusa.loading import MedusaModel, NamedModel, load
 from medusa.text import encode_chat
 
-from .harness import argument_parser, first_turns, new_report, parse_arguments, publish_for_device
+from .harness import (
+    add_questions,
+    argument_parser,
+    first_turns,
+    new_report,
+    parse_arguments,
+    publish_for_device,
+)
 
 LARGEST = 64
 """Nodes of the tree from which nodes are chosen."""
@@ -46,7 +53,7 @@ CONFIDENCES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Answer:
-    """What the heads say along an answer of T tokens, about a tree of N nodes.
+    """The heads' statements along an answer of T tokens, about a tree of N nodes.
 
     Attributes:
         survival: [T, N] stated probability that each node is accepted.
@@ -171,9 +178,7 @@ def reliability(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def parse_options() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--questions", required=True, help="MT-Bench's question.jsonl")
-    parser.add_argument("--limit", type=int, help="questions of each category (default: all)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
+    add_questions(parser)
     return parse_arguments(parser)
 
 

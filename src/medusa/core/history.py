@@ -1,4 +1,4 @@
-"""What the last steps of a model took and gave, from which schedules learn."""
+"""Durations and tokens of a model's last steps, from which schedules learn."""
 
 from __future__ import annotations
 
